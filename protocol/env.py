@@ -1,0 +1,148 @@
+"""Interfaces of everything impure that the core uses. `shell/` implements them on asyncio; tests on virtual time.
+
+Rules that make a run repeatable: no module of the core reads a clock, draws a random number, opens a socket or a
+file or starts a process but through an Env; blocking work goes through `run_blocking`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float:
+        """Seconds since an arbitrary start; never goes back. For deadlines and durations."""
+
+    def wall(self) -> float:
+        """Seconds since 1970. For people only."""
+
+    async def sleep(self, delay_s: float) -> None: ...
+
+
+class Random(Protocol):
+    def token_hex(self, num_bytes: int) -> str:
+        """Unpredictable hex digits: ids, tickets."""
+
+    def below(self, limit: int) -> int:
+        """A whole number in [0, limit): seeds."""
+
+    def uniform(self, low: float, high: float) -> float:
+        """For jitter."""
+
+
+class ConnectionClosed(Exception):  # noqa: N818 - the field's name for it (websockets)
+    """The other side is gone. `code` is the websocket close code, 1006 when there was none."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"connection closed ({self.code}) {self.reason}".rstrip()
+
+
+class NetworkError(Exception):
+    """A connection could not be made, or a download failed; the sentence says what and where."""
+
+
+class Connection(Protocol):
+    """One websocket: text for control, bytes for data. Both methods raise ConnectionClosed."""
+
+    async def send(self, data: str | bytes) -> None: ...
+
+    async def recv(self) -> str | bytes: ...
+
+    async def close(self, code: int = 1000, reason: str = "") -> None: ...
+
+
+class Listener(Protocol):
+    @property
+    def port(self) -> int: ...
+
+    async def close(self) -> None: ...
+
+
+class Network(Protocol):
+    async def connect(self, url: str, max_size_bytes: int) -> Connection:
+        """Open a websocket; raises NetworkError."""
+
+    async def listen(
+        self, host: str, port: int, handler: Callable[[Connection], Awaitable[None]], max_size_bytes: int
+    ) -> Listener:
+        """Serve websockets; port 0 lets the system choose. Raises NetworkError when the port is taken."""
+
+    def get(self, url: str, start: int | None = None, stop: int | None = None) -> AsyncIterator[bytes]:
+        """The body of an HTTP GET, of bytes [start, stop) if given, in pieces. Raises NetworkError."""
+
+
+class Disk(Protocol):
+    def read(self, path: Path) -> bytes | None:
+        """The whole file, None if there is none."""
+
+    def read_at(self, path: Path, offset: int, num_bytes: int) -> bytes: ...
+
+    def write_atomic(self, path: Path, data: bytes) -> None:
+        """Replace the file: readers see the old or the new content, never a half."""
+
+    def reserve(self, path: Path, size_bytes: int) -> None:
+        """Make a (sparse) file of that size if there is none of that size."""
+
+    def write_at(self, path: Path, offset: int, data: bytes) -> None: ...
+
+    def free_bytes(self, path: Path) -> int: ...
+
+    def remove(self, path: Path) -> None: ...
+
+
+class ByteChannel(Protocol):
+    """A stream of bytes to a child process. Both raise ConnectionClosed."""
+
+    async def read(self) -> bytes: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+
+class Process(Protocol):
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def channel(self) -> ByteChannel: ...
+
+    async def wait(self) -> int:
+        """The exit status once it has ended; negative for a signal."""
+
+    def kill(self) -> None:
+        """End it at once; harmless when it has ended."""
+
+
+class Processes(Protocol):
+    async def spawn(self, argv: Sequence[str], extra_environment: Mapping[str, str]) -> Process:
+        """Start a child that shares a socket with us. "{channel}" in argv becomes what it opens that socket by."""
+
+
+class Env(Protocol):
+    """Everything impure, in one object."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def random(self) -> Random: ...
+
+    @property
+    def network(self) -> Network: ...
+
+    @property
+    def disk(self) -> Disk: ...
+
+    @property
+    def processes(self) -> Processes: ...
+
+    async def run_blocking(self, function: Callable[..., T], *args: object) -> T:
+        """Run a blocking call (disk, hashing, tokenising) off the event loop."""

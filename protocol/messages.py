@@ -1,0 +1,279 @@
+"""Control messages: one frozen struct each, JSON text frames, grouped by direction.
+
+A message is refused as a whole (MessageError) if it is too large, not JSON, has an unknown or missing field, or a
+value out of range: a receiver never sees a half-valid one. Unknown fields are refused within a version; a new field
+means a new version.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from protocol.errors import MessageError, MessageFault
+from protocol.values import (
+    Bytes,
+    Count,
+    DeviceId,
+    DeviceSpec,
+    Digest,
+    FinishReason,
+    HeldSlice,
+    Hex32,
+    Hop,
+    LayerBenchmark,
+    LayerRange,
+    Name,
+    Sampling,
+    Sentence,
+    StepTiming,
+    StopRule,
+    Token,
+    Url,
+    Value,
+    Variant,
+)
+
+MAX_MESSAGE_BYTES = 8 * 2**20
+"""A session's token history is the longest thing sent: a million tokens fit."""
+
+Device = Annotated[DeviceId, Meta(min_length=1, max_length=32)]
+Code = Annotated[str, Meta(pattern=r"\A[a-z0-9_]{1,48}\Z")]
+
+
+class _Message(Value, frozen=True, tag_field="type", tag=str.lower):
+    """Base of all messages; on the wire the class name in lower case is the field `type`."""
+
+
+# ---------------------------------------------------------------- node -> coordinator
+
+
+class Hello(_Message, frozen=True):
+    """First message of a node. `peer_address` is where other nodes may reach it directly, with `peer_ticket`."""
+
+    protocol_version: Count
+    node_id: Hex32
+    app_version: Name
+    name: Name
+    devices: Annotated[tuple[DeviceSpec, ...], Meta(min_length=1, max_length=64)]
+    peer_address: Url | None = None
+    peer_ticket: Annotated[str, Meta(max_length=128)] | None = None
+    held: tuple[HeldSlice, ...] = ()
+
+
+class DeviceMeasured(_Message, frozen=True):
+    device_id: Device
+    manifest_hash: Digest
+    benchmark: LayerBenchmark
+
+
+class DeviceFailed(_Message, frozen=True):
+    """A device cannot do what it was asked: measuring or serving a slice. It stays idle until asked again."""
+
+    device_id: Device
+    manifest_hash: Digest
+    generation: Count
+    code: Code
+    message: Sentence
+
+
+class SliceProgress(_Message, frozen=True):
+    device_id: Device
+    generation: Count
+    loading: bool
+    done_bytes: Bytes
+    total_bytes: Bytes
+
+
+class SliceReady(_Message, frozen=True):
+    """The slice is loaded and serves. `num_kv_tokens` is the KV room: tokens of all sessions together."""
+
+    device_id: Device
+    generation: Count
+    num_kv_tokens: Count
+    can_truncate: bool
+
+
+class SessionOpened(_Message, frozen=True):
+    session_id: Hex32
+    epoch: Count
+    stage: Count
+
+
+class SessionBroken(_Message, frozen=True):
+    """A stage cannot open or continue a session. `code` says why (kv_full, non_finite, out_of_memory, ...)."""
+
+    session_id: Hex32
+    epoch: Count
+    stage: Count
+    code: Code
+    message: Sentence
+
+
+class TokensSampled(_Message, frozen=True):
+    """From the tail: 1 to k consecutive tokens, the first at `position`. The coordinator commits, then streams."""
+
+    session_id: Hex32
+    epoch: Count
+    position: Count
+    tokens: Annotated[tuple[Token, ...], Meta(min_length=1, max_length=256)]
+    logprobs: tuple[float, ...] = ()
+    finish_reason: FinishReason | None = None
+    timing: StepTiming = StepTiming()
+
+
+class Heartbeat(_Message, frozen=True):
+    """Work done since the node joined; `num_sessions` now open; frames it refused."""
+
+    num_sessions: Count
+    num_tokens: Count
+    num_refused_frames: Count
+
+
+class Leaving(_Message, frozen=True):
+    """The node goes on purpose: nothing new, and what runs here goes on elsewhere."""
+
+    reason: Sentence
+
+
+NodeMessage = (
+    Hello
+    | DeviceMeasured
+    | DeviceFailed
+    | SliceProgress
+    | SliceReady
+    | SessionOpened
+    | SessionBroken
+    | TokensSampled
+    | Heartbeat
+    | Leaving
+)
+
+
+# ---------------------------------------------------------------- coordinator -> node
+
+
+class Welcome(_Message, frozen=True):
+    protocol_version: Count
+    pool_name: Name
+    heartbeat_s: Annotated[float, Meta(gt=0, le=600)]
+
+
+class Refused(_Message, frozen=True):
+    """Why the coordinator closes this connection; one sentence that the volunteer is shown."""
+
+    code: Code
+    message: Sentence
+
+
+class MeasureDevice(_Message, frozen=True):
+    """Measure layers of this model's shape on random weights. Answer: DeviceMeasured or DeviceFailed."""
+
+    device_id: Device
+    manifest_hash: Digest
+    variant: Variant
+
+
+class AssignSlice(_Message, frozen=True):
+    """Download, load and serve these layers. Answers: SliceProgress..., then SliceReady or DeviceFailed.
+
+    `generation` grows with each assignment of a device: answers to an older one are dropped."""
+
+    device_id: Device
+    generation: Count
+    model_name: Name
+    manifest_hash: Digest
+    variant: Variant
+    layers: LayerRange
+    num_layers: Count
+
+
+class ReleaseSlice(_Message, frozen=True):
+    device_id: Device
+    generation: Count
+
+
+class OpenSession(_Message, frozen=True):
+    """Make room for a session as stage `stage` of `num_stages`.
+
+    Rows up to position `num_prompt_tokens` - 1 are prefill; from that row on the tail samples. `next` is the
+    neighbour that gets this stage's rows; for the tail it is the head, which gets the sampled tokens. Only the tail
+    has `sampling`, `stop` and `history` (all tokens so far: penalties and resuming need them)."""
+
+    session_id: Hex32
+    epoch: Count
+    device_id: Device
+    generation: Count
+    stage: Count
+    num_stages: Annotated[int, Meta(ge=1, le=1024)]
+    num_prompt_tokens: Annotated[int, Meta(ge=1, le=2**31)]
+    num_reserved_tokens: Count
+    previous: Hop
+    next: Hop
+    sampling: Sampling | None = None
+    stop: StopRule | None = None
+    history: tuple[Token, ...] = ()
+
+
+class CloseSession(_Message, frozen=True):
+    """Free everything of this session up to and including this epoch. Repeating it does nothing."""
+
+    session_id: Hex32
+    epoch: Count
+
+
+CoordinatorMessage = Welcome | Refused | MeasureDevice | AssignSlice | ReleaseSlice | OpenSession | CloseSession
+
+
+# ---------------------------------------------------------------- node -> node
+
+
+class PeerHello(_Message, frozen=True):
+    """First message on a direct link. The ticket came from the coordinator with the session."""
+
+    protocol_version: Count
+    node_id: Hex32
+    ticket: Annotated[str, Meta(max_length=128)]
+
+
+PeerMessage = PeerHello
+
+T = TypeVar("T")
+
+_encoder = msgspec.json.Encoder()
+_node_decoder: msgspec.json.Decoder[NodeMessage] = msgspec.json.Decoder(NodeMessage)
+_coordinator_decoder: msgspec.json.Decoder[CoordinatorMessage] = msgspec.json.Decoder(CoordinatorMessage)
+_peer_decoder = msgspec.json.Decoder(PeerMessage)
+
+
+def encode_message(message: NodeMessage | CoordinatorMessage | PeerMessage) -> str:
+    """The message as JSON text."""
+    return _encoder.encode(message).decode()
+
+
+def decode_node_message(text: str | bytes) -> NodeMessage:
+    """Decode what a node sent to the coordinator; raises MessageError."""
+    return _decode(_node_decoder, text)
+
+
+def decode_coordinator_message(text: str | bytes) -> CoordinatorMessage:
+    """Decode what the coordinator sent to a node; raises MessageError."""
+    return _decode(_coordinator_decoder, text)
+
+
+def decode_peer_message(text: str | bytes) -> PeerMessage:
+    """Decode what a node sent to a node; raises MessageError."""
+    return _decode(_peer_decoder, text)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
+    if len(text) > MAX_MESSAGE_BYTES:
+        raise MessageError(MessageFault.TOO_LARGE, f"{len(text)} bytes, limit {MAX_MESSAGE_BYTES}")
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError as error:
+        raise MessageError(MessageFault.INVALID, str(error)[:200]) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise MessageError(MessageFault.NOT_JSON, str(error)[:200]) from None

@@ -1,0 +1,140 @@
+"""Value types that several messages share. All sizes are bytes, all durations seconds, all counts `num_`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, NewType
+
+import msgspec
+from msgspec import Meta
+
+NodeId = NewType("NodeId", str)
+"""One installation of the client: 32 hex digits that it makes once and keeps."""
+DeviceId = NewType("DeviceId", str)
+"""One device of a node, such as `cuda:0` or `cpu`. What serves is always a (NodeId, DeviceId)."""
+SessionId = NewType("SessionId", str)
+"""One generation: 32 hex digits (16 bytes in a data frame)."""
+ManifestHash = NewType("ManifestHash", str)
+"""SHA-256 of a model's manifest: which weights these are, to the byte."""
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Bytes = Annotated[int, Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Layer = Annotated[int, Meta(ge=0, le=100_000)]
+Token = Annotated[int, Meta(ge=0, lt=2**31)]
+Hex32 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[^\x00-\x1f<>\"'&]*\Z")]
+Sentence = Annotated[str, Meta(max_length=400)]
+Url = Annotated[str, Meta(max_length=400)]
+
+
+class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every value and message: frozen, strict, no unknown fields within a negotiated version."""
+
+
+class LayerRange(Value, frozen=True, order=True):
+    """Layers [start, stop) of a model, counted from 0."""
+
+    start: Layer
+    stop: Layer
+
+    def __post_init__(self) -> None:
+        if self.start >= self.stop:
+            raise ValueError(f"layer range {self.start}..{self.stop} is empty")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.stop - 1}"
+
+
+class Variant(StrEnum):
+    """The arithmetic a slice is served in. A chain never mixes variants (DESIGN.md, decisions)."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class DeviceKind(StrEnum):
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class DeviceSpec(Value, frozen=True):
+    """A device as the node offers it: what is left after the volunteer's own limits."""
+
+    device_id: Annotated[DeviceId, Meta(min_length=1, max_length=32)]
+    kind: DeviceKind
+    name: Name
+    memory_bytes: Bytes
+    variant: Variant
+    max_layers: Count | None = None
+
+
+class BatchTime(Value, frozen=True):
+    """Median time of one decoder layer for one decode step of `batch_size` sessions."""
+
+    batch_size: Annotated[int, Meta(ge=1, le=4096)]
+    layer_s: Seconds
+
+
+class LayerBenchmark(Value, frozen=True):
+    """What a device measured on random weights of the model's own layer shape, before it is assigned anything."""
+
+    decode: Annotated[tuple[BatchTime, ...], Meta(min_length=1, max_length=32)]
+    prefill_layer_s_per_token: Seconds
+    head_s: Seconds
+    """Final norm, lm_head and sampling for one token; what serving the last stage costs on top of its layers."""
+
+
+class HeldSlice(Value, frozen=True):
+    """A slice that a node already holds loaded: it re-attaches with it instead of loading again."""
+
+    device_id: DeviceId
+    manifest_hash: Digest
+    variant: Variant
+    layers: LayerRange
+    generation: Count
+    num_kv_tokens: Count
+
+
+class Sampling(Value, frozen=True):
+    """How the tail chooses a token. temperature 0 is greedy; top_k 0 and top_p 1 are off.
+
+    The random number of a position is a pure function of (seed, position), so that a replayed session continues
+    with the tokens it would have had."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+
+class StopRule(Value, frozen=True):
+    """When the tail ends a generation by itself: after `max_position` tokens in all, or at a stop token."""
+
+    max_position: Count
+    stop_tokens: tuple[Token, ...] = ()
+
+
+class Hop(Value, frozen=True):
+    """A neighbour in a chain: where its rows go. `address` is None when only the relay reaches it."""
+
+    node_id: Hex32
+    stage: Count
+    address: Url | None = None
+    ticket: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class StepTiming(Value, frozen=True):
+    """Summed over all stages of one token's trip: time in forwards, and in turning tensors to bytes and back."""
+
+    compute_us: Count = 0
+    codec_us: Count = 0
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
