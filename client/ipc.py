@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -177,8 +177,9 @@ WorkerMessage = (
 # ---------------------------------------------------------------- codec
 
 _encoder = msgspec.json.Encoder()
-_agent_decoder = msgspec.json.Decoder(AgentMessage)
-_worker_decoder = msgspec.json.Decoder(WorkerMessage)
+T = TypeVar("T")
+_agent_decoder: msgspec.json.Decoder[AgentMessage] = msgspec.json.Decoder(AgentMessage)
+_worker_decoder: msgspec.json.Decoder[WorkerMessage] = msgspec.json.Decoder(WorkerMessage)
 
 
 class IpcError(Exception):
@@ -216,7 +217,7 @@ class PacketReader:
         """Packets completed by `data`; raises IpcError."""
         return self._packets(data, _worker_decoder)
 
-    def _packets(self, data: bytes, decoder: msgspec.json.Decoder) -> Iterator:
+    def _packets(self, data: bytes, decoder: msgspec.json.Decoder[T]) -> Iterator[T | FramePacket]:
         self._buffer += data
         while len(self._buffer) >= PACKET.size:
             size, kind, link = PACKET.unpack_from(self._buffer)
@@ -229,9 +230,8 @@ class PacketReader:
             yield FramePacket(link, body) if kind else _decoded(decoder, body)
 
 
-def _decoded(decoder: msgspec.json.Decoder, body: bytes) -> AgentMessage | WorkerMessage:
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
-        message: AgentMessage | WorkerMessage = decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.DecodeError as error:
         raise IpcError(f"message not understood: {error}") from None
-    return message

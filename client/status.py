@@ -66,7 +66,7 @@ Command = Pause | Resume | Quit
 
 _encoder = msgspec.json.Encoder()
 _status_decoder = msgspec.json.Decoder(Status)
-_command_decoder = msgspec.json.Decoder(Command)
+_command_decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 
 
 def encode_line(message: Status | Command) -> bytes:

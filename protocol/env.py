@@ -94,6 +94,9 @@ class Disk(Protocol):
 
     def write_at(self, path: Path, offset: int, data: bytes) -> None: ...
 
+    def sync(self, path: Path) -> None:
+        """On return what was written to the file survives a power cut."""
+
     def free_bytes(self, path: Path) -> int: ...
 
     def remove(self, path: Path) -> None: ...

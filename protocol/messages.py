@@ -268,6 +268,18 @@ def decode_peer_message(text: str | bytes) -> PeerMessage:
     return _decode(_peer_decoder, text)
 
 
+class _AnyHello(msgspec.Struct):
+    protocol_version: int
+
+
+def claimed_version(text: str | bytes) -> int | None:
+    """The `protocol_version` of a hello that this build cannot read otherwise; None if it has none."""
+    try:
+        return msgspec.json.decode(text, type=_AnyHello).protocol_version
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
 def _decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
     if len(text) > MAX_MESSAGE_BYTES:
         raise MessageError(MessageFault.TOO_LARGE, f"{len(text)} bytes, limit {MAX_MESSAGE_BYTES}")

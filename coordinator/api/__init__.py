@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI-compatible API, the pool's state, weights for nodes, pages. OpenAI's types stop here."""

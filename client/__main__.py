@@ -1,0 +1,98 @@
+"""The command `decentllm`: without arguments the tray app, `decentllm node run` the agent alone.
+
+Nothing heavy is imported before it is known which of the two this process is (HOUSE.md, notes for packaging)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from client.config import NodeConfig, parse_join_url, parse_size
+from client.errors import ClientError
+from client.paths import data_dir
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what was asked for; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.what == "node":
+            from client.agent.main import run_node
+
+            return run_node(node_config(arguments))
+        return _gui(arguments)
+    except ClientError as error:
+        print(f"decentllm: {error}", file=sys.stderr)
+        return 2
+
+
+def node_config(arguments: argparse.Namespace) -> NodeConfig:
+    """The node's settings from the command line; raises ClientError for an address that cannot be one."""
+    return NodeConfig(
+        join_url=parse_join_url(arguments.join),
+        data_dir=arguments.data_dir or data_dir(),
+        name=clean_name(arguments.name or platform.node()),
+        max_memory_bytes=arguments.max_memory,
+        max_layers=arguments.max_layers,
+        use_gpu=not arguments.cpu,
+        peer_host=arguments.peer_host,
+        worker_python=arguments.worker_python,
+        attached=arguments.attached,
+    )
+
+
+def clean_name(name: str) -> str:
+    """A node's name as the wire takes it (protocol.values.Name)."""
+    return re.sub(r"[^\w .:@+-]", "", name).strip()[:64] or "node"
+
+
+def _gui(arguments: argparse.Namespace) -> int:
+    from client.app import GuiSettings, run_gui
+
+    return run_gui(GuiSettings(join_url=arguments.join or None, data_dir=arguments.data_dir))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="decentllm", description="Contribute a GPU to a pool.")
+    parser.set_defaults(what="gui")
+    parser.add_argument("--join", metavar="ADDRESS", default="", help="the pool's address, such as http://host:8000")
+    parser.add_argument("--data-dir", type=Path, help="where weights are kept")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    node = commands.add_parser("node", help="the agent without a window").add_subparsers(required=True, metavar="run")
+    _node_arguments(node.add_parser("run", help="contribute until stopped"))
+    return parser
+
+
+def _node_arguments(run: argparse.ArgumentParser) -> None:
+    run.set_defaults(what="node")
+    run.add_argument("--join", metavar="ADDRESS", required=True, help="the pool's address, such as http://host:8000")
+    run.add_argument("--data-dir", type=Path, help="where weights are kept")
+    run.add_argument("--name", default="", help="what the pool calls this node (default: the machine's name)")
+    run.add_argument("--max-memory", type=_size, metavar="SIZE", help="per device, such as 6GB")
+    run.add_argument("--max-layers", type=_count, metavar="N", help="hold at most this many layers per device")
+    run.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    run.add_argument("--peer-host", default="127.0.0.1", help=argparse.SUPPRESS)
+    run.add_argument("--worker-python", default=os.environ.get("DECENTLLM_WORKER_PYTHON", ""), help=argparse.SUPPRESS)
+    run.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

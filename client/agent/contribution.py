@@ -1,0 +1,291 @@
+"""One stay in the pool, from the first worker's start to the last one's end: the asyncio shell around the core."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from client.agent.core import (
+    AgentCore,
+    Command,
+    Download,
+    Downloaded,
+    Event,
+    FetchFailed,
+    FetchManifest,
+    FrameArrived,
+    ManifestArrived,
+    PassFrame,
+    PeerLost,
+    PoolLost,
+    PoolSaid,
+    RestartDue,
+    StartWorker,
+    StopDownload,
+    TellPool,
+    TellWorker,
+    WorkerDied,
+    WorkerSaid,
+)
+from client.agent.link import Link, open_link
+from client.agent.peers import PeerCallbacks, Peers
+from client.agent.report import joined_status
+from client.agent.weights import WeightStore
+from client.agent.workers import Callbacks, Workers
+from client.config import NodeConfig
+from client.errors import WeightsError
+from client.status import AgentState, Status
+from protocol import PROTOCOL_VERSION
+from protocol.env import ConnectionClosed, Env, NetworkError
+from protocol.messages import Heartbeat, Hello, Leaving
+from protocol.values import DeviceId, DeviceSpec, NodeId
+
+log = logging.getLogger(__name__)
+
+RECONNECT_BASE_S = 0.5
+MAX_RECONNECT_S = 30.0
+PROGRESS_EVERY_S = 0.2
+
+
+class Contribution:
+    """Runs until cancelled; then the pool is told, and no worker is left when `run` returns."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        node_id: NodeId,
+        devices: tuple[DeviceSpec, ...],
+        env: Env,
+        changed: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._env = env
+        self._changed = changed
+        self.core = AgentCore(node_id, devices)
+        self._weights = WeightStore(config.data_dir / "weights", env)
+        self._peers = Peers(node_id, env, PeerCallbacks(self._frame_in, self._relay, self._peer_lost))
+        self._workers = Workers(worker_command(config), env, self._worker_callbacks())
+        self._node_id = node_id
+        self._link: Link | None = None
+        self._pool_name = ""
+        self._waiting_for = "Starting the worker."
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._downloads: dict[DeviceId, asyncio.Task[None]] = {}
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve the pool. Raises JoinError when it will never have us; any other trouble is waited out."""
+        self._execute(self.core.start())
+        try:
+            address = await self._peers.listen(self._config.peer_host)
+            await self._until(lambda: self.core.is_ready and bool(self.core.usable_devices))
+            await self._stay_connected(address)
+        finally:
+            await self._leave()
+
+    def status(self) -> Status:
+        """The truth at this moment."""
+        if self._link is None:
+            status = joined_status(self.core, self._pool_name, self._workers.pids)
+            return Status(
+                AgentState.CONNECTING,
+                self._waiting_for,
+                self._pool_name,
+                status.devices,
+                worker_pids=status.worker_pids,
+            )
+        return joined_status(self.core, self._pool_name, self._workers.pids)
+
+    # ------------------------------------------------------------ the pool
+
+    async def _stay_connected(self, address: str) -> None:
+        num_failures = 0
+        while True:
+            self._waiting_for = f"Connecting to {self._config.join_url}."
+            try:
+                self._link = await open_link(self._config.node_socket_url, self._hello(address), self._env)
+                num_failures = 0
+                await self._serve(self._link)
+            except (NetworkError, ConnectionClosed) as error:
+                num_failures += 1
+                log.warning("not connected to the pool: %s", error)
+                self._waiting_for = f"The pool does not answer; trying again. ({error})"
+            finally:
+                self._link = None
+                self._handle(PoolLost())
+            await self._env.clock.sleep(self._backoff_s(num_failures))
+
+    async def _serve(self, link: Link) -> None:
+        self._pool_name = link.welcome.pool_name
+        log.info("joined pool %s", self._pool_name)
+        self._changed()
+        beat = asyncio.create_task(self._beat(link))
+        try:
+            await link.run(lambda message: self._handle(PoolSaid(message)), self._frame_from_pool)
+        finally:
+            beat.cancel()
+
+    async def _beat(self, link: Link) -> None:
+        while True:
+            switch = self.core.switch
+            link.tell(Heartbeat(switch.num_sessions, self.core.num_tokens, switch.num_refused))
+            await self._env.clock.sleep(link.welcome.heartbeat_s)
+
+    def _hello(self, address: str) -> Hello:
+        return Hello(
+            protocol_version=PROTOCOL_VERSION,
+            node_id=self._node_id,
+            app_version=app_version(),
+            name=self._config.name,
+            devices=self.core.usable_devices,
+            peer_address=address,
+            peer_ticket=self._peers.ticket,
+        )
+
+    def _backoff_s(self, num_failures: int) -> float:
+        """Full jitter (FAULTS.md, F21): a thousand nodes must not come back in the same instant."""
+        return self._env.random.uniform(RECONNECT_BASE_S / 2, min(MAX_RECONNECT_S, RECONNECT_BASE_S * 2**num_failures))
+
+    async def _leave(self) -> None:
+        """Say good-bye, then free everything. Workers are killed: only that surely frees a GPU's memory."""
+        link, self._link = self._link, None
+        try:
+            if link is not None:
+                await link.leave(Leaving("The volunteer paused or quit."))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._workers.kill_all()
+            await self._peers.close()
+
+    # ------------------------------------------------------------ events in
+
+    def _handle(self, event: Event) -> None:
+        self._execute(self.core.handle(event))
+        self._changed()
+        self._woken.set()
+
+    def _worker_callbacks(self) -> Callbacks:
+        return Callbacks(
+            on_message=lambda device_id, message: self._handle(WorkerSaid(device_id, message)),
+            on_frame=self._frame_out,
+            on_exit=self._worker_exited,
+        )
+
+    def _worker_exited(self, device_id: DeviceId, status: int) -> None:
+        log.warning("worker %s ended with status %d", device_id, status)
+        self._handle(WorkerDied(device_id, status))
+
+    def _frame_out(self, device_id: DeviceId, link: int, frame: bytes) -> None:
+        hop = self.core.switch.neighbour(link)
+        if hop.node_id == self._node_id:
+            self._frame_in(frame, self._node_id)
+        else:
+            self._peers.send(hop, frame)
+
+    def _frame_in(self, frame: bytes, sender: NodeId) -> None:
+        self._execute(self.core.handle(FrameArrived(frame, sender)))
+
+    def _frame_from_pool(self, frame: bytes) -> None:
+        self._execute(self.core.handle(FrameArrived(frame, None)))
+
+    def _relay(self, frame: bytes) -> None:
+        if self._link is not None:
+            self._link.relay(frame)
+
+    def _peer_lost(self, node_id: NodeId) -> None:
+        self._handle(PeerLost(node_id))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._woken.clear()
+            await self._woken.wait()
+
+    # ------------------------------------------------------------ commands out
+
+    def _execute(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case TellPool(message):
+                    if self._link is not None:
+                        self._link.tell(message)
+                case TellWorker(device_id, message):
+                    self._workers.tell(device_id, message)
+                case PassFrame(device_id, frame):
+                    self._workers.pass_frame(device_id, frame)
+                case StartWorker(device_id, delay_s):
+                    self._spawn(self._start_worker(device_id, delay_s))
+                case FetchManifest():
+                    self._spawn(self._fetch_manifest(command))
+                case Download(device_id):
+                    self._downloads[device_id] = self._spawn(self._download(command))
+                case StopDownload(device_id):
+                    self._downloads.pop(device_id).cancel()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the agent failed", exc_info=task.exception())
+
+    async def _start_worker(self, device_id: DeviceId, delay_s: float) -> None:
+        if delay_s:
+            await self._env.clock.sleep(delay_s)
+            self._handle(RestartDue(device_id))
+        try:
+            await self._workers.start(device_id)
+        except OSError as error:
+            log.error("the worker of %s cannot be started: %s", device_id, error)
+            self._handle(WorkerDied(device_id, 127))
+
+    async def _fetch_manifest(self, command: FetchManifest) -> None:
+        try:
+            manifest = await self._weights.manifest(self._config.join_url, command.job.manifest_hash)
+        except WeightsError as error:
+            self._handle(FetchFailed(command.device_id, command.job, error.code, str(error)))
+            return
+        self._handle(ManifestArrived(command.job.manifest_hash, manifest))
+
+    async def _download(self, command: Download) -> None:
+        device_id, job = command.device_id, command.job
+        reported_s = 0.0
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            nonlocal reported_s
+            now_s = self._env.clock.monotonic()
+            if now_s - reported_s >= PROGRESS_EVERY_S:
+                reported_s = now_s
+                self._handle(Downloaded(device_id, job, done_bytes, total_bytes))
+
+        try:
+            folder = await self._weights.fetch(
+                self._config.join_url, job.manifest_hash, command.manifest, command.tensor_names, progress
+            )
+        except WeightsError as error:
+            log.error("%s: %s", error.title, error)
+            self._handle(FetchFailed(device_id, job, error.code, str(error)))
+            return
+        self._handle(Downloaded(device_id, job, 1, 1, str(folder)))
+
+
+def worker_command(config: NodeConfig) -> tuple[str, ...]:
+    """The worker runs in its own interpreter: this one, or the one that the settings name."""
+    return (config.worker_python or sys.executable, "-m", "client.runtime")
+
+
+def app_version() -> str:
+    """This build's version; "source" when it runs without having been installed."""
+    try:
+        return version("decentllm")
+    except PackageNotFoundError:
+        return "source"

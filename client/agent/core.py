@@ -1,0 +1,461 @@
+"""All decisions of one node, pure: events in, commands out. The shell (agent.py) owns sockets, processes and files.
+
+What the coordinator asks, what workers answer and what downloads report comes in through `handle`; the list that it
+returns is to be carried out in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from client import ipc
+from client.agent.device import Device, Job, Loaded, Stage, Step
+from client.agent.switch import DTYPE_OF_VARIANT, Gap, Shape, Switch
+from protocol import messages as msg
+from protocol.frames import FrameLimits
+from protocol.manifest import Manifest
+from protocol.values import DeviceId, DeviceSpec, NodeId, SessionId
+
+MEMORY_FOR_ACTIVATIONS = 0.1
+"""Share of a device's memory left for activations; the scheduler reckons with the same (scheduler/cost.py)."""
+RESTART_BASE_S = 1.0
+MAX_RESTART_S = 300.0
+
+# ------------------------------------------------------------ events
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSaid:
+    device_id: DeviceId
+    message: ipc.WorkerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    device_id: DeviceId
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestartDue:
+    device_id: DeviceId
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSaid:
+    message: msg.CoordinatorMessage
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLost:
+    """The connection to the coordinator is gone: what runs here is nobody's any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestArrived:
+    manifest_hash: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """A manifest or weights could not be had."""
+
+    device_id: DeviceId
+    job: Job
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """More of the weights are there; `folder` is set when all are."""
+
+    device_id: DeviceId
+    job: Job
+    done_bytes: int
+    total_bytes: int
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrameArrived:
+    """A data frame from a neighbour, or (sender None) through the coordinator."""
+
+    data: bytes
+    sender: NodeId | None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The direct link to a neighbour broke with rows on it."""
+
+    node_id: NodeId
+
+
+Event = (
+    WorkerSaid
+    | WorkerDied
+    | RestartDue
+    | PoolSaid
+    | PoolLost
+    | ManifestArrived
+    | FetchFailed
+    | Downloaded
+    | FrameArrived
+    | PeerLost
+)
+
+# ------------------------------------------------------------ commands
+
+
+@dataclass(frozen=True, slots=True)
+class TellPool:
+    message: msg.NodeMessage
+
+
+@dataclass(frozen=True, slots=True)
+class TellWorker:
+    device_id: DeviceId
+    message: ipc.AgentMessage
+
+
+@dataclass(frozen=True, slots=True)
+class PassFrame:
+    """A checked frame for a worker."""
+
+    device_id: DeviceId
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    device_id: DeviceId
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FetchManifest:
+    device_id: DeviceId
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    device_id: DeviceId
+    job: Job
+    manifest: Manifest
+    tensor_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopDownload:
+    device_id: DeviceId
+
+
+Command = TellPool | TellWorker | PassFrame | StartWorker | FetchManifest | Download | StopDownload
+
+
+_AT_WORK = (Stage.MEASURING, Stage.PLANNING, Stage.LOADING)
+"""Stages in which the worker owes an answer."""
+_ANSWERS = (ipc.LayersMeasured, ipc.SlicePlanned, ipc.SliceLoaded, ipc.CommandFailed, ipc.LoadProgress)
+
+
+class AgentCore:
+    """One node: its devices, its part in sessions."""
+
+    def __init__(self, node_id: NodeId, devices: tuple[DeviceSpec, ...]) -> None:
+        self.devices = {spec.device_id: Device(spec) for spec in devices}
+        self.switch = Switch(node_id, FrameLimits())
+        self.num_tokens = 0
+        self._manifests: dict[str, Manifest] = {}
+        self._handlers: dict[type, Callable[[Any], list[Command]]] = {
+            WorkerSaid: self._worker_said,
+            WorkerDied: self._worker_died,
+            RestartDue: self._restart_due,
+            PoolSaid: lambda event: self._pool_handlers[type(event.message)](event.message),
+            PoolLost: self._pool_lost,
+            ManifestArrived: self._manifest_arrived,
+            FetchFailed: self._fetch_failed,
+            Downloaded: self._downloaded,
+            FrameArrived: self._frame_arrived,
+            PeerLost: self._peer_lost,
+        }
+        self._pool_handlers: dict[type, Callable[[Any], list[Command]]] = {
+            msg.Welcome: lambda message: [],
+            msg.Refused: lambda message: [],
+            msg.MeasureDevice: self._take_job,
+            msg.AssignSlice: self._take_job,
+            msg.ReleaseSlice: self._release,
+            msg.OpenSession: self._open_session,
+            msg.CloseSession: self._close_session,
+        }
+        self._worker_handlers: dict[type, Callable[[Device, Any], list[Command]]] = {
+            ipc.WorkerReady: self._worker_ready,
+            ipc.LayersMeasured: self._layers_measured,
+            ipc.SlicePlanned: self._slice_planned,
+            ipc.LoadProgress: self._load_progress,
+            ipc.SliceLoaded: self._slice_loaded,
+            ipc.CommandFailed: self._command_failed,
+            ipc.SessionStarted: self._session_started,
+            ipc.SessionFailed: self._session_failed,
+            ipc.Sampled: self._sampled,
+        }
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take one event and say what is to be done about it."""
+        return self._handlers[type(event)](event)
+
+    def start(self) -> list[Command]:
+        """The first commands: every device needs a worker."""
+        return [StartWorker(device_id, 0.0) for device_id in self.devices]
+
+    @property
+    def is_ready(self) -> bool:
+        """True once every device's worker has come up (or died trying): the node can say hello."""
+        return all(device.stage is not Stage.STARTING for device in self.devices.values())
+
+    @property
+    def usable_devices(self) -> tuple[DeviceSpec, ...]:
+        """The devices whose workers are up."""
+        return tuple(d.spec for d in self.devices.values() if d.stage not in (Stage.STARTING, Stage.DEAD))
+
+    # ------------------------------------------------------------ the pool
+
+    def _take_job(self, job: Job) -> list[Command]:
+        device = self.devices.get(job.device_id)
+        if device is None or device.stage in (Stage.STARTING, Stage.DEAD):
+            return [TellPool(_failed(job, "no_worker", "The device's worker is not running."))]
+        stopped = self._interrupt(device)
+        device.job, device.message = job, ""
+        device.done_bytes = device.total_bytes = 0
+        device.move(Step.TAKE_JOB)
+        if job.manifest_hash in self._manifests:
+            return [*stopped, *self._begin(device, self._manifests[job.manifest_hash])]
+        return [*stopped, FetchManifest(job.device_id, job)]
+
+    def _release(self, message: msg.ReleaseSlice) -> list[Command]:
+        device = self.devices.get(message.device_id)
+        if device is None or device.generation != message.generation or device.job is None:
+            return []
+        stopped = self._interrupt(device)
+        device.job = None
+        device.move(Step.DONE)
+        return stopped
+
+    def _interrupt(self, device: Device) -> list[Command]:
+        """Whatever the device was doing ends: sessions, a download, a command that its worker still works on."""
+        ended = self.switch.close_all(device.spec.device_id)
+        commands: list[Command] = [TellWorker(device_id, end) for device_id, end in ended]
+        if device.stage is Stage.DOWNLOADING:
+            commands.append(StopDownload(device.spec.device_id))
+        if device.stage in _AT_WORK:
+            device.owed += 1
+        return commands
+
+    def _open_session(self, message: msg.OpenSession) -> list[Command]:
+        device = self.devices.get(message.device_id)
+        job = device.job if device is not None and device.stage is Stage.SERVING else None
+        if device is None or not isinstance(job, msg.AssignSlice) or job.generation != message.generation:
+            return [TellPool(_broken(message, "not_serving", "The device does not serve this slice any more."))]
+        manifest = self._manifests[job.manifest_hash]
+        shape = Shape(manifest.hidden_size, DTYPE_OF_VARIANT[job.variant])
+        return [TellWorker(message.device_id, self.switch.open(message, shape))]
+
+    def _close_session(self, message: msg.CloseSession) -> list[Command]:
+        ended = self.switch.close(SessionId(message.session_id), message.epoch)
+        return [TellWorker(device_id, end) for device_id, end in ended]
+
+    def _pool_lost(self, event: PoolLost) -> list[Command]:
+        commands: list[Command] = []
+        for device in self.devices.values():
+            commands += self._interrupt(device)
+            device.job = None
+            if device.stage not in (Stage.STARTING, Stage.DEAD):
+                device.move(Step.DONE)
+        return commands
+
+    # ------------------------------------------------------------ manifests and weights
+
+    def _manifest_arrived(self, event: ManifestArrived) -> list[Command]:
+        self._manifests[event.manifest_hash] = event.manifest
+        commands: list[Command] = []
+        for device in self.devices.values():
+            waits = device.stage is Stage.FETCHING and device.job is not None
+            if waits and device.job and device.job.manifest_hash == event.manifest_hash:
+                commands += self._begin(device, event.manifest)
+        return commands
+
+    def _begin(self, device: Device, manifest: Manifest) -> list[Command]:
+        """The manifest is here: measure, plan, or serve at once what is loaded already."""
+        device_id, job = device.spec.device_id, device.job
+        if isinstance(job, msg.MeasureDevice):
+            device.move(Step.MEASURE)
+            return [TellWorker(device_id, ipc.MeasureLayers(manifest.config_json, job.variant))]
+        assert isinstance(job, msg.AssignSlice), "a fetching device has a job"
+        held = device.loaded
+        if held and (held.manifest_hash, held.variant, held.layers) == (job.manifest_hash, job.variant, job.layers):
+            device.move(Step.SERVE)
+            return [_slice_ready(job, held)]
+        device.move(Step.PLAN)
+        names = tuple(tensor.name for tensor in manifest.tensors)
+        return [TellWorker(device_id, ipc.PlanSlice(manifest.config_json, job.layers, names))]
+
+    def _fetch_failed(self, event: FetchFailed) -> list[Command]:
+        device = self.devices[event.device_id]
+        return self._give_up(device, event.code, event.message) if device.job is event.job else []
+
+    def _downloaded(self, event: Downloaded) -> list[Command]:
+        device = self.devices[event.device_id]
+        if device.job is not event.job or not isinstance(device.job, msg.AssignSlice):
+            return []
+        device.done_bytes, device.total_bytes = event.done_bytes, event.total_bytes
+        if event.folder is None:
+            return [_progress(device, loading=False)]
+        device.move(Step.LOAD)
+        device.loaded = None
+        job = device.job
+        load = ipc.LoadSlice(event.folder, job.layers, job.variant, self._kv_bytes(device, job))
+        return [_progress(device, loading=True), TellWorker(event.device_id, load)]
+
+    def _kv_bytes(self, device: Device, job: msg.AssignSlice) -> int:
+        """KV room: the device's memory less the slice's weights and the activations' share."""
+        usable = int(device.spec.memory_bytes * (1 - MEMORY_FOR_ACTIVATIONS))
+        return max(0, usable - device.slice_numel * DTYPE_OF_VARIANT[job.variant].itemsize)
+
+    # ------------------------------------------------------------ workers
+
+    def _worker_said(self, event: WorkerSaid) -> list[Command]:
+        device = self.devices[event.device_id]
+        if device.owed and isinstance(event.message, _ANSWERS):
+            device.owed -= not isinstance(event.message, ipc.LoadProgress)
+            return []
+        return self._worker_handlers[type(event.message)](device, event.message)
+
+    def _worker_ready(self, device: Device, message: ipc.WorkerReady) -> list[Command]:
+        device.move(Step.WORKER_UP)
+        device.message = ""
+        return []
+
+    def _worker_died(self, event: WorkerDied) -> list[Command]:
+        device = self.devices[event.device_id]
+        job = device.job
+        self.switch.close_all(event.device_id)  # the coordinator moves them when it hears that the device failed
+        device.move(Step.WORKER_DOWN)
+        device.job = device.loaded = None
+        device.pid = device.owed = 0
+        device.num_crashes += 1
+        device.message = f"The worker ended with status {event.status}; it is started again."
+        delay_s = min(MAX_RESTART_S, RESTART_BASE_S * 2 ** (device.num_crashes - 1))
+        restart = StartWorker(event.device_id, delay_s)
+        return [restart] if job is None else [TellPool(_failed(job, "worker_died", device.message)), restart]
+
+    def _restart_due(self, event: RestartDue) -> list[Command]:
+        self.devices[event.device_id].move(Step.RESTART)
+        return []
+
+    def _layers_measured(self, device: Device, message: ipc.LayersMeasured) -> list[Command]:
+        job = device.job
+        if not isinstance(job, msg.MeasureDevice) or device.stage is not Stage.MEASURING:
+            return []
+        device.move(Step.DONE)
+        device.job = None
+        return [TellPool(msg.DeviceMeasured(job.device_id, job.manifest_hash, message.benchmark))]
+
+    def _slice_planned(self, device: Device, message: ipc.SlicePlanned) -> list[Command]:
+        job = device.job
+        if not isinstance(job, msg.AssignSlice) or device.stage is not Stage.PLANNING:
+            return []
+        manifest, names = self._manifests[job.manifest_hash], set(message.tensor_names)
+        device.slice_numel = sum(tensor.numel for tensor in manifest.tensors if tensor.name in names)
+        device.move(Step.DOWNLOAD)
+        return [Download(job.device_id, job, manifest, message.tensor_names)]
+
+    def _load_progress(self, device: Device, message: ipc.LoadProgress) -> list[Command]:
+        if device.stage is not Stage.LOADING:
+            return []
+        device.done_bytes, device.total_bytes = message.done_bytes, message.total_bytes
+        return [_progress(device, loading=True)]
+
+    def _slice_loaded(self, device: Device, message: ipc.SliceLoaded) -> list[Command]:
+        job = device.job
+        if not isinstance(job, msg.AssignSlice) or device.stage is not Stage.LOADING:
+            return []
+        device.loaded = Loaded(job.manifest_hash, job.variant, job.layers, message.num_kv_tokens, message.can_truncate)
+        device.num_crashes = 0
+        device.move(Step.SERVE)
+        return [_slice_ready(job, device.loaded)]
+
+    def _command_failed(self, device: Device, message: ipc.CommandFailed) -> list[Command]:
+        return self._give_up(device, message.code, message.message) if device.stage in _AT_WORK else []
+
+    def _give_up(self, device: Device, code: str, message: str) -> list[Command]:
+        job = device.job
+        device.move(Step.DONE)
+        device.job, device.message = None, message
+        return [TellPool(_failed(job, code, message))] if job is not None else []
+
+    # ------------------------------------------------------------ sessions
+
+    def _session_started(self, device: Device, message: ipc.SessionStarted) -> list[Command]:
+        leg = self.switch.leg(SessionId(message.session_id), message.epoch, device.spec.device_id)
+        return [TellPool(msg.SessionOpened(message.session_id, message.epoch, leg.stage))] if leg else []
+
+    def _session_failed(self, device: Device, message: ipc.SessionFailed) -> list[Command]:
+        session_id = SessionId(message.session_id)
+        leg = self.switch.leg(session_id, message.epoch, device.spec.device_id)
+        if leg is None:
+            return []
+        broken = msg.SessionBroken(message.session_id, message.epoch, leg.stage, message.code, message.message[:400])
+        return [TellPool(broken)]
+
+    def _sampled(self, device: Device, message: ipc.Sampled) -> list[Command]:
+        self.num_tokens += len(message.tokens)
+        sampled = msg.TokensSampled(
+            message.session_id,
+            message.epoch,
+            message.position,
+            message.tokens,
+            finish_reason=message.finish_reason,
+            timing=message.timing,
+        )
+        return [TellPool(sampled)]
+
+    def _frame_arrived(self, event: FrameArrived) -> list[Command]:
+        deliveries, gaps = self.switch.admit(event.data, event.sender)
+        passed = [PassFrame(delivery.device_id, delivery.frame) for delivery in deliveries]
+        return [*passed, *(TellPool(_gap(gap)) for gap in gaps)]
+
+    def _peer_lost(self, event: PeerLost) -> list[Command]:
+        legs = self.switch.legs_towards(event.node_id)
+        sentence = "The link to the next node broke."
+        return [
+            TellPool(msg.SessionBroken(session_id, leg.epoch, leg.stage, "link_lost", sentence))
+            for session_id, leg in legs
+        ]
+
+
+def _failed(job: Job, code: str, message: str) -> msg.DeviceFailed:
+    generation = job.generation if isinstance(job, msg.AssignSlice) else 0
+    return msg.DeviceFailed(job.device_id, job.manifest_hash, generation, code, message[:400])
+
+
+def _broken(message: msg.OpenSession, code: str, sentence: str) -> msg.SessionBroken:
+    return msg.SessionBroken(message.session_id, message.epoch, message.stage, code, sentence)
+
+
+def _gap(gap: Gap) -> msg.SessionBroken:
+    return msg.SessionBroken(gap.session_id, gap.epoch, gap.stage, "rows_lost", "Rows were lost on the way here.")
+
+
+def _progress(device: Device, *, loading: bool) -> TellPool:
+    message = msg.SliceProgress(
+        device.spec.device_id, device.generation, loading, device.done_bytes, device.total_bytes
+    )
+    return TellPool(message)
+
+
+def _slice_ready(job: msg.AssignSlice, loaded: Loaded) -> TellPool:
+    return TellPool(msg.SliceReady(job.device_id, job.generation, loaded.num_kv_tokens, loaded.can_truncate))

@@ -1,0 +1,104 @@
+"""One device's way from a fresh worker to serving a slice. States and transitions as a table; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from protocol.messages import AssignSlice, MeasureDevice
+from protocol.values import DeviceSpec, LayerRange, Variant
+
+Job = MeasureDevice | AssignSlice
+
+
+class Stage(Enum):
+    STARTING = auto()
+    """The worker process starts and imports torch."""
+    IDLE = auto()
+    MEASURING = auto()
+    FETCHING = auto()
+    """The model's manifest is on its way."""
+    PLANNING = auto()
+    """The worker says which tensors the layers need."""
+    DOWNLOADING = auto()
+    LOADING = auto()
+    SERVING = auto()
+    DEAD = auto()
+    """The worker has ended; it is started again after a while."""
+
+
+class Step(Enum):
+    WORKER_UP = auto()
+    WORKER_DOWN = auto()
+    RESTART = auto()
+    TAKE_JOB = auto()
+    MEASURE = auto()
+    PLAN = auto()
+    DOWNLOAD = auto()
+    LOAD = auto()
+    SERVE = auto()
+    DONE = auto()
+
+
+_AWAKE = (
+    Stage.IDLE,
+    Stage.MEASURING,
+    Stage.FETCHING,
+    Stage.PLANNING,
+    Stage.DOWNLOADING,
+    Stage.LOADING,
+    Stage.SERVING,
+)
+
+TRANSITIONS: dict[tuple[Stage, Step], Stage] = {
+    (Stage.STARTING, Step.WORKER_UP): Stage.IDLE,
+    (Stage.STARTING, Step.WORKER_DOWN): Stage.DEAD,
+    (Stage.DEAD, Step.RESTART): Stage.STARTING,
+    (Stage.FETCHING, Step.MEASURE): Stage.MEASURING,
+    (Stage.FETCHING, Step.PLAN): Stage.PLANNING,
+    (Stage.FETCHING, Step.SERVE): Stage.SERVING,
+    (Stage.PLANNING, Step.DOWNLOAD): Stage.DOWNLOADING,
+    (Stage.DOWNLOADING, Step.LOAD): Stage.LOADING,
+    (Stage.LOADING, Step.SERVE): Stage.SERVING,
+    **{(stage, Step.WORKER_DOWN): Stage.DEAD for stage in _AWAKE},
+    **{(stage, Step.TAKE_JOB): Stage.FETCHING for stage in _AWAKE},
+    **{(stage, Step.DONE): Stage.IDLE for stage in _AWAKE},
+}
+"""A newer job replaces an older one at any point; what the worker still answers to the older one is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the worker holds in memory."""
+
+    manifest_hash: str
+    variant: Variant
+    layers: LayerRange
+    num_kv_tokens: int
+    can_truncate: bool
+
+
+@dataclass(slots=True)
+class Device:
+    """A device and its worker. `owed` counts answers that the worker still owes to commands of replaced jobs."""
+
+    spec: DeviceSpec
+    stage: Stage = Stage.STARTING
+    job: Job | None = None
+    loaded: Loaded | None = None
+    pid: int = 0
+    owed: int = 0
+    slice_numel: int = 0
+    done_bytes: int = 0
+    total_bytes: int = 0
+    num_crashes: int = 0
+    message: str = ""
+
+    def move(self, step: Step) -> None:
+        """Take the transition; KeyError for one that the table does not have (a defect of ours)."""
+        self.stage = TRANSITIONS[self.stage, step]
+
+    @property
+    def generation(self) -> int:
+        """Of the current assignment; 0 while measuring or idle."""
+        return self.job.generation if isinstance(self.job, AssignSlice) else 0

@@ -1,0 +1,101 @@
+"""The agent's connection to the coordinator: hello, messages both ways, data frames for the relay."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from client.errors import JoinError
+from protocol.env import Connection, ConnectionClosed, Env, NetworkError
+from protocol.errors import CloseCode, MessageError
+from protocol.frames import FrameLimits
+from protocol.messages import (
+    CoordinatorMessage,
+    Hello,
+    NodeMessage,
+    Refused,
+    Welcome,
+    decode_coordinator_message,
+    encode_message,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = FrameLimits().max_payload_bytes + 2**20
+WELCOME_TIMEOUT_S = 20.0
+FINAL_CODES = (CloseCode.PROTOCOL_VERSION, CloseCode.BAD_MESSAGE)
+"""Refusals that trying again cannot change."""
+
+
+class Link:
+    """One connection, from welcome to end."""
+
+    def __init__(self, connection: Connection, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self._connection = connection
+        self._outbox: asyncio.Queue[str | bytes] = asyncio.Queue()
+
+    def tell(self, message: NodeMessage) -> None:
+        self._outbox.put_nowait(encode_message(message))
+
+    def relay(self, frame: bytes) -> None:
+        self._outbox.put_nowait(frame)
+
+    async def run(self, on_message: Callable[[CoordinatorMessage], None], on_frame: Callable[[bytes], None]) -> None:
+        """Read and write until the connection ends (ConnectionClosed) or the pool refuses us (JoinError)."""
+        writer = asyncio.create_task(self._write())
+        try:
+            while True:
+                data = await self._connection.recv()
+                if isinstance(data, bytes):
+                    on_frame(data)
+                else:
+                    on_message(_checked(data))
+        finally:
+            writer.cancel()
+
+    async def leave(self, message: NodeMessage) -> None:
+        """Say a last message and close."""
+        try:
+            await self._connection.send(encode_message(message))
+        except ConnectionClosed:
+            log.info("the coordinator was gone before we said good-bye")
+        await self._connection.close(1000, "leaving")
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._connection.send(await self._outbox.get())
+        except ConnectionClosed:  # the reader sees the same and ends the link
+            return
+
+
+async def open_link(url: str, hello: Hello, env: Env) -> Link:
+    """Connect and be welcomed. Raises NetworkError (try again later) or JoinError (it would not help)."""
+    connection = await env.network.connect(url, MAX_MESSAGE_BYTES)
+    try:
+        await connection.send(encode_message(hello))
+        answer = _checked(await asyncio.wait_for(connection.recv(), WELCOME_TIMEOUT_S))
+    except ConnectionClosed as error:
+        if error.code in FINAL_CODES:
+            raise JoinError("refused", error.reason) from None
+        raise NetworkError(f"the coordinator closed the connection: {error}") from None
+    except TimeoutError:
+        await connection.close()
+        raise NetworkError("the coordinator does not answer") from None
+    if not isinstance(answer, Welcome):
+        await connection.close()
+        raise JoinError("unexpected_answer", "What answers at this address is not a DecentLLM coordinator.")
+    return Link(connection, answer)
+
+
+def _checked(data: str | bytes) -> CoordinatorMessage:
+    """A control message; raises JoinError if it is a refusal, or not understood (then versions do not match)."""
+    try:
+        message = decode_coordinator_message(data)
+    except MessageError as error:
+        raise JoinError("not_understood", f"The coordinator says something this version cannot read: {error}") from None
+    if isinstance(message, Refused):
+        raise JoinError(message.code, message.message)
+    return message

@@ -1,0 +1,196 @@
+"""Who sent this frame, for which session, and where do a stage's rows go next? Pure.
+
+Every frame from outside passes here before a worker sees it: each of its segments must belong to an open session, in
+its current epoch, at the next position, from the expected neighbour, in the agreed shape. What does not is dropped
+and counted; a gap (a lost frame) breaks the session, because its KV could never be right again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from client.ipc import EndSession, StartSession
+from protocol.errors import FrameError, FrameFault
+from protocol.frames import Frame, FrameKind, FrameLimits, Segment, WireDtype, decode_frame, encode_frame
+from protocol.messages import OpenSession
+from protocol.values import DeviceId, Hop, NodeId, SessionId, Variant
+
+DTYPE_OF_VARIANT = {Variant.FLOAT32: WireDtype.FLOAT32, Variant.BFLOAT16: WireDtype.BFLOAT16}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a hidden-state row of the model looks like."""
+
+    row_width: int
+    dtype: WireDtype
+
+
+@dataclass(slots=True)
+class Leg:
+    """This node's part in one session: one stage on one device."""
+
+    device_id: DeviceId
+    epoch: int
+    stage: int
+    previous: NodeId
+    next: Hop
+    shape: Shape
+    next_position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A checked frame for a device's worker."""
+
+    device_id: DeviceId
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Rows were lost on the way: the session is broken at this stage."""
+
+    session_id: SessionId
+    epoch: int
+    stage: int
+
+
+@dataclass(slots=True)
+class Switch:
+    """The table of legs and links of one node."""
+
+    node_id: NodeId
+    limits: FrameLimits = field(default_factory=FrameLimits)
+    num_refused: int = 0
+    _legs: dict[tuple[SessionId, int], Leg] = field(default_factory=dict)
+    _links: list[Hop] = field(default_factory=list)
+    _link_of: dict[NodeId, int] = field(default_factory=dict)
+
+    # ------------------------------------------------------------ sessions
+
+    def open(self, message: OpenSession, shape: Shape) -> StartSession:
+        """Register a leg; the answer is what its worker is told."""
+        session_id, stage = SessionId(message.session_id), message.stage
+        leg = Leg(message.device_id, message.epoch, stage, NodeId(message.previous.node_id), message.next, shape)
+        self._legs[session_id, stage] = leg
+        alone = message.num_stages == 1
+        return StartSession(
+            session_id=message.session_id,
+            epoch=message.epoch,
+            stage=stage,
+            num_stages=message.num_stages,
+            num_prompt_tokens=message.num_prompt_tokens,
+            num_reserved_tokens=message.num_reserved_tokens,
+            next_link=None if alone else self._link(message.next),
+            next_stage=message.next.stage,
+            sampling=message.sampling,
+            stop=message.stop,
+            history=message.history,
+        )
+
+    def close(self, session_id: SessionId, epoch: int) -> list[tuple[DeviceId, EndSession]]:
+        """Forget the session's legs up to that epoch; what their workers are told."""
+        ended = [key for key, leg in self._legs.items() if key[0] == session_id and leg.epoch <= epoch]
+        return [self._end(key) for key in ended]
+
+    def close_all(self, device_id: DeviceId | None = None) -> list[tuple[DeviceId, EndSession]]:
+        """Forget every leg (of one device); what the workers are told."""
+        ended = [key for key, leg in self._legs.items() if device_id in (None, leg.device_id)]
+        return [self._end(key) for key in ended]
+
+    def leg(self, session_id: SessionId, epoch: int, device_id: DeviceId) -> Leg | None:
+        """The device's leg in that session and epoch."""
+        legs = (leg for (s, _), leg in self._legs.items() if s == session_id)
+        return next((leg for leg in legs if leg.epoch == epoch and leg.device_id == device_id), None)
+
+    def legs_towards(self, node_id: NodeId) -> list[tuple[SessionId, Leg]]:
+        """Legs whose rows go to that neighbour."""
+        return [(s, leg) for (s, _), leg in self._legs.items() if leg.next.node_id == node_id]
+
+    @property
+    def num_sessions(self) -> int:
+        return len({session_id for session_id, _ in self._legs})
+
+    # ------------------------------------------------------------ frames
+
+    def neighbour(self, link: int) -> Hop:
+        """Where frames of this link go."""
+        return self._links[link]
+
+    def admit(self, data: bytes, sender: NodeId | None) -> tuple[list[Delivery], list[Gap]]:
+        """Check a frame from a neighbour (None: the coordinator, which has checked the sender itself).
+
+        Returns what the workers get and the sessions that lost rows. Anything wrong is counted, nothing is raised."""
+        try:
+            frame = decode_frame(data, self.limits)
+        except FrameError:
+            self.num_refused += 1
+            return [], []
+        targets: list[DeviceId | None] = []
+        gaps: list[Gap] = []
+        for segment in frame.segments:
+            try:
+                targets.append(self._check(frame, segment, sender))
+            except FrameError as error:
+                targets.append(None)
+                gaps += self._refuse(segment, error)
+        if len(set(targets)) == 1 and targets[0] is not None:
+            return [Delivery(targets[0], data)], gaps
+        devices = [device for device in Counter(targets) if device is not None]
+        return [Delivery(device, _select(frame, [t == device for t in targets])) for device in devices], gaps
+
+    def _check(self, frame: Frame, segment: Segment, sender: NodeId | None) -> DeviceId:
+        """The device this segment is for; raises FrameError. Takes note of the position."""
+        leg = self._legs.get((segment.session_id, segment.stage))
+        if leg is None:
+            raise FrameError(FrameFault.UNKNOWN_SESSION, f"stage {segment.stage}")
+        if segment.epoch != leg.epoch:
+            raise FrameError(FrameFault.EPOCH, f"epoch {segment.epoch}, now {leg.epoch}")
+        if sender is not None and sender != leg.previous:
+            raise FrameError(FrameFault.SENDER, f"stage {segment.stage} takes rows from another node")
+        expected_kind = FrameKind.HIDDEN if leg.stage else FrameKind.TOKENS
+        shape = leg.shape if leg.stage else Shape(1, WireDtype.INT32)
+        if (frame.kind, frame.row_width, frame.dtype) != (expected_kind, shape.row_width, shape.dtype):
+            raise FrameError(FrameFault.BAD_SHAPE, f"{frame.kind.name} rows of {frame.row_width}")
+        if segment.position != leg.next_position:
+            raise FrameError(FrameFault.POSITION, f"position {segment.position}, expected {leg.next_position}")
+        leg.next_position += segment.num_tokens
+        return leg.device_id
+
+    def _refuse(self, segment: Segment, error: FrameError) -> list[Gap]:
+        self.num_refused += 1
+        leg = self._legs.get((segment.session_id, segment.stage))
+        is_gap = error.code is FrameFault.POSITION and leg is not None and segment.position > leg.next_position
+        return [Gap(segment.session_id, segment.epoch, segment.stage)] if is_gap else []
+
+    # ------------------------------------------------------------ parts
+
+    def _link(self, hop: Hop) -> int:
+        """The number of the link to that neighbour; its address is refreshed, as it may have come back elsewhere."""
+        node_id = NodeId(hop.node_id)
+        if node_id not in self._link_of:
+            self._link_of[node_id] = len(self._links)
+            self._links.append(hop)
+        self._links[self._link_of[node_id]] = hop
+        return self._link_of[node_id]
+
+    def _end(self, key: tuple[SessionId, int]) -> tuple[DeviceId, EndSession]:
+        leg = self._legs.pop(key)
+        return leg.device_id, EndSession(key[0], leg.epoch)
+
+
+def _select(frame: Frame, keep: Sequence[bool]) -> bytes:
+    """The frame with only some of its segments and their rows."""
+    row_bytes = frame.row_width * frame.dtype.itemsize
+    payload, start = memoryview(frame.payload), 0
+    segments, rows = [], []
+    for segment, kept in zip(frame.segments, keep, strict=True):
+        stop = start + segment.num_tokens * row_bytes
+        if kept:
+            segments.append(segment)
+            rows.append(payload[start:stop])
+        start = stop
+    return encode_frame(Frame(frame.kind, frame.dtype, frame.row_width, tuple(segments), b"".join(rows)))

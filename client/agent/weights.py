@@ -1,0 +1,200 @@
+"""The weights on disk: sparse copies of the model's files, filled chunk by chunk, each chunk checked before it counts.
+
+Interrupted at any moment it goes on at the last checked chunk. A chunk that does not match its SHA-256 is fetched
+again; when that does not help, the mirror's file is bad and the sentence says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.errors import WeightsError
+from protocol.env import Env, NetworkError
+from protocol.errors import ProtocolError
+from protocol.manifest import Manifest, chunk_span, chunks_of, decode_manifest, manifest_hash
+
+log = logging.getLogger(__name__)
+
+MAX_RUN_CHUNKS = 32
+"""Chunks per request: long enough that requests cost nothing, short enough to lose little."""
+MAX_TRIES = 4
+RETRY_BASE_S = 0.5
+SPARE_DISK_BYTES = 2**30
+"""Never fill a volunteer's disk to the last byte."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Chunks of one file, ascending, that are not on disk yet."""
+
+    file: int
+    chunks: tuple[int, ...]
+
+
+class WeightStore:
+    """All weights of this installation: `folder / manifest hash / file`."""
+
+    def __init__(self, folder: Path, env: Env) -> None:
+        self._folder = folder
+        self._env = env
+
+    async def manifest(self, base_url: str, digest: str) -> Manifest:
+        """The manifest of that hash, from disk or from the pool. Raises WeightsError."""
+        path = self._folder / digest / "manifest.json"
+        data = self._env.disk.read(path)
+        if data is None or manifest_hash(data) != digest:
+            data = await self._download_manifest(f"{base_url}/weights/{digest}/manifest")
+            if manifest_hash(data) != digest:
+                raise WeightsError("bad_manifest", "The pool's model description does not match its checksum.")
+            self._env.disk.write_atomic(path, data)
+        try:
+            return decode_manifest(data)
+        except ProtocolError as error:
+            raise WeightsError("bad_manifest", f"The pool's model description is not usable: {error}") from None
+
+    async def fetch(
+        self, base_url: str, digest: str, manifest: Manifest, tensor_names: Sequence[str], progress: Progress
+    ) -> Path:
+        """Make sure that these tensors are on disk; returns the folder. `progress(done_bytes, total_bytes)`."""
+        folder = self._folder / digest
+        wanted = chunks_of(manifest, tensor_names)
+        total = sum(_size(manifest, file, chunk) for file, chunks in wanted.items() for chunk in chunks)
+        missing = [Wanted(file, self._missing(folder, manifest, file, chunks)) for file, chunks in wanted.items()]
+        todo = sum(_size(manifest, want.file, chunk) for want in missing for chunk in want.chunks)
+        self._check_room(folder, todo)
+        counter = _Counter(total - todo, total, progress)
+        for want in missing:
+            await self._fetch_file(base_url, folder, manifest, want, counter)
+        return folder
+
+    # ------------------------------------------------------------ parts
+
+    async def _download_manifest(self, url: str) -> bytes:
+        try:
+            return b"".join([piece async for piece in self._env.network.get(url)])
+        except NetworkError as error:
+            raise WeightsError("download_failed", f"The model description could not be downloaded: {error}") from None
+
+    def _missing(self, folder: Path, manifest: Manifest, file: int, chunks: Sequence[int]) -> tuple[int, ...]:
+        have = self._env.disk.read(_marks_path(folder, manifest, file)) or b""
+        return tuple(chunk for chunk in chunks if not (chunk < len(have) and have[chunk]))
+
+    def _check_room(self, folder: Path, num_bytes: int) -> None:
+        free = self._env.disk.free_bytes(folder)
+        if num_bytes + SPARE_DISK_BYTES > free:
+            sentence = f"The weights need {num_bytes / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free."
+            raise WeightsError("disk_full", sentence)
+
+    async def _fetch_file(
+        self, base_url: str, folder: Path, manifest: Manifest, want: Wanted, counter: _Counter
+    ) -> None:
+        if not want.chunks:
+            return
+        spec = manifest.files[want.file]
+        self._env.disk.reserve(folder / spec.path, spec.size_bytes)
+        url = f"{base_url}/weights/{folder.name}/files/{spec.path}"
+        for run in _runs(want.chunks):
+            await self._fetch_run(url, folder, manifest, Wanted(want.file, run), counter)
+
+    async def _fetch_run(self, url: str, folder: Path, manifest: Manifest, want: Wanted, counter: _Counter) -> None:
+        """One range of consecutive chunks, with retries from the first chunk that is still missing."""
+        chunks, tries = list(want.chunks), 0
+        while chunks:
+            num_before = len(chunks)
+            try:
+                await self._stream_chunks(url, folder, manifest, want.file, chunks, counter)
+            except (NetworkError, _BadChunk) as error:
+                tries = 1 if len(chunks) < num_before else tries + 1
+                if tries >= MAX_TRIES:
+                    raise _given_up(error, manifest.files[want.file].path) from None
+                log.warning("download interrupted (%s), trying again", error)
+                await self._env.clock.sleep(RETRY_BASE_S * 2**tries)
+
+    async def _stream_chunks(
+        self, url: str, folder: Path, manifest: Manifest, file: int, chunks: list[int], counter: _Counter
+    ) -> None:
+        """Download `chunks` in one request, taking each off the list once it is checked and written."""
+        start, stop = chunk_span(manifest, file, chunks[0])[0], chunk_span(manifest, file, chunks[-1])[1]
+        buffer, fresh = bytearray(), list[int]()
+        try:
+            async for piece in self._env.network.get(url, start, stop):
+                buffer += piece
+                while chunks and len(buffer) >= (size := _size(manifest, file, chunks[0])):
+                    await self._env.run_blocking(self._store, folder, manifest, file, chunks[0], bytes(buffer[:size]))
+                    fresh.append(chunks.pop(0))
+                    del buffer[:size]
+                    counter.add(size)
+        finally:
+            if fresh:
+                await self._env.run_blocking(self._mark, folder, manifest, file, fresh)
+        if chunks:
+            raise NetworkError(f"the mirror ended {len(chunks)} chunks early")
+
+    def _store(self, folder: Path, manifest: Manifest, file: int, chunk: int, data: bytes) -> None:
+        spec = manifest.files[file]
+        if hashlib.sha256(data).hexdigest() != spec.chunk_digests[chunk]:
+            raise _BadChunk(chunk, len(spec.chunk_digests))
+        self._env.disk.write_at(folder / spec.path, chunk_span(manifest, file, chunk)[0], data)
+
+    def _mark(self, folder: Path, manifest: Manifest, file: int, chunks: Sequence[int]) -> None:
+        """Note chunks as checked, after they are safe on disk: a mark must never outlive its chunk in a power cut."""
+        spec = manifest.files[file]
+        self._env.disk.sync(folder / spec.path)
+        marks = _marks_path(folder, manifest, file)
+        have = bytearray(self._env.disk.read(marks) or b"").ljust(len(spec.chunk_digests), b"\0")
+        for chunk in chunks:
+            have[chunk] = 1
+        self._env.disk.write_atomic(marks, bytes(have))
+
+
+@dataclass(slots=True)
+class _Counter:
+    done: int
+    total: int
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.progress(self.done, self.total)
+
+    def add(self, num_bytes: int) -> None:
+        self.done += num_bytes
+        self.progress(self.done, self.total)
+
+
+class _BadChunk(Exception):  # noqa: N818 - turned into a WeightsError when it stays bad
+    def __init__(self, chunk: int, num_chunks: int) -> None:
+        super().__init__(f"chunk {chunk} of {num_chunks} does not match its checksum")
+
+
+def _given_up(error: Exception, path: str) -> WeightsError:
+    if isinstance(error, _BadChunk):
+        return WeightsError("bad_weights", f"The pool's file {path} is corrupt: {error}.")
+    return WeightsError("download_failed", f"The file {path} could not be downloaded: {error}.")
+
+
+def _size(manifest: Manifest, file: int, chunk: int) -> int:
+    start, stop = chunk_span(manifest, file, chunk)
+    return stop - start
+
+
+def _marks_path(folder: Path, manifest: Manifest, file: int) -> Path:
+    """One byte per chunk: 1 once it is on disk and checked."""
+    return folder / "checked" / f"{manifest.files[file].path}.chunks"
+
+
+def _runs(chunks: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Consecutive chunks, at most MAX_RUN_CHUNKS at a time."""
+    run: list[int] = []
+    for chunk in chunks:
+        if run and (chunk != run[-1] + 1 or len(run) == MAX_RUN_CHUNKS):
+            yield tuple(run)
+            run = []
+        run.append(chunk)
+    if run:
+        yield tuple(run)

@@ -1,0 +1,157 @@
+"""How fast a device computes layers of a model's shape, on random weights: before it is assigned any."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from client.runtime.architecture import Architecture, read_architecture
+from client.runtime.batch import StepLayout, lay_out
+from client.runtime.cut import cut_class, meta_cut
+from client.runtime.device import Device
+from client.runtime.kv_cache import BLOCK_TOKENS, KvTable
+from client.runtime.loading import materialise
+from client.runtime.sampling import sample
+from client.runtime.stage import Stage, probe_shapes, run_cut
+from protocol.values import BatchTime, LayerBenchmark, Sampling
+
+CONTEXT_TOKENS = 128
+"""Decode is timed with this much context behind each session."""
+MEASURE_S = 0.6
+"""Repetitions of one figure end after this long, or after MAX_REPETITIONS."""
+MAX_REPETITIONS = 25
+PREFILL_BUDGET_S = 4.0
+"""A prefill expected to take longer than this is timed over fewer tokens."""
+PATTERN_LENGTH = 1_000_003
+"""Random weights repeat after this many elements (a prime, so that no two rows are equal): filling is then a copy."""
+
+
+def measure_layers(
+    config_json: str,
+    dtype: torch.dtype,
+    device: Device,
+    batch_sizes: Sequence[int],
+    num_prefill_tokens: int,
+    between: Callable[[], None] = lambda: None,
+) -> LayerBenchmark:
+    """Median times of one layer from the middle of the model, and of its head. `between` is called now and then.
+
+    Raises BadConfigError, UnsupportedArchitectureError, or what torch raises when the layer does not fit."""
+    architecture = read_architecture(config_json)
+    clock = StepClock(device, between)
+    layer = LayerTimer(architecture, dtype, device, clock, max_batch_size=max(*batch_sizes, 1))
+    decode = tuple(BatchTime(size, layer.decode_s(size)) for size in sorted(set(batch_sizes)))
+    num_tokens = min(num_prefill_tokens, max(BLOCK_TOKENS, int(PREFILL_BUDGET_S / decode[0].layer_s)))
+    prefill_s = layer.prefill_s(max(1, num_tokens)) / max(1, num_tokens)
+    del layer  # its memory is needed for the head
+    device.release_cached()
+    return LayerBenchmark(decode, prefill_s, head_s(architecture, dtype, device, clock))
+
+
+class StepClock:
+    """Median of a bounded number of repetitions, after one that warms up."""
+
+    def __init__(self, device: Device, between: Callable[[], None]) -> None:
+        self._device = device
+        self._between = between
+
+    def median_s(self, step: Callable[[], object]) -> float:
+        """Seconds that `step` takes, device included."""
+        self._once(step)
+        times = [self._once(step)]
+        while len(times) < MAX_REPETITIONS and sum(times) < MEASURE_S:
+            times.append(self._once(step))
+        return statistics.median(times)
+
+    def _once(self, step: Callable[[], object]) -> float:
+        self._between()
+        begin = perf_counter()
+        step()
+        self._device.synchronize()
+        return perf_counter() - begin
+
+
+class LayerTimer:
+    """One layer from the middle of a model, where families with a few dense layers at the start are past them."""
+
+    def __init__(
+        self, architecture: Architecture, dtype: torch.dtype, device: Device, clock: StepClock, max_batch_size: int
+    ) -> None:
+        self._clock = clock
+        middle = architecture.num_layers // 2
+        cut = random_cut(architecture, middle, middle + 1, dtype, device)
+        token_bytes = sum(shape.num_elements for shape in probe_shapes(cut, dtype, device)) * dtype.itemsize
+        num_tokens = max_batch_size * (CONTEXT_TOKENS + BLOCK_TOKENS) + 4096
+        self._stage = Stage(cut, num_tokens * token_bytes, dtype, device)
+        for layer in self._stage.cache.layers.values():  # timing must not read what happens to lie in memory
+            layer.keys.zero_()
+            layer.values.zero_()
+
+    def decode_s(self, batch_size: int) -> float:
+        """One decode step of `batch_size` sessions, each with CONTEXT_TOKENS behind it."""
+        tables = [self._stage.cache.open(CONTEXT_TOKENS + 1) for _ in range(batch_size)]
+        for table in tables:
+            table.advance(CONTEXT_TOKENS)
+        return self._timed([(table, 1) for table in tables])
+
+    def prefill_s(self, num_tokens: int) -> float:
+        """One chunk of `num_tokens` of a new prompt."""
+        return self._timed([(self._stage.cache.open(num_tokens), num_tokens)])
+
+    def _timed(self, takes: list[tuple[KvTable, int]]) -> float:
+        layout = lay_out(takes)
+        inputs = self._inputs(layout)
+        try:
+            return self._clock.median_s(lambda: self._stage.forward(layout, inputs, []))
+        finally:
+            for table, _ in takes:
+                self._stage.cache.close(table)
+
+    def _inputs(self, layout: StepLayout) -> Tensor:
+        if self._stage.is_first:
+            return torch.ones(layout.num_rows, dtype=torch.int64)
+        return torch.randn(layout.num_rows, self._stage.hidden_size, dtype=torch.float32).to(self._stage.dtype)
+
+
+def head_s(architecture: Architecture, dtype: torch.dtype, device: Device, clock: StepClock) -> float:
+    """Final norm, lm_head and greedy sampling for one token: a cut without layers."""
+    cut = random_cut(architecture, architecture.num_layers, architecture.num_layers, dtype, device)
+    hidden = torch.randn(1, architecture.hidden_size, dtype=torch.float32).to(device.torch_device, dtype)
+    position = torch.zeros(1, dtype=torch.int64, device=device.torch_device)
+
+    def step() -> None:
+        sample(run_cut(cut, _NoAttention(), hidden, position, [0]), [(Sampling(), 0)])
+
+    return clock.median_s(step)
+
+
+def random_cut(architecture: Architecture, start: int, stop: int, dtype: torch.dtype, device: Device) -> Any:
+    """Layers [start, stop) with random weights, loaded as if from a checkpoint."""
+    shapes = meta_cut(architecture, start, stop).model.state_dict()
+    pattern = torch.randn(PATTERN_LENGTH, generator=torch.Generator().manual_seed(0)) * 0.02
+    tensors = {name: _RandomTensor(tuple(meta.shape), pattern.to(dtype)) for name, meta in shapes.items()}
+    return materialise(cut_class(architecture, start, stop), architecture, tensors, dtype, device)
+
+
+class _RandomTensor:
+    def __init__(self, shape: tuple[int, ...], pattern: Tensor) -> None:
+        self._shape = shape
+        self._pattern = pattern
+
+    def __getitem__(self, index: Any) -> Tensor:
+        tensor = torch.empty(self._shape, dtype=self._pattern.dtype)
+        for piece in torch.split(tensor.flatten(), len(self._pattern)):
+            piece.copy_(self._pattern[: len(piece)])
+        return tensor
+
+
+class _NoAttention:
+    """Behind a cut without layers nothing attends."""
+
+    def attend(self, call: Any) -> Tensor:
+        raise AssertionError("a head has no attention")

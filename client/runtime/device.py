@@ -1,0 +1,67 @@
+"""The device a worker computes on: its name, its free memory, and the dtype of a variant."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from protocol.values import Variant
+
+DTYPES = {Variant.FLOAT32: torch.float32, Variant.BFLOAT16: torch.bfloat16}
+"""A variant is the dtype of weights, KV cache, residual stream and wire alike."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device such as `cpu` or `cuda:0`."""
+
+    torch_device: torch.device
+
+    @classmethod
+    def open(cls, name: str) -> Device:
+        """The device of this name, once it answers. Raises RuntimeError if it does not."""
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        return cls(device)
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.torch_device.type == "cpu"
+
+    @property
+    def name(self) -> str:
+        return _cpu_name() if self.is_cpu else torch.cuda.get_device_name(self.torch_device)
+
+    def free_bytes(self) -> int:
+        """Memory that could be allocated now."""
+        if self.is_cpu:
+            return int(psutil.virtual_memory().available)
+        return torch.cuda.mem_get_info(self.torch_device)[0]
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given: before a clock is read."""
+        if not self.is_cpu:
+            torch.cuda.synchronize(self.torch_device)
+
+    def release_cached(self) -> None:
+        """Give memory that torch keeps for later back to the driver."""
+        if not self.is_cpu:
+            torch.cuda.empty_cache()
+
+
+def default_num_threads() -> int:
+    """Physical cores less one: with a busy core, one thread too many spins and costs a factor, not a percent."""
+    return max(1, (psutil.cpu_count(logical=False) or 1) - 1)
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "CPU"

@@ -1,0 +1,258 @@
+"""Serving a loaded slice: sessions and frames in, one forward per step for all of them, rows and tokens out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import torch
+from torch import Tensor
+
+from client.ipc import EndSession, Sampled, SessionFailed, SessionStarted, StartSession
+from client.runtime.batch import StepLayout, lay_out, plan_step
+from client.runtime.errors import (
+    BadTokenError,
+    DeviceMemoryError,
+    InternalError,
+    NonFiniteError,
+    SessionError,
+    SliceReplacedError,
+    WorkerError,
+    WrongStageError,
+    as_fault,
+)
+from client.runtime.outbox import LinkGroups, Outbox
+from client.runtime.sampling import finish_reason, sample
+from client.runtime.sessions import Rows, Session, SessionBook
+from client.runtime.stage import Stage
+from client.runtime.wire import WIRE_DTYPES, from_payload
+from protocol.errors import FrameError, FrameFault
+from protocol.frames import Frame, FrameKind, Segment, WireDtype, decode_frame
+from protocol.values import SessionId, StepTiming
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One session's share of a step."""
+
+    session: Session
+    rows: Rows
+
+
+class Engine:
+    """All sessions of one stage. `num_dropped` counts segments that nobody waited for, by reason."""
+
+    def __init__(self, stage: Stage, outbox: Outbox, max_batch_tokens: int) -> None:
+        self.num_dropped: Counter[FrameFault] = Counter()
+        self.sessions = SessionBook(stage.cache)
+        self._stage = stage
+        self._outbox = outbox
+        self._max_batch_tokens = max(1, max_batch_tokens)
+
+    @property
+    def has_work(self) -> bool:
+        return self.sessions.has_waiting
+
+    # ------------------------------------------------------------ sessions
+
+    def start(self, message: StartSession) -> None:
+        """Open a session and say so, or say why not."""
+        try:
+            _check_stage(message, self._stage)
+            self.sessions.open(message)
+        except SessionError as fault:
+            self._outbox.send_message(_failed(message, fault))
+        else:
+            self._outbox.send_message(SessionStarted(message.session_id, message.epoch))
+
+    def end(self, message: EndSession) -> None:
+        """End a session; one that is not open is none to end."""
+        self.sessions.end(message.session_id, message.epoch)
+
+    def close(self) -> None:
+        """End all sessions because this slice is replaced."""
+        for session in self.sessions:
+            self._fail(session, SliceReplacedError())
+
+    def _fail(self, session: Session, fault: WorkerError) -> None:
+        self.sessions.close(session)
+        self._outbox.send_message(_failed(session.start, fault))
+
+    # ------------------------------------------------------------ frames in
+
+    def receive(self, data: bytes) -> None:
+        """Take a data frame. What nobody here waits for is dropped and counted."""
+        begin = perf_counter_ns()
+        try:
+            frame = decode_frame(data)
+            self._check_format(frame)
+        except FrameError as error:
+            self._drop(error)
+            return
+        values = from_payload(frame)
+        codec_us = _us_since(begin)
+        for segment, rows in zip(
+            frame.segments, torch.split(values, [s.num_tokens for s in frame.segments]), strict=True
+        ):
+            self._receive_segment(segment, rows, codec_us)
+
+    def _check_format(self, frame: Frame) -> None:
+        kind = FrameKind.TOKENS if self._stage.is_first else FrameKind.HIDDEN
+        if frame.kind is not kind:
+            raise FrameError(FrameFault.BAD_KIND, f"{frame.kind.name}, this stage takes {kind.name}")
+        width = 1 if self._stage.is_first else self._stage.hidden_size
+        if frame.row_width != width:
+            raise FrameError(FrameFault.BAD_SHAPE, f"rows of {frame.row_width}, this stage takes {width}")
+        dtype = WireDtype.INT32 if self._stage.is_first else WIRE_DTYPES[self._stage.dtype]
+        if frame.dtype is not dtype:
+            raise FrameError(FrameFault.BAD_DTYPE, f"{frame.dtype.name}, this stage takes {dtype.name}")
+
+    def _receive_segment(self, segment: Segment, values: Tensor, codec_us: int) -> None:
+        timing = StepTiming(segment.compute_us, segment.codec_us + codec_us)
+        try:
+            session = self.sessions.find(segment)
+            self._push(session, Rows(segment.position, values, timing))
+        except FrameError as error:
+            self._drop(error)
+
+    def _push(self, session: Session, rows: Rows) -> None:
+        """Queue received rows, [n, row width]. Raises FrameError."""
+        try:
+            if self._stage.is_first:
+                tokens = rows.values[:, 0].long()
+                if int(tokens.min()) < 0 or int(tokens.max()) >= self._stage.vocab_size:
+                    raise BadTokenError(self._stage.vocab_size)
+                rows = Rows(rows.position, tokens, rows.timing)
+            session.push(rows)
+        except SessionError as fault:
+            self._fail(session, fault)
+
+    def _drop(self, error: FrameError) -> None:
+        self.num_dropped[error.code] += 1
+        _logger.info("dropped (%d of this kind): %s", self.num_dropped[error.code], error)
+
+    # ------------------------------------------------------------ a step
+
+    def step(self) -> None:
+        """Compute one batch of what waits, and send what comes out. Does nothing if nothing waits."""
+        takes = plan_step(self.sessions.waiting(), self._max_batch_tokens)
+        if not takes:
+            return
+        work = [self._take(session_id, num_rows) for session_id, num_rows in takes]
+        self._guarded(work, lambda: self._compute(work))
+
+    def _take(self, session_id: SessionId, num_rows: int) -> _Work:
+        session = self.sessions.served(session_id)
+        return _Work(session, session.take(num_rows))
+
+    def _guarded(self, work: list[_Work], compute: Callable[[], None]) -> None:
+        """A failed forward costs the sessions in it, never the process."""
+        try:
+            compute()
+        except Exception as error:  # torch raises many types, and none of them is worth the other sessions
+            fault = as_fault(error)
+            _logger.error("a forward over %d sessions failed", len(work), exc_info=not isinstance(fault, SessionError))
+            for item in work:
+                self._fail(item.session, fault)
+            if isinstance(fault, DeviceMemoryError | InternalError):
+                self._stage.device.release_cached()
+
+    def _compute(self, work: list[_Work]) -> None:
+        begin = perf_counter_ns()
+        layout = lay_out([(item.session.table, len(item.rows)) for item in work])
+        sampling = [item for item in work if item.session.is_tail and _is_sampled(item)]
+        logit_rows = [row for item, row in zip(work, layout.last_rows, strict=True) if item in sampling]
+        output = self._stage.forward(layout, torch.cat([item.rows.values for item in work]), logit_rows)
+        self._stage.device.synchronize()
+        compute_us = _us_since(begin)
+        for item in work:
+            item.session.table.advance(len(item.rows))
+        if self._stage.is_last:
+            self._deliver_tokens(sampling, output, compute_us)
+        else:
+            self._deliver_hidden(work, layout, output, compute_us)
+
+    # ------------------------------------------------------------ rows out
+
+    def _deliver_hidden(self, work: list[_Work], layout: StepLayout, output: Tensor, compute_us: int) -> None:
+        begin = perf_counter_ns()
+        output = output.to(device="cpu", dtype=self._stage.dtype)
+        is_finite = torch.isfinite(output).all(dim=-1)
+        copy_us = _us_since(begin)
+        groups = LinkGroups(FrameKind.HIDDEN)
+        for item, span in zip(work, layout.spans, strict=True):
+            rows = slice(span.first_row, span.first_row + span.num_rows)
+            if not bool(is_finite[rows].all()):
+                self._fail(item.session, NonFiniteError())
+                continue
+            timing = _later(item.rows.timing, compute_us, copy_us)
+            groups.add(item.session, Rows(span.position, output[rows], timing))
+        self._send(groups)
+
+    def _deliver_tokens(self, work: list[_Work], logits: Tensor, compute_us: int) -> None:
+        begin = perf_counter_ns()
+        starts = [item.session.start for item in work]
+        choices = [(start.sampling, item.session.table.length) for start, item in zip(starts, work, strict=True)]
+        tokens = sample(logits, [(sampling, at) for sampling, at in choices if sampling is not None])
+        sample_us = _us_since(begin)
+        groups = LinkGroups(FrameKind.TOKENS)
+        for item, token in zip(work, tokens, strict=True):
+            if token is None:
+                self._fail(item.session, NonFiniteError())
+            else:
+                self._deliver_token(item, token, groups, compute_us + sample_us)
+        self._send(groups)
+
+    def _deliver_token(self, item: _Work, token: int, groups: LinkGroups, compute_us: int) -> None:
+        session = item.session
+        start, position = session.start, session.table.length
+        assert start.stop is not None
+        reason = finish_reason(token, position, start.stop)
+        timing = _later(item.rows.timing, compute_us, 0)
+        self._outbox.send_message(Sampled(start.session_id, start.epoch, position, (token,), reason, timing))
+        rows = Rows(position, torch.tensor([[token]], dtype=torch.int32), StepTiming())  # a new trip begins
+        if reason is not None:
+            session.is_finished = True
+        elif start.next_link is None:
+            self._push(session, rows)
+        else:
+            groups.add(session, rows)
+
+    def _send(self, groups: LinkGroups) -> None:
+        for link, frame in groups.frames():
+            self._outbox.send_frame(link, frame)
+
+
+def _is_sampled(item: _Work) -> bool:
+    """The prompt's last row and every later one; earlier rows only fill the KV cache."""
+    return item.rows.position + len(item.rows) >= item.session.start.num_prompt_tokens
+
+
+def _later(timing: StepTiming, compute_us: int, codec_us: int) -> StepTiming:
+    return StepTiming(timing.compute_us + compute_us, timing.codec_us + codec_us)
+
+
+def _us_since(begin_ns: int) -> int:
+    return (perf_counter_ns() - begin_ns) // 1000
+
+
+def _failed(start: StartSession, fault: WorkerError) -> SessionFailed:
+    return SessionFailed(start.session_id, start.epoch, fault.code, str(fault))
+
+
+def _check_stage(message: StartSession, stage: Stage) -> None:
+    """Raises WrongStageError if the session's chain does not have this slice at this place."""
+    is_head, is_tail = message.stage == 0, message.stage == message.num_stages - 1
+    if is_head != stage.is_first or is_tail != stage.is_last:
+        raise WrongStageError(f"stage {message.stage} of {message.num_stages} is not where these layers belong")
+    if (message.next_link is None) != (is_head and is_tail):
+        raise WrongStageError("only a stage that is head and tail in one sends its rows nowhere")
+    if is_tail and (message.sampling is None or message.stop is None):
+        raise WrongStageError("the tail needs to know how to sample and when to stop")
+    if message.num_prompt_tokens < 1:
+        raise WrongStageError("a prompt has at least one token")

@@ -1,0 +1,175 @@
+"""The paged KV pool of one slice: which blocks belong to which session, and the memory behind them.
+
+Room is reserved when a session opens, so a generation that was accepted never runs out of it half-way. Blocks are
+handed out in one run where possible: then a session's keys are a view of the pool, and nothing is gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client.runtime.device import Device
+from client.runtime.errors import DeviceMemoryError, KvFullError
+
+BLOCK_TOKENS = 16
+_FREE = b"\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one layer caches per token, and how far back it looks (None: everything).
+
+    `window` counts the token itself; `chunk` is the length of the aligned chunks that attention stays within."""
+
+    layer: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    chunk: int | None = None
+
+    @property
+    def num_elements(self) -> int:
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+    def first_visible(self, position: int) -> int:
+        """The first position that the token at `position` attends to."""
+        by_window = 0 if self.window is None else position - self.window + 1
+        by_chunk = 0 if self.chunk is None else position // self.chunk * self.chunk
+        return max(0, by_window, by_chunk)
+
+
+class BlockPool:
+    """Which blocks are free: numbers only, no memory."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self._free = bytearray(_FREE * num_blocks)
+        self.num_free = num_blocks
+
+    def take(self, num_blocks: int) -> list[int]:
+        """Reserve blocks, consecutive ones if there is such a run. Raises KvFullError and then reserves none."""
+        if num_blocks > self.num_free:
+            raise KvFullError(num_blocks * BLOCK_TOKENS, self.num_free * BLOCK_TOKENS)
+        start = self._free.find(_FREE * num_blocks)
+        if start >= 0:
+            blocks = list(range(start, start + num_blocks))
+        else:
+            blocks = [block for block, is_free in enumerate(self._free) if is_free][:num_blocks]
+        self._mark(blocks, 0)
+        self.num_free -= num_blocks
+        return blocks
+
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """Blocks from `take`, each exactly once."""
+        self._mark(blocks, 1)
+        self.num_free += len(blocks)
+
+    def validate(self, held: Iterable[Sequence[int]]) -> None:
+        """Re-derive: every block is either free or held by exactly one of `held`."""
+        owned = [block for blocks in held for block in blocks]
+        assert len(owned) == len(set(owned)), "a block is held twice"
+        assert not any(self._free[block] for block in owned), "a held block counts as free"
+        assert sum(self._free) == self.num_free == len(self._free) - len(owned), "a block has leaked"
+
+    def _mark(self, blocks: Sequence[int], value: int) -> None:
+        for block in blocks:
+            assert self._free[block] != value, "a block changes hands twice"
+            self._free[block] = value
+
+
+class KvTable:
+    """One session's place in the pool: the slot of each of its positions, and how many positions are written."""
+
+    def __init__(self, blocks: list[int]) -> None:
+        self.blocks = blocks
+        self.length = 0
+        offsets = torch.arange(BLOCK_TOKENS)
+        self.slots = (torch.tensor(blocks, dtype=torch.int64)[:, None] * BLOCK_TOKENS + offsets).flatten()
+        is_run = blocks == list(range(blocks[0], blocks[0] + len(blocks))) if blocks else False
+        self.first_slot = blocks[0] * BLOCK_TOKENS if is_run else None
+
+    @property
+    def capacity(self) -> int:
+        return len(self.blocks) * BLOCK_TOKENS
+
+    def advance(self, num_tokens: int) -> None:
+        """`num_tokens` more positions are written."""
+        assert self.length + num_tokens <= self.capacity, "more was written than reserved"
+        self.length += num_tokens
+
+    def truncate(self, length: int) -> None:
+        """Forget what was written from position `length` on; the reservation stays."""
+        assert 0 <= length <= self.length, "a session is never truncated to more than it has"
+        self.length = length
+
+
+class LayerCache:
+    """Keys and values of one layer, [slots, kv heads, dim] each: their dims may differ."""
+
+    def __init__(self, shape: LayerShape, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        # torch.empty on a CPU commits no memory before it is written, so an idle pool costs nothing.
+        self.shape = shape
+        self.keys = torch.empty(num_slots, shape.num_kv_heads, shape.key_dim, dtype=dtype, device=device)
+        self.values = torch.empty(num_slots, shape.num_kv_heads, shape.value_dim, dtype=dtype, device=device)
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store a step's keys and values, [1, kv heads, rows, dim], at `slots` [rows]."""
+        self.keys.index_copy_(0, slots, keys[0].transpose(0, 1))
+        self.values.index_copy_(0, slots, values[0].transpose(0, 1))
+
+    def read(self, table: KvTable, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of positions [start, stop), as [1, kv heads, positions, dim]. A view where possible."""
+        if table.first_slot is not None:
+            span = slice(table.first_slot + start, table.first_slot + stop)
+            return _heads_first(self.keys[span]), _heads_first(self.values[span])
+        slots = table.slots[start:stop].to(self.keys.device)
+        return _heads_first(self.keys.index_select(0, slots)), _heads_first(self.values.index_select(0, slots))
+
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at `slots` [sessions, positions], as [sessions, kv heads, positions, dim]."""
+        flat = slots.flatten()
+        keys, values = self.keys.index_select(0, flat), self.values.index_select(0, flat)
+        return tuple(t.view(*slots.shape, *t.shape[1:]).transpose(1, 2) for t in (keys, values))  # type: ignore[return-value]
+
+
+def _heads_first(rows: Tensor) -> Tensor:
+    return rows.transpose(0, 1).unsqueeze(0)
+
+
+class KvCache:
+    """The pool of one slice. `num_tokens` is how many tokens it holds, of all sessions together."""
+
+    def __init__(self, shapes: Sequence[LayerShape], max_bytes: int, dtype: torch.dtype, device: Device) -> None:
+        """Raises DeviceMemoryError if `max_bytes` does not hold one block, or what torch raises if it cannot be had."""
+        token_bytes = sum(shape.num_elements for shape in shapes) * dtype.itemsize
+        num_blocks = max_bytes // (token_bytes * BLOCK_TOKENS)
+        if num_blocks < 1:
+            raise DeviceMemoryError
+        self.num_tokens = num_blocks * BLOCK_TOKENS
+        self.device = device
+        self.layers = {s.layer: LayerCache(s, self.num_tokens, dtype, device.torch_device) for s in shapes}
+        self._pool = BlockPool(num_blocks)
+        self._tables: list[KvTable] = []
+
+    @property
+    def num_free_tokens(self) -> int:
+        return self._pool.num_free * BLOCK_TOKENS
+
+    def open(self, num_tokens: int) -> KvTable:
+        """Reserve room for `num_tokens`, rounded up to whole blocks. Raises KvFullError."""
+        table = KvTable(self._pool.take(-(-num_tokens // BLOCK_TOKENS)))
+        self._tables.append(table)
+        return table
+
+    def close(self, table: KvTable) -> None:
+        """Free the session's room. A table is closed once."""
+        self._tables.remove(table)
+        self._pool.give_back(table.blocks)
+
+    def validate(self) -> None:
+        """Every block is free or held by exactly one open table."""
+        self._pool.validate(table.blocks for table in self._tables)

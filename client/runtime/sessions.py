@@ -1,0 +1,155 @@
+"""The generations that are open on this stage: what each waits to compute, and which received rows it accepts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from client.ipc import StartSession
+from client.runtime.errors import KvFullError, StaleEpochError
+from client.runtime.kv_cache import KvCache, KvTable
+from protocol.errors import FrameError, FrameFault
+from protocol.frames import Phase, Segment
+from protocol.values import SessionId, StepTiming
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Consecutive rows of one session: token ids [n] or hidden states [n, hidden size], the first at `position`.
+
+    `timing` is what their trip has cost up to here."""
+
+    position: int
+    values: Tensor
+    timing: StepTiming
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(slots=True)
+class Session:
+    """One generation on this stage. Positions below `num_received` have arrived, below `table.length` are computed."""
+
+    start: StartSession
+    table: KvTable
+    num_received: int = 0
+    next_seq: int = 0
+    is_finished: bool = False
+    waiting: deque[Rows] = field(default_factory=deque)
+
+    @property
+    def session_id(self) -> SessionId:
+        return SessionId(self.start.session_id)
+
+    @property
+    def is_tail(self) -> bool:
+        return self.start.stage == self.start.num_stages - 1
+
+    @property
+    def num_waiting(self) -> int:
+        return self.num_received - self.table.length
+
+    def push(self, rows: Rows) -> None:
+        """Rows to compute next. Raises FrameError if they are not the next ones, KvFullError beyond the reservation."""
+        if self.is_finished or rows.position != self.num_received:
+            raise FrameError(FrameFault.POSITION, f"position {rows.position}, expected {self.num_received}")
+        if self.num_received + len(rows) > self.table.capacity:
+            raise KvFullError(self.num_received + len(rows), self.table.capacity)
+        self.num_received += len(rows)
+        self.waiting.append(rows)
+
+    def take(self, num_rows: int) -> Rows:
+        """Remove the next `num_rows` waiting rows. Their timing is that of the latest one, whose token it becomes."""
+        parts: list[Rows] = []
+        missing = num_rows
+        while missing:
+            rows = self.waiting.popleft()
+            if len(rows) > missing:
+                rest = replace(rows, position=rows.position + missing, values=rows.values[missing:])
+                self.waiting.appendleft(rest)
+                rows = replace(rows, values=rows.values[:missing])
+            parts.append(rows)
+            missing -= len(rows)
+        if len(parts) == 1:
+            return parts[0]
+        return Rows(parts[0].position, torch.cat([part.values for part in parts]), parts[-1].timing)
+
+    def segment(self, rows: Rows) -> Segment:
+        """The next segment that this session sends on its link, for these rows of it. Counts `seq`."""
+        phase = Phase.PREFILL if rows.position < self.start.num_prompt_tokens else Phase.DECODE
+        seq, self.next_seq = self.next_seq, self.next_seq + 1
+        return Segment(
+            self.session_id, self.start.epoch, rows.position, len(rows), seq, self.start.next_stage, phase,
+            rows.timing.compute_us, rows.timing.codec_us,
+        )  # fmt: skip
+
+
+class SessionBook:
+    """All open sessions of a slice, and their places in the KV pool."""
+
+    def __init__(self, cache: KvCache) -> None:
+        self._cache = cache
+        self._sessions: dict[SessionId, Session] = {}
+        self._queue: dict[SessionId, None] = {}
+        """Sessions in the order in which they were last served."""
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(tuple(self._sessions.values()))
+
+    @property
+    def has_waiting(self) -> bool:
+        return any(session.waiting for session in self._sessions.values())
+
+    def open(self, start: StartSession) -> Session:
+        """Open a session, ending an older epoch of it. Raises StaleEpochError or KvFullError."""
+        current = self._sessions.get(SessionId(start.session_id))
+        if current is not None:
+            if current.start.epoch > start.epoch:
+                raise StaleEpochError(start.epoch, current.start.epoch)
+            self.close(current)
+        session = Session(start, self._cache.open(start.num_reserved_tokens))
+        self._sessions[session.session_id] = session
+        self._queue[session.session_id] = None
+        return session
+
+    def close(self, session: Session) -> None:
+        """Forget the session and free its room. Closing one that is not open changes nothing."""
+        if self._sessions.get(session.session_id) is session:
+            del self._sessions[session.session_id], self._queue[session.session_id]
+            self._cache.close(session.table)
+
+    def end(self, session_id: str, epoch: int) -> None:
+        """End a session if it is open at this epoch or an older one."""
+        session = self._sessions.get(SessionId(session_id))
+        if session is not None and session.start.epoch <= epoch:
+            self.close(session)
+
+    def find(self, segment: Segment) -> Session:
+        """Whose rows these are. Raises FrameError if nobody here waits for them."""
+        session = self._sessions.get(segment.session_id)
+        if session is None:
+            raise FrameError(FrameFault.UNKNOWN_SESSION, "no such session is open")
+        if segment.epoch != session.start.epoch:
+            raise FrameError(FrameFault.EPOCH, f"epoch {segment.epoch}, current is {session.start.epoch}")
+        if segment.stage != session.start.stage:
+            raise FrameError(FrameFault.STAGE, f"for stage {segment.stage}, this is {session.start.stage}")
+        return session
+
+    def waiting(self) -> list[tuple[SessionId, int]]:
+        """(session, rows it waits to compute), those served longest ago first."""
+        counts = ((session_id, self._sessions[session_id].num_waiting) for session_id in self._queue)
+        return [(session_id, num_rows) for session_id, num_rows in counts if num_rows]
+
+    def served(self, session_id: SessionId) -> Session:
+        """The session, moved to the end of the queue."""
+        del self._queue[session_id]
+        self._queue[session_id] = None
+        return self._sessions[session_id]

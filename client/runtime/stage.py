@@ -1,0 +1,98 @@
+"""Layers [start, stop) of a model on a device, with their KV pool: rows in, hidden states or logits out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from client.runtime.attention import Attender, RaggedBatch, ShapeProbe, attending
+from client.runtime.batch import StepLayout
+from client.runtime.cut import CutModel
+from client.runtime.device import Device
+from client.runtime.errors import UnsupportedArchitectureError
+from client.runtime.kv_cache import KvCache, LayerShape
+
+
+class Stage:
+    """A cut model with its KV pool. `dtype` is that of hidden states in and out."""
+
+    def __init__(self, cut: CutModel, max_kv_bytes: int, dtype: torch.dtype, device: Device) -> None:
+        """Raises UnsupportedArchitectureError, if the layers attend by themselves, or DeviceMemoryError."""
+        self.cut = cut
+        self.dtype = dtype
+        self.device = device
+        self.groups_decode = not device.is_cpu
+        self.cache = KvCache(probe_shapes(cut, dtype, device), max_kv_bytes, dtype, device)
+
+    @property
+    def is_first(self) -> bool:
+        return self.cut.is_first
+
+    @property
+    def is_last(self) -> bool:
+        return self.cut.is_last
+
+    @property
+    def hidden_size(self) -> int:
+        return self.cut.architecture.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.cut.architecture.vocab_size
+
+    @property
+    def can_truncate(self) -> bool:
+        """Whether a session's end can be forgotten: true of KV caches, false of recurrent states."""
+        return True
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.cut.model.parameters())
+
+    def forward(self, layout: StepLayout, inputs: Tensor, logit_rows: list[int]) -> Tensor:
+        """One step. `inputs`: token ids [rows] on the first stage, else hidden states [rows, hidden size].
+
+        Returns hidden states [rows, hidden size], or on the last stage logits [len(logit_rows), vocabulary].
+        Writes the rows' keys and values, but leaves each table's length to the caller."""
+        device = self.device.torch_device
+        slots = layout.slots.to(device)
+        batch = RaggedBatch(self.cache, layout.spans, slots, self.groups_decode)
+        return run_cut(self.cut, batch, inputs.to(device), layout.positions.to(device), logit_rows)
+
+
+@torch.inference_mode()
+def run_cut(cut: CutModel, attender: Attender, inputs: Tensor, positions: Tensor, logit_rows: list[int]) -> Tensor:
+    """The model's own forward over ragged rows, attending through `attender`."""
+    kwargs: dict[str, Any] = {"position_ids": positions[None], "use_cache": False}
+    if cut.is_first:
+        kwargs["input_ids"] = inputs[None]
+    else:
+        assert cut.entry is not None
+        kwargs["inputs_embeds"] = cut.entry.hidden = inputs[None]
+    with attending(attender):
+        if not cut.is_last:
+            hidden: Tensor = cut.body(**kwargs).last_hidden_state[0]
+            return hidden
+        rows = torch.tensor(logit_rows, dtype=torch.int64, device=inputs.device)
+        logits: Tensor = cut.model(**kwargs, logits_to_keep=rows).logits[0]
+        return logits
+
+
+def probe_shapes(cut: CutModel, dtype: torch.dtype, device: Device) -> tuple[LayerShape, ...]:
+    """What each layer of the cut caches, seen in a forward of one token.
+
+    Raises UnsupportedArchitectureError if a layer did not come by the attention interface, or came with a mask."""
+    probe = ShapeProbe(cut.architecture.model_type)
+    if cut.is_first:
+        inputs = torch.zeros(1, dtype=torch.int64, device=device.torch_device)
+    else:
+        inputs = torch.zeros(1, cut.architecture.hidden_size, dtype=dtype, device=device.torch_device)
+    run_cut(cut, probe, inputs, torch.zeros(1, dtype=torch.int64, device=device.torch_device), [0])
+    found = [shape.layer for shape in probe.shapes]
+    if found != list(range(cut.start, cut.stop)):
+        raise UnsupportedArchitectureError(
+            cut.architecture.model_type, "some layers keep something other than a KV cache"
+        )
+    return probe.shapes

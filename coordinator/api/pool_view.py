@@ -1,0 +1,57 @@
+"""The pool as JSON for pages: models with what they wait for, nodes with what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coordinator.api.chat import ServedModel
+from coordinator.hub import Hub
+from coordinator.nodes import DeviceView, NodeView
+
+
+def pool_view(hub: Hub, models: Mapping[str, ServedModel]) -> dict[str, Any]:
+    """Everything public about the pool at this moment."""
+    by_hash = {model.manifest_hash: model for model in models.values()}
+    nodes = [_node(node, by_hash) for node in hub.core.nodes.values()]
+    return {"name": hub.pool_name, "models": model_views(hub, models), "nodes": nodes}
+
+
+def model_views(hub: Hub, models: Mapping[str, ServedModel]) -> list[dict[str, Any]]:
+    """Each model: `state` is ready, loading (devices are busy getting there) or incomplete (more are needed)."""
+    return [_model(hub, model) for model in models.values()]
+
+
+def _model(hub: Hub, model: ServedModel) -> dict[str, Any]:
+    scheduler = hub.core.scheduler
+    message = scheduler.shortfall(model.manifest_hash)
+    loading = bool(scheduler.num_preparing(model.manifest_hash))
+    return {
+        "id": model.name,
+        "state": "ready" if not message else "loading" if loading else "incomplete",
+        "message": message,
+        "num_layers": model.num_layers,
+        "context_length": model.context_length,
+    }
+
+
+def _node(node: NodeView, models: Mapping[str, ServedModel]) -> dict[str, Any]:
+    devices = [_device(device, models) for device in node.devices.values()]
+    busy = [device["state"] for device in devices]
+    state = "serving" if "serving" in busy else next(iter(busy), "idle")
+    return {"name": node.hello.name, "state": state, "num_tokens": node.num_tokens, "devices": devices}
+
+
+def _device(device: DeviceView, models: Mapping[str, ServedModel]) -> dict[str, Any]:
+    model = models.get(device.manifest_hash)
+    return {
+        "device_id": device.spec.device_id,
+        "name": device.spec.name,
+        "state": device.activity,
+        "model": model.name if model else "",
+        "layers": device.layers,
+        "num_layers": model.num_layers if model else 0,
+        "reason": device.reason,
+        "done_bytes": device.done_bytes,
+        "total_bytes": device.total_bytes,
+    }

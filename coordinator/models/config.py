@@ -1,0 +1,131 @@
+"""Reads a model's config.json: whether this pool can serve it, and its sizes.
+
+transformers' own config classes would need torch (see tokenizer.py), and most of what they do is not needed here;
+the fields have the same names in nearly all models, and the older names are listed below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coordinator.models.errors import BrokenModelError, UnsupportedModelError, shown
+from coordinator.models.files import optional_json, required_json
+
+_DECODER = re.compile(r"\A[A-Za-z0-9_]+(ForCausalLM|LMHeadModel)\Z")
+_WRAPPER = re.compile(r"\A[A-Za-z0-9_]+ForConditionalGeneration\Z")
+"""A multimodal model around a decoder, which its `text_config` describes."""
+
+# What did not give the whole model's logits when 48 architectures of transformers 5.23 were run cut into stages.
+_UNSERVED = {
+    re.compile(
+        r"qwen3_next.*|qwen3_5.*|kimi_linear|minimax|jamba|bamba|falcon_h1|falcon_mamba|lfm2.*|nemotron_h|zamba.*"
+        r"|mamba.*|rwkv.*|recurrent_gemma"
+    ): "its layers keep a recurrent state, which cannot be cut and rebuilt yet",
+    re.compile(r"gemma3n.*|gemma4.*"): "its layers share their cache with one another and cannot be cut apart",
+    re.compile(r"bloom|falcon|mpt|gptj|codegen|gpt_neo|xglm"): "its attention in transformers cannot be replaced",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Sizes in numbers of elements; `kv_numel_per_token` is of one layer, keys and values together."""
+
+    text: str
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    kv_numel_per_token: int
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """What config.json in `folder` says.
+
+    Raises UnsupportedModelError for a model that is not a plain decoder or wants its own code run,
+    BrokenModelError for a missing or nonsensical file."""
+    config = required_json(folder, "config.json")
+    _refuse_own_code(folder, config)
+    architecture = _architecture(folder.name, config)
+    decoder = _decoder_config(config)
+    _refuse_unserved(folder.name, config, decoder)
+    return ModelConfig(
+        text=(folder / "config.json").read_text(encoding="utf-8"),
+        architecture=architecture,
+        num_layers=_count(decoder, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        hidden_size=_hidden_size(decoder),
+        vocab_size=_count(decoder, "vocab_size"),
+        context_length=_count(decoder, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", default=2048),
+        kv_numel_per_token=kv_numel_per_token(decoder),
+    )
+
+
+def kv_numel_per_token(decoder: Mapping[str, Any]) -> int:
+    """Elements that one token adds to one layer's KV cache.
+
+    Multi-head latent attention (`kv_lora_rank`) counts expanded, as it is cached when attention goes through the
+    attention interface: keys of nope + rope, values of their own size, for every head."""
+    num_heads = _count(decoder, "num_attention_heads", "n_head", "n_heads")
+    if decoder.get("kv_lora_rank"):
+        sizes = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        return num_heads * sum(_count(decoder, size) for size in sizes)
+    num_kv_heads = 1 if decoder.get("multi_query") else _count(decoder, "num_key_value_heads", default=num_heads)
+    return 2 * num_kv_heads * _count(decoder, "head_dim", default=max(1, _hidden_size(decoder) // num_heads))
+
+
+def _hidden_size(decoder: Mapping[str, Any]) -> int:
+    return _count(decoder, "hidden_size", "n_embd", "d_model")
+
+
+def _refuse_own_code(folder: Path, config: Mapping[str, Any]) -> None:
+    tokenizer = optional_json(folder, "tokenizer_config.json") or {}
+    for file, fields in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        for field in ("auto_map", "trust_remote_code"):
+            if fields.get(field):
+                reason = f"{file} asks to run the model's own program code ({field}), which is never run"
+                raise UnsupportedModelError(folder.name, reason)
+
+
+def _architecture(name: str, config: Mapping[str, Any]) -> str:
+    listed = config.get("architectures")
+    if not isinstance(listed, list) or not listed or not isinstance(listed[0], str):
+        raise BrokenModelError("config.json", "it names no architecture (field architectures)")
+    architecture: str = listed[0]
+    wraps_decoder = _WRAPPER.match(architecture) and isinstance(config.get("text_config"), dict)
+    if config.get("is_encoder_decoder") or not (_DECODER.match(architecture) or wraps_decoder):
+        reason = f"{shown(architecture)} is not a decoder that writes text (...ForCausalLM)"
+        raise UnsupportedModelError(name, reason)
+    return architecture
+
+
+def _decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
+
+
+def _refuse_unserved(name: str, config: Mapping[str, Any], decoder: Mapping[str, Any]) -> None:
+    quantised = config.get("quantization_config") or decoder.get("quantization_config")
+    if quantised:
+        reason = "its weights are quantised (quantization_config); use the original, unquantised model"
+        raise UnsupportedModelError(name, reason)
+    for model_type in (config.get("model_type"), decoder.get("model_type")):
+        for pattern, reason in _UNSERVED.items():
+            if isinstance(model_type, str) and pattern.fullmatch(model_type):
+                raise UnsupportedModelError(name, f"{model_type}: {reason}")
+
+
+def _count(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+    for name in names:
+        value = config.get(name)
+        if value is None:
+            continue
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise BrokenModelError("config.json", f"{name} is {shown(value)!r}, not a number from 1 on")
+        return value
+    if default is None:
+        raise BrokenModelError("config.json", f"the field {names[0]} is missing")
+    return default

@@ -1,0 +1,54 @@
+"""A model's sizes, part by part, as the scheduler plans with them: elements, for bytes follow from the variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.manifest import Manifest, Part, has_own_head, parts_of
+from protocol.values import LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Numbers of elements. `head_numel` is final norm and lm_head; a tied lm_head counts, for the last stage holds
+    a copy of the embedding. `kv_numel_per_token` is of one layer."""
+
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    layer_numels: tuple[int, ...]
+    embedding_numel: int
+    head_numel: int
+    kv_numel_per_token: int
+
+    @property
+    def numel(self) -> int:
+        """Of all parts together, as they are served."""
+        return sum(self.layer_numels) + self.embedding_numel + self.head_numel
+
+    def slice_numel(self, layers: LayerRange) -> int:
+        """Of a stage with these layers, the ends' own parts included."""
+        first = self.embedding_numel if layers.start == 0 else 0
+        last = self.head_numel if layers.stop == self.num_layers else 0
+        return first + sum(self.layer_numels[layers.start : layers.stop]) + last
+
+
+def model_shape(manifest: Manifest, kv_numel_per_token: int) -> ModelShape:
+    """Sizes by the manifest's tensors; raises ManifestError if they do not have the layers it claims."""
+    parts = parts_of(manifest)
+    numel: dict[int | Part, int] = dict.fromkeys(Part, 0)
+    for tensor in manifest.tensors:
+        part = parts[tensor.name]
+        numel[part] = numel.get(part, 0) + tensor.numel
+    tied = 0 if has_own_head(manifest) else numel[Part.EMBEDDING]
+    return ModelShape(
+        num_layers=manifest.num_layers,
+        hidden_size=manifest.hidden_size,
+        vocab_size=manifest.vocab_size,
+        context_length=manifest.context_length,
+        layer_numels=tuple(numel[layer] for layer in range(manifest.num_layers)),
+        embedding_numel=numel[Part.EMBEDDING],
+        head_numel=numel[Part.HEAD] + tied,
+        kv_numel_per_token=kv_numel_per_token,
+    )

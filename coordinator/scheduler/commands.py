@@ -1,0 +1,59 @@
+"""What the scheduler wants done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.scheduler.state import DeviceKey
+from protocol.values import LayerRange, SessionId, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    device: DeviceKey
+    manifest_hash: str
+    variant: Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    device: DeviceKey
+    generation: int
+    manifest_hash: str
+    variant: Variant
+    layers: LayerRange
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    device: DeviceKey
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChainStage:
+    device: DeviceKey
+    generation: int
+    layers: LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class StartChain:
+    """The request runs over these stages, head first; together they hold every layer exactly once."""
+
+    session_id: SessionId
+    chain: tuple[ChainStage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseRequest:
+    """The pool cannot serve the request now. `retry_after_s` is None when waiting would not help."""
+
+    session_id: SessionId
+    code: str
+    message: str
+    retry_after_s: float | None
+
+
+Command = Measure | Assign | Release | StartChain | RefuseRequest

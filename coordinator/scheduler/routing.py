@@ -1,0 +1,61 @@
+"""Phase 2, first form: the cheapest complete chain of ready slices with room for the request.
+
+Dynamic programming over layer boundaries. A device's cost rises with every request it carries from the moment it is
+chosen, so that a burst spreads. The full phase 2 replaces this module behind the same interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coordinator.scheduler.state import Device, DeviceKey, DeviceState
+
+
+def cheapest_chain(devices: Sequence[Device], num_layers: int, num_tokens: int) -> list[Device]:
+    """Ready devices (of one model and variant) that hold layers 0..num_layers-1 once in order; empty if none do."""
+    usable = [d for d in devices if d.state is DeviceState.READY and d.num_free_kv_tokens >= num_tokens]
+    best: dict[int, tuple[float, list[Device]]] = {0: (0.0, [])}
+    for device in sorted(usable, key=_slice_order):
+        start, stop = _bounds(device)
+        if start not in best:
+            continue
+        cost = best[start][0] + _cost(device)
+        if stop not in best or cost < best[stop][0]:
+            best[stop] = (cost, [*best[start][1], device])
+    return best[num_layers][1] if num_layers in best else []
+
+
+def in_some_chain(holders: Sequence[Device], num_layers: int) -> set[DeviceKey]:
+    """The holders (loading ones too) that lie on a path from layer 0 to the last one."""
+    forward, backward = {0}, {num_layers}
+    for start, stop in sorted(_bounds(d) for d in holders):
+        if start in forward:
+            forward.add(stop)
+    for start, stop in sorted((_bounds(d) for d in holders), reverse=True):
+        if stop in backward:
+            backward.add(start)
+    return {d.key for d in holders if _bounds(d)[0] in forward and _bounds(d)[1] in backward}
+
+
+def missing_layers(devices: Sequence[Device], num_layers: int) -> list[tuple[int, int]]:
+    """Runs [start, stop) of layers that none of the devices holds (or is loading)."""
+    held = {i for d in devices for i in range(*_bounds(d))}
+    missing = [i for i in range(num_layers) if i not in held]
+    starts = [i for i in missing if i - 1 not in missing]
+    return [(start, next(i for i in range(start, num_layers + 1) if i not in missing)) for start in starts]
+
+
+def _bounds(device: Device) -> tuple[int, int]:
+    assert device.layers is not None, "a ready device has layers"
+    return device.layers.start, device.layers.stop
+
+
+def _slice_order(device: Device) -> tuple[int, int, object]:
+    return (*_bounds(device), device.key)
+
+
+def _cost(device: Device) -> float:
+    """Time of the slice for one token, times the requests that would share the device."""
+    start, stop = _bounds(device)
+    assert device.model is not None, "a ready device has a model"
+    return (stop - start) * device.layer_time_s(device.model) * (1 + device.num_requests)

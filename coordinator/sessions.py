@@ -1,0 +1,272 @@
+"""One generation each: token log, epoch, chain, recovery by replay. Pure: what happened in, actions out.
+
+The log (prompt + committed tokens) is the truth about a session; a chain is only the place where its KV happens to
+be. Losing a chain means: new epoch, new chain, the log as the new prompt. The epoch fences: whatever an older chain
+still says is dropped, so that no token is lost, repeated or changed (DESIGN.md, one answer end to end).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from coordinator.scheduler.commands import ChainStage
+from coordinator.scheduler.state import DeviceKey
+from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
+from protocol.messages import CloseSession, OpenSession, TokensSampled
+from protocol.values import FinishReason, Hop, NodeId, Sampling, SessionId, StepTiming, StopRule
+
+MAX_ROWS_PER_FRAME = 8192
+MAX_BREAKS = 4
+"""A session whose chains break this often by themselves (not by nodes leaving) is given up: it may be the cause."""
+
+
+class SessionState(Enum):
+    QUEUED = auto()
+    OPENING = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+class SessionSignal(Enum):
+    CHAIN = auto()
+    OPENED = auto()
+    LOST = auto()
+    END = auto()
+
+
+TRANSITIONS: dict[tuple[SessionState, SessionSignal], SessionState] = {
+    (SessionState.QUEUED, SessionSignal.CHAIN): SessionState.OPENING,
+    (SessionState.QUEUED, SessionSignal.END): SessionState.ENDED,
+    (SessionState.OPENING, SessionSignal.OPENED): SessionState.RUNNING,
+    (SessionState.OPENING, SessionSignal.LOST): SessionState.QUEUED,
+    (SessionState.OPENING, SessionSignal.END): SessionState.ENDED,
+    (SessionState.RUNNING, SessionSignal.LOST): SessionState.QUEUED,
+    (SessionState.RUNNING, SessionSignal.END): SessionState.ENDED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a user asked for, in tokens."""
+
+    session_id: SessionId
+    manifest_hash: str
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    stop_tokens: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """KV room the session may need in all."""
+        return len(self.prompt) + self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """How a node's neighbours reach it; address None: only through the coordinator's relay."""
+
+    address: str | None
+    ticket: str | None
+
+
+# ------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True, slots=True)
+class SendMessage:
+    node_id: NodeId
+    message: OpenSession | CloseSession
+
+
+@dataclass(frozen=True, slots=True)
+class SendFrame:
+    node_id: NodeId
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Commit these tokens to the log, then stream them to the user."""
+
+    session_id: SessionId
+    position: int
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason | None
+    timing: StepTiming
+
+
+@dataclass(frozen=True, slots=True)
+class Rerouted:
+    """The session runs over this chain from now on."""
+
+    session_id: SessionId
+    chain: tuple[ChainStage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    session_id: SessionId
+    code: str
+    message: str
+    retry_after_s: float | None = None
+    started: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NeedChain:
+    """Ask the scheduler for a chain, away from these devices if that is possible."""
+
+    session_id: SessionId
+    avoid: frozenset[DeviceKey]
+
+
+Action = SendMessage | SendFrame | Deliver | Rerouted | Failed | NeedChain
+
+
+@dataclass(slots=True)
+class Session:
+    """One generation. Methods return what is to be done; the caller does it in that order."""
+
+    order: Order
+    state: SessionState = SessionState.QUEUED
+    tokens: list[int] = field(default_factory=list)
+    epoch: int = 0
+    chain: tuple[ChainStage, ...] = ()
+    opened: set[int] = field(default_factory=set)
+    num_breaks: int = 0
+    avoid: frozenset[DeviceKey] = frozenset()
+
+    @property
+    def log(self) -> tuple[int, ...]:
+        """Prompt and committed tokens."""
+        return (*self.order.prompt, *self.tokens)
+
+    def start(self, chain: tuple[ChainStage, ...], contacts: dict[NodeId, Contact]) -> list[Action]:
+        """A chain was found: open the session on its stages, tail first, so that rows never arrive before it."""
+        self._move(SessionSignal.CHAIN)
+        self.epoch += 1
+        self.chain = chain
+        self.opened.clear()
+        opens = [self._open(stage, contacts) for stage in reversed(range(len(chain)))]
+        return [Rerouted(self.order.session_id, chain), *opens]
+
+    def stage_opened(self, node_id: NodeId, epoch: int, stage: int) -> list[Action]:
+        """Once every stage is open the head gets the log."""
+        if epoch != self.epoch or self.state is not SessionState.OPENING or not self._is_stage(node_id, stage):
+            return []
+        self.opened.add(stage)
+        if len(self.opened) < len(self.chain):
+            return []
+        self._move(SessionSignal.OPENED)
+        return [SendFrame(self.chain[0].device.node_id, frame) for frame in self._prompt_frames()]
+
+    def sampled(self, node_id: NodeId, message: TokensSampled) -> list[Action]:
+        """Tokens from the tail. Anything but the next position of this epoch from this tail is dropped."""
+        if self.state is not SessionState.RUNNING or message.epoch != self.epoch:
+            return []
+        if not self._is_stage(node_id, len(self.chain) - 1) or message.position != len(self.log):
+            return []
+        if len(self.tokens) + len(message.tokens) > self.order.max_new_tokens:
+            return self.broken(node_id, self.epoch, len(self.chain) - 1, "too_many_tokens", "the tail did not stop")
+        self.tokens += message.tokens
+        deliver = Deliver(
+            self.order.session_id, message.position, message.tokens, message.finish_reason, message.timing
+        )
+        return [deliver, *self.end()] if message.finish_reason else [deliver]
+
+    def broken(self, node_id: NodeId, epoch: int, stage: int, code: str, message: str) -> list[Action]:
+        """A stage cannot go on. Another chain is tried, up to a limit."""
+        if epoch != self.epoch or not self._has_chain() or not self._is_stage(node_id, stage):
+            return []
+        self.num_breaks += 1
+        if self.num_breaks >= MAX_BREAKS:
+            return self.fail(code, f"{self.num_breaks} chains in turn could not compute this answer; last: {message}")
+        return self._lose({self.chain[stage].device})
+
+    def devices_lost(self, lost: set[DeviceKey]) -> list[Action]:
+        """Devices are gone; if the session ran over one of them it moves."""
+        hit = lost & {stage.device for stage in self.chain}
+        return self._lose(hit) if hit and self._has_chain() else []
+
+    def fail(self, code: str, message: str, retry_after_s: float | None = None) -> list[Action]:
+        """Give up: close what is open and tell the user."""
+        failed = Failed(self.order.session_id, code, message, retry_after_s, started=bool(self.tokens))
+        return [*self.end(), failed]
+
+    def end(self) -> list[Action]:
+        """Finished or cancelled: the chain is closed."""
+        closes = self._closes() if self._has_chain() else []
+        self._move(SessionSignal.END)
+        return closes
+
+    def relay_target(self, sender: NodeId, segment: Segment) -> NodeId | None:
+        """Where a relayed frame goes, or None if this sender must not send it in this session."""
+        if segment.epoch != self.epoch or not self._has_chain() or not segment.stage < len(self.chain):
+            return None
+        allowed = self._is_stage(sender, (segment.stage or len(self.chain)) - 1)
+        return self.chain[segment.stage].device.node_id if allowed else None
+
+    # ------------------------------------------------------------ parts
+
+    def _lose(self, culprits: set[DeviceKey]) -> list[Action]:
+        closes = self._closes()
+        self._move(SessionSignal.LOST)
+        self.avoid |= culprits
+        self.chain = ()
+        return [*closes, NeedChain(self.order.session_id, self.avoid)]
+
+    def _open(self, stage: int, contacts: dict[NodeId, Contact]) -> SendMessage:
+        place, last = self.chain[stage], len(self.chain) - 1
+        tail = stage == last
+        message = OpenSession(
+            session_id=self.order.session_id,
+            epoch=self.epoch,
+            device_id=place.device.device_id,
+            generation=place.generation,
+            stage=stage,
+            num_stages=len(self.chain),
+            num_prompt_tokens=len(self.log),
+            num_reserved_tokens=self.order.num_tokens,
+            previous=self._hop(stage - 1 if stage else last, {}),
+            next=self._hop(0 if tail else stage + 1, contacts),
+            sampling=self.order.sampling if tail else None,
+            stop=StopRule(self.order.num_tokens, self.order.stop_tokens) if tail else None,
+            history=self.log if tail else (),
+        )
+        return SendMessage(place.device.node_id, message)
+
+    def _hop(self, stage: int, contacts: dict[NodeId, Contact]) -> Hop:
+        node_id = self.chain[stage].device.node_id
+        contact = contacts.get(node_id, Contact(None, None))
+        return Hop(node_id, stage, contact.address, contact.ticket)
+
+    def _prompt_frames(self) -> list[bytes]:
+        log, frames = self.log, []
+        for seq, start in enumerate(range(0, len(log), MAX_ROWS_PER_FRAME)):
+            tokens = log[start : start + MAX_ROWS_PER_FRAME]
+            segment = Segment(self.order.session_id, self.epoch, start, len(tokens), seq, 0, Phase.PREFILL)
+            payload = struct.pack(f"<{len(tokens)}i", *tokens)
+            frames.append(encode_frame(Frame(FrameKind.TOKENS, WireDtype.INT32, 1, (segment,), payload)))
+        return frames
+
+    def _closes(self) -> list[Action]:
+        message = CloseSession(self.order.session_id, self.epoch)
+        return [SendMessage(node_id, message) for node_id in dict.fromkeys(s.device.node_id for s in self.chain)]
+
+    def _has_chain(self) -> bool:
+        return self.state in (SessionState.OPENING, SessionState.RUNNING)
+
+    def _is_stage(self, node_id: NodeId, stage: int) -> bool:
+        return stage < len(self.chain) and self.chain[stage].device.node_id == node_id
+
+    def _move(self, signal: SessionSignal) -> None:
+        self.state = TRANSITIONS[self.state, signal]
+
+    def validate(self) -> None:
+        """Re-derive the invariants; raises AssertionError."""
+        assert bool(self.chain) == self._has_chain() or self.state is SessionState.ENDED, self
+        assert len(self.tokens) <= self.order.max_new_tokens, self
+        assert self.opened <= set(range(max(1, len(self.chain)))), self

@@ -1,0 +1,232 @@
+// The coordinator's HTTP interface. What arrives is checked here, field by field: past this file all types hold.
+
+import { errorFromBody, isRecord, PoolError, Silent, StreamCut, Unreachable } from "./errors";
+import { readEvents } from "./sse";
+
+export type ModelState = "ready" | "loading" | "incomplete";
+
+export interface PoolModel {
+  id: string;
+  state: ModelState;
+  message: string;
+  numLayers: number;
+  contextLength: number | null;
+}
+
+export interface PoolDevice {
+  name: string;
+  state: string;
+  model: string | null;
+  layers: string | null;
+  doneBytes: number;
+  totalBytes: number;
+}
+
+export interface PoolNode {
+  name: string;
+  state: string;
+  devices: PoolDevice[];
+}
+
+export interface Pool {
+  name: string;
+  models: PoolModel[];
+  nodes: PoolNode[];
+}
+
+export interface ChainNode {
+  name: string;
+  layers: string;
+}
+
+export interface ChatMessage {
+  role: "system" | "user" | "assistant";
+  content: string;
+}
+
+export interface ChatRequest {
+  model: string;
+  messages: ChatMessage[];
+  temperature?: number;
+  max_tokens?: number;
+}
+
+export type AnswerEvent =
+  | { kind: "nodes"; nodes: ChainNode[] }
+  | { kind: "text"; text: string }
+  | { kind: "reasoning"; text: string }
+  | { kind: "finish"; reason: string }
+  | { kind: "usage"; numTokens: number };
+
+const SILENCE_LIMIT_S = 120;
+const POLL_LIMIT_MS = 8000;
+const MAX_NAME_CHARACTERS = 120;
+
+export async function fetchPool(): Promise<Pool> {
+  const response = await request("pool", { signal: AbortSignal.timeout(POLL_LIMIT_MS) });
+  const body = await jsonOf(response);
+  if (!response.ok) throw errorFromBody(body, response.status);
+  return decodePool(body);
+}
+
+/** The answer to one request, event by event. Ends quietly when complete; otherwise throws a PoolError. */
+export async function* streamAnswer(chat: ChatRequest, signal: AbortSignal): AsyncGenerator<AnswerEvent> {
+  const watch = new SilenceWatch(signal);
+  try {
+    const response = await request("v1/chat/completions", {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
+      body: JSON.stringify({ ...chat, stream: true, stream_options: { include_usage: true } }),
+      signal: watch.signal,
+    });
+    if (!response.ok || response.body === null) throw errorFromBody(await jsonOf(response), response.status);
+    let isComplete = false;
+    for await (const { data } of readEvents(response.body, () => watch.heard())) {
+      if (data === "[DONE]") return;
+      for (const event of decodeChunk(data)) {
+        if (event.kind === "finish") isComplete = true;
+        yield event;
+      }
+    }
+    if (!isComplete) throw new StreamCut();
+  } catch (error) {
+    if (error instanceof PoolError || signal.aborted) throw error;
+    if (watch.hasFired) throw new Silent(SILENCE_LIMIT_S);
+    // fetch and the body's reader report every network failure as a TypeError, and some browsers as an AbortError.
+    if (error instanceof TypeError || error instanceof DOMException) throw new StreamCut();
+    throw error;
+  } finally {
+    watch.stop();
+  }
+}
+
+/** Aborts when nothing, not even a keep-alive, has come for a long time: a dead link need not say so. */
+class SilenceWatch {
+  hasFired = false;
+  private readonly controller = new AbortController();
+  private timer: ReturnType<typeof setTimeout> | undefined;
+  private readonly onAbort = (): void => this.controller.abort();
+
+  constructor(private readonly outer: AbortSignal) {
+    outer.addEventListener("abort", this.onAbort);
+    if (outer.aborted) this.controller.abort();
+    this.heard();
+  }
+
+  get signal(): AbortSignal {
+    return this.controller.signal;
+  }
+
+  heard(): void {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
+      this.hasFired = true;
+      this.controller.abort();
+    }, SILENCE_LIMIT_S * 1000);
+  }
+
+  stop(): void {
+    clearTimeout(this.timer);
+    this.outer.removeEventListener("abort", this.onAbort);
+    this.controller.abort();
+  }
+}
+
+async function request(path: string, options: RequestInit): Promise<Response> {
+  try {
+    return await fetch(path, { ...options, cache: "no-store" });
+  } catch (error) {
+    if (error instanceof DOMException && error.name === "AbortError") throw error;
+    throw new Unreachable();
+  }
+}
+
+async function jsonOf(response: Response): Promise<unknown> {
+  try {
+    return await response.json();
+  } catch {
+    return null; // a proxy's HTML error page, say; the status code still gives a sentence
+  }
+}
+
+export function decodeChunk(data: string): AnswerEvent[] {
+  let body: unknown;
+  try {
+    body = JSON.parse(data);
+  } catch {
+    throw new PoolError("The coordinator sent something this page does not understand.", "bad_chunk");
+  }
+  if (!isRecord(body)) return [];
+  if (isRecord(body["error"])) throw errorFromBody(body, 500);
+  const events: AnswerEvent[] = [];
+  const extra = body["decentllm"];
+  if (isRecord(extra) && Array.isArray(extra["nodes"])) events.push({ kind: "nodes", nodes: decodeChain(extra["nodes"]) });
+  const choice: unknown = Array.isArray(body["choices"]) ? body["choices"][0] : undefined;
+  if (isRecord(choice)) events.push(...decodeChoice(choice));
+  const usage = body["usage"];
+  if (isRecord(usage)) events.push({ kind: "usage", numTokens: numberOf(usage["completion_tokens"]) });
+  return events;
+}
+
+function decodeChoice(choice: Record<string, unknown>): AnswerEvent[] {
+  const events: AnswerEvent[] = [];
+  const delta = isRecord(choice["delta"]) ? choice["delta"] : {};
+  const reasoning = delta["reasoning_content"];
+  if (typeof reasoning === "string" && reasoning !== "") events.push({ kind: "reasoning", text: reasoning });
+  const content = delta["content"];
+  if (typeof content === "string" && content !== "") events.push({ kind: "text", text: content });
+  const reason = choice["finish_reason"];
+  if (typeof reason === "string") events.push({ kind: "finish", reason });
+  return events;
+}
+
+function decodeChain(nodes: unknown[]): ChainNode[] {
+  return nodes.filter(isRecord).map((node) => ({ name: nameOf(node["name"]), layers: nameOf(node["layers"]) }));
+}
+
+export function decodePool(body: unknown): Pool {
+  if (!isRecord(body)) throw new PoolError("The coordinator sent something this page does not understand.", "bad_pool");
+  return {
+    name: nameOf(body["name"]),
+    models: recordsOf(body["models"]).map(decodeModel),
+    nodes: recordsOf(body["nodes"]).map((node) => ({
+      name: nameOf(node["name"]),
+      state: nameOf(node["state"]),
+      devices: recordsOf(node["devices"]).map(decodeDevice),
+    })),
+  };
+}
+
+function decodeModel(model: Record<string, unknown>): PoolModel {
+  const state = model["state"];
+  return {
+    id: nameOf(model["id"]),
+    state: state === "ready" || state === "loading" ? state : "incomplete",
+    message: typeof model["message"] === "string" ? model["message"].slice(0, 400) : "",
+    numLayers: numberOf(model["num_layers"]),
+    contextLength: numberOf(model["context_length"]) || null,
+  };
+}
+
+function decodeDevice(device: Record<string, unknown>): PoolDevice {
+  return {
+    name: nameOf(device["name"]),
+    state: nameOf(device["state"]),
+    model: nameOf(device["model"]) || null,
+    layers: nameOf(device["layers"]) || null,
+    doneBytes: numberOf(device["done_bytes"]),
+    totalBytes: numberOf(device["total_bytes"]),
+  };
+}
+
+function recordsOf(value: unknown): Record<string, unknown>[] {
+  return Array.isArray(value) ? value.filter(isRecord) : [];
+}
+
+function nameOf(value: unknown): string {
+  return typeof value === "string" ? value.slice(0, MAX_NAME_CHARACTERS) : "";
+}
+
+function numberOf(value: unknown): number {
+  return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : 0;
+}

@@ -1,0 +1,95 @@
+import { useEffect, useRef, useState } from "preact/hooks";
+
+import { ask, current, currentLive, stop } from "../chat";
+import { describeModel } from "../layers";
+import { model, pool, poolError } from "../pool";
+import { SendIcon, StopIcon } from "./Icons";
+import { stickToBottom } from "../scroll";
+
+export function Composer({ isEmpty }: { isEmpty: boolean }) {
+  const [text, setText] = useState("");
+  const area = useRef<HTMLTextAreaElement>(null);
+  const isLive = currentLive.value !== null;
+  const conversation = current.value.id;
+  useEffect(() => {
+    // On a phone the keyboard would cover half of the page before anybody asked for it.
+    if (matchMedia("(pointer: fine)").matches) area.current?.focus();
+  }, [conversation]);
+  useEffect(() => grow(area.current), [text]);
+
+  const canSend = text.trim() !== "" && !isLive;
+  const send = (): void => {
+    if (!canSend) return;
+    setText("");
+    stickToBottom();
+    void ask(text.trim());
+  };
+  const onKeyDown = (event: KeyboardEvent): void => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    send();
+  };
+  return (
+    <footer class="composer-dock">
+      <PoolBanner />
+      <div class="composer">
+        <label class="sr-only" for="composer">Message</label>
+        <textarea ref={area} id="composer" data-testid="composer" rows={1} placeholder="Ask the pool" enterkeyhint="send"
+          dir="auto" value={text} onInput={(event) => setText(event.currentTarget.value)} onKeyDown={onKeyDown} />
+        {isLive ? (
+          <button type="button" class="round-button" data-testid="stop" onClick={() => stop()} aria-label="Stop answering"
+            title="Stop (Esc)">
+            <StopIcon />
+          </button>
+        ) : (
+          <button type="button" class="round-button" data-testid="send" onClick={send} disabled={!canSend} aria-label="Send"
+            title="Send (Enter)">
+            <SendIcon />
+          </button>
+        )}
+      </div>
+      <PrivacyNote isLong={isEmpty} />
+    </footer>
+  );
+}
+
+function PrivacyNote({ isLong }: { isLong: boolean }) {
+  return (
+    <p class={`privacy-note ${isLong ? "is-long" : ""}`} data-testid="privacy-note">
+      {isLong
+        ? "Volunteers’ machines compute every answer, and their owners could read what you write and what comes back. Share nothing here that must stay private."
+        : "Volunteers’ machines compute the answers; their owners could read this chat. Answers can be wrong."}
+    </p>
+  );
+}
+
+/** One plain sentence while the pool cannot answer. */
+function PoolBanner() {
+  const sentence = bannerText();
+  const isLost = poolError.value !== null;
+  return (
+    <div class="banner-place" role="status">
+      {sentence !== null && (
+        <p class="banner" data-testid="pool-banner">
+          <span class={`dot dot-${isLost ? "lost" : (model.value?.state ?? "incomplete")}`} aria-hidden="true" />
+          <span>{sentence}</span>
+        </p>
+      )}
+    </div>
+  );
+}
+
+function bannerText(): string | null {
+  if (poolError.value !== null) return `${poolError.value} Still trying.`;
+  if (pool.value === null) return null;
+  if (model.value === null) return "This pool serves no model yet.";
+  return model.value.state === "ready" ? null : describeModel(model.value);
+}
+
+const MAX_HEIGHT_PX = 240;
+
+function grow(area: HTMLTextAreaElement | null): void {
+  if (area === null) return;
+  area.style.height = "auto";
+  area.style.height = `${Math.min(area.scrollHeight, MAX_HEIGHT_PX)}px`;
+}

@@ -1,0 +1,50 @@
+// What the pool is like right now, asked for every few seconds while somebody looks at the page.
+
+import { computed, signal } from "@preact/signals";
+
+import { fetchPool, type Pool, type PoolModel } from "./api";
+import { sentenceOf } from "./errors";
+import { settings } from "./settings";
+
+/** While something is about to change, people watch; a ready pool is asked less often. */
+const POLL_WAITING_MS = 2_000;
+const POLL_READY_MS = 8_000;
+
+export const pool = signal<Pool | null>(null);
+export const poolError = signal<string | null>(null);
+
+/** The model that answers: the chosen one if the pool has it, else the first that is ready. */
+export const model = computed<PoolModel | null>(() => {
+  const models = pool.value?.models ?? [];
+  const chosen = models.find((candidate) => candidate.id === settings.value.model);
+  return chosen ?? models.find((candidate) => candidate.state === "ready") ?? models[0] ?? null;
+});
+
+let timer: ReturnType<typeof setTimeout> | undefined;
+let lastText = "";
+
+export async function refreshPool(): Promise<void> {
+  clearTimeout(timer);
+  try {
+    const fresh = await fetchPool();
+    // The same answer again must not draw the page again.
+    const text = JSON.stringify(fresh);
+    if (text !== lastText) pool.value = fresh;
+    lastText = text;
+    poolError.value = null;
+  } catch (error) {
+    poolError.value = sentenceOf(error);
+  }
+  clearTimeout(timer);
+  const isCalm = poolError.value === null && model.value?.state === "ready";
+  timer = setTimeout(() => void pollIfSeen(), isCalm ? POLL_READY_MS : POLL_WAITING_MS);
+}
+
+async function pollIfSeen(): Promise<void> {
+  if (document.visibilityState === "visible") await refreshPool();
+}
+
+export function startPolling(): void {
+  document.addEventListener("visibilitychange", () => void pollIfSeen());
+  void refreshPool();
+}

@@ -1,0 +1,204 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+
+import { decodeChunk, decodePool, streamAnswer } from "../src/api";
+import * as chat from "../src/chat";
+import { pathOf } from "../src/conversation";
+import { PoolError, sentenceOf } from "../src/errors";
+import { LiveAnswer } from "../src/live";
+import { change, DEFAULTS } from "../src/settings";
+import { MemoryStore } from "../src/store";
+
+const delta = (content: string, extra: object = {}): string =>
+  JSON.stringify({ choices: [{ index: 0, delta: { content }, finish_reason: null }], ...extra });
+const FINISH = JSON.stringify({ choices: [{ index: 0, delta: {}, finish_reason: "stop" }] });
+const USAGE = JSON.stringify({ choices: [], usage: { completion_tokens: 7 } });
+const NODES = { decentllm: { nodes: [{ name: "ada", layers: "0-11" }, { name: "bob", layers: "12-23" }] } };
+
+function answerWith(...events: string[]): Response {
+  return new Response([": hello\n\n", ...events.map((data) => `data: ${data}\n\n`)].join(""), { status: 200 });
+}
+
+const sent = (): { messages: { role: string; content: string }[] } & Record<string, unknown> => {
+  const call = vi.mocked(fetch).mock.calls.filter(([path]) => path === "v1/chat/completions").at(-1);
+  return JSON.parse(String(call?.[1]?.body));
+};
+
+/** Answers to chat requests, in order; the pool is asked in between and is of no interest here. */
+function serve(...answers: (Response | Error)[]): void {
+  vi.stubGlobal("fetch", vi.fn(async (path: string) => {
+    const next = path === "v1/chat/completions" ? answers.shift() : new Response("{}");
+    if (next instanceof Error) throw next;
+    return next;
+  }));
+}
+
+const shown = () => pathOf(chat.current.value);
+const lastFacts = () => shown().at(-1)?.facts;
+
+beforeEach(async () => {
+  change(DEFAULTS);
+  await chat.useStore(new MemoryStore());
+  chat.startNew();
+});
+afterEach(() => vi.unstubAllGlobals());
+
+describe("asking", () => {
+  it("collects text, nodes and figures", async () => {
+    serve(answerWith(delta("", NODES), delta("Hello "), delta("you."), FINISH, USAGE, "[DONE]"));
+    await chat.ask("Hi");
+    expect(shown().map(({ role, text }) => [role, text])).toEqual([["user", "Hi"], ["assistant", "Hello you."]]);
+    expect(lastFacts()).toMatchObject({ finish: "stop", numTokens: 7, numReroutes: 0, nodes: NODES.decentllm.nodes });
+    expect(chat.summaries.value.map(({ title }) => title)).toEqual(["Hi"]);
+  });
+
+  it("counts a chain that changed, and shows the latest", async () => {
+    const later = { decentllm: { nodes: [{ name: "cy", layers: "0-23" }] } };
+    serve(answerWith(delta("a", NODES), delta("b", NODES), delta("c", later), FINISH, "[DONE]"));
+    await chat.ask("Hi");
+    expect(lastFacts()).toMatchObject({ numReroutes: 1, nodes: later.decentllm.nodes });
+  });
+
+  it("keeps what came before an error in mid-stream", async () => {
+    serve(answerWith(delta("Half"), JSON.stringify({ error: { message: "Nobody holds layer 3.", code: "no_route" } })));
+    await chat.ask("Hi");
+    expect(shown().at(-1)?.text).toBe("Half");
+    expect(lastFacts()).toMatchObject({ finish: "error", error: "Nobody holds layer 3." });
+  });
+
+  it.each<[string, Response | Error, RegExp]>([
+    ["the coordinator's own sentence", new Response('{"error":{"message":"Too long."}}', { status: 400 }), /^Too long\.$/],
+    ["a proxy's HTML page", new Response("<h1>Bad gateway</h1>", { status: 502 }), /an error \(502\)/],
+    ["no network", new TypeError("Failed to fetch"), /cannot be reached/],
+    ["a cut stream", answerWith(delta("x")), /was cut/],
+    ["nonsense", answerWith("{"), /does not understand/],
+  ])("turns %s into one sentence", async (_name, response, sentence) => {
+    serve(response);
+    await chat.ask("Hi");
+    expect(lastFacts()?.error).toMatch(sentence);
+  });
+
+  it("retries as another version of the answer", async () => {
+    serve(new TypeError("Failed to fetch"), answerWith(delta("Yes"), FINISH, "[DONE]"));
+    await chat.ask("Hi");
+    await chat.askAgain(shown().at(-1)?.id ?? "");
+    expect(shown().map(({ text }) => text)).toEqual(["Hi", "Yes"]);
+    expect(sent().messages).toEqual([{ role: "user", content: "Hi" }]);
+  });
+
+  it("sends an edited question in place of the old one", async () => {
+    serve(answerWith(delta("1"), FINISH, "[DONE]"), answerWith(delta("2"), FINISH, "[DONE]"));
+    await chat.ask("old");
+    await chat.editAndAsk(shown()[0]?.id ?? "", "new");
+    expect(shown().map(({ text }) => text)).toEqual(["new", "2"]);
+    expect(chat.current.value.messages).toHaveLength(4);
+  });
+
+  it("sends settings, no thoughts, and no two questions in a row", async () => {
+    change({ systemPrompt: "Be brief.", temperature: 0.5, maxTokens: 9 });
+    serve(answerWith(delta("<think>hm</think>Yes"), FINISH, "[DONE]"), new TypeError("gone"), answerWith(FINISH, "[DONE]"));
+    for (const text of ["one", "two", "three"]) await chat.ask(text);
+    expect(sent()).toMatchObject({ temperature: 0.5, max_tokens: 9, stream: true, stream_options: { include_usage: true } });
+    expect(sent().messages).toEqual([
+      { role: "system", content: "Be brief." },
+      { role: "user", content: "one" },
+      { role: "assistant", content: "Yes" },
+      { role: "user", content: "two\n\nthree" },
+    ]);
+  });
+
+  it("leaves sampling to the pool when nothing is set", async () => {
+    serve(answerWith(FINISH, "[DONE]"));
+    await chat.ask("Hi");
+    expect(sent()).not.toHaveProperty("temperature");
+    expect(sent()).not.toHaveProperty("max_tokens");
+  });
+
+  it("stops, keeps the text and calls it stopped", async () => {
+    let fail: (reason: unknown) => void = () => {};
+    const body = new ReadableStream({
+      start(controller) {
+        controller.enqueue(new TextEncoder().encode(`data: ${delta("Some")}\n\n`));
+        fail = (reason) => controller.error(reason);
+      },
+    });
+    serve(new Response(body));
+    const asked = chat.ask("Hi");
+    await vi.waitFor(() => expect(chat.currentLive.value?.text.value).toBe("Some"));
+    chat.stop();
+    fail(new DOMException("aborted", "AbortError"));
+    await asked;
+    expect(shown().at(-1)?.text).toBe("Some");
+    expect(lastFacts()).toMatchObject({ finish: "stopped", error: null });
+    expect(chat.currentLive.value).toBeNull();
+  });
+
+  it("goes on in its own conversation while another is read", async () => {
+    serve(answerWith(delta("Yes"), FINISH, "[DONE]"));
+    const asked = chat.ask("Hi");
+    const { id } = chat.current.value;
+    chat.startNew();
+    await asked;
+    expect(shown()).toEqual([]);
+    await chat.open(id);
+    expect(shown().map(({ text }) => text)).toEqual(["Hi", "Yes"]);
+  });
+});
+
+describe("conversations", () => {
+  it("are renamed, deleted and brought back", async () => {
+    serve(answerWith(delta("Yes"), FINISH, "[DONE]"));
+    await chat.ask("Hi");
+    const { id } = chat.current.value;
+    await chat.rename(id, "  Greeting ");
+    expect(chat.current.value.title).toBe("Greeting");
+    await chat.remove(id);
+    expect(chat.summaries.value).toEqual([]);
+    expect(shown()).toEqual([]);
+    await chat.undoRemove();
+    expect(chat.current.value.id).toBe(id);
+    expect(shown()).toHaveLength(2);
+  });
+});
+
+describe("what the coordinator sends", () => {
+  it.each(["null", "[]", "7", "{}", '{"choices":[]}', '{"choices":[null]}', '{"choices":[{"delta":{"content":5}}]}', '{"decentllm":7}'])(
+    "%s is no event",
+    (data) => expect(decodeChunk(data)).toEqual([]),
+  );
+
+  it("is cut to size where it names things (G15)", () => {
+    const pool = decodePool({ name: "x".repeat(999), models: [null, { id: "<script>" }], nodes: "none" });
+    expect(pool.name).toHaveLength(120);
+    expect(pool.models).toEqual([{ id: "<script>", state: "incomplete", message: "", numLayers: 0, contextLength: null }]);
+    expect(() => decodePool(null)).toThrow(PoolError);
+  });
+
+  it("may be thoughts in a field of their own", () => {
+    const live = new LiveAnswer("c", "m", "model", 0);
+    for (const [index, event] of [
+      ...decodeChunk('{"choices":[{"delta":{"reasoning_content":"hm"}}]}'),
+      ...decodeChunk('{"choices":[{"delta":{"reasoning_content":"m"}}]}'),
+      ...decodeChunk(delta("Yes")),
+    ].entries()) live.take(event, 100 + index * 50);
+    expect(live.text.value).toBe("<think>hmm</think>\n\nYes");
+    expect(live.facts("stop", null)).toMatchObject({ timeToFirstTokenMs: 100, reasoningMs: 100, tokensPerSecond: 20 });
+  });
+
+  it("never reaches a person as an exception's text", () => {
+    expect(sentenceOf(new Error("Cannot read properties of undefined"))).not.toContain("undefined");
+  });
+
+  it("ends the request when nothing comes for long", async () => {
+    vi.useFakeTimers();
+    vi.stubGlobal("fetch", vi.fn((_path: string, options: RequestInit) =>
+      new Promise((_resolve, reject) => {
+        options.signal?.addEventListener("abort", () => reject(new DOMException("aborted", "AbortError")));
+      }),
+    ));
+    const answer = streamAnswer({ model: "m", messages: [] }, new AbortController().signal).next();
+    const outcome = expect(answer).rejects.toThrow(/sent nothing for 120 seconds/);
+    await vi.advanceTimersByTimeAsync(121_000);
+    await outcome;
+    vi.useRealTimers();
+  });
+});

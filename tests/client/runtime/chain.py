@@ -1,0 +1,125 @@
+"""A chain of engines in one process: frames travel as bytes between them, as they do between workers."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from client.ipc import EndSession, Sampled, SessionFailed, StartSession, WorkerMessage
+from client.runtime.device import Device
+from client.runtime.engine import Engine
+from client.runtime.loading import load_folder
+from client.runtime.stage import Stage
+from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, decode_frame, encode_frame
+from protocol.values import LayerRange, Sampling, SessionId, StopRule
+
+M = TypeVar("M")
+
+
+def session_id(number: int) -> str:
+    return f"{number:032x}"
+
+
+def load_stage(folder: Path, start: int, stop: int, max_kv_bytes: int = 2**22) -> Stage:
+    device = Device.open("cpu")
+    cut = load_folder(folder, LayerRange(start, stop), torch.float32, device, lambda done, total: None)
+    return Stage(cut, max_kv_bytes, torch.float32, device)
+
+
+def prompt_frame(number: int, tokens: Sequence[int], position: int = 0, epoch: int = 1) -> Frame:
+    """Token ids for the head, as the coordinator sends them."""
+    segment = Segment(SessionId(session_id(number)), epoch, position, len(tokens), 0, 0, Phase.PREFILL)
+    return Frame(FrameKind.TOKENS, WireDtype.INT32, 1, (segment,), array.array("i", tokens).tobytes())
+
+
+class Mailbox:
+    """An outbox that keeps messages and queues frames, checked through the wire's own codec."""
+
+    def __init__(self) -> None:
+        self.messages: list[WorkerMessage] = []
+        self.frames: list[tuple[int, Frame]] = []
+
+    def send_message(self, message: WorkerMessage) -> None:
+        self.messages.append(message)
+
+    def send_frame(self, link: int, frame: Frame) -> None:
+        self.frames.append((link, decode_frame(encode_frame(frame))))
+
+    def of(self, kind: type[M]) -> list[M]:
+        return [message for message in self.messages if isinstance(message, kind)]
+
+
+class Chain:
+    """Stages cut at `cuts`. The number of a link is the number of the stage that it leads to."""
+
+    def __init__(self, folder: Path, cuts: Sequence[int], max_batch_tokens: int = 512, max_kv_bytes: int = 2**22) -> None:
+        self.stages = [load_stage(folder, a, b, max_kv_bytes) for a, b in zip(cuts, cuts[1:], strict=False)]
+        self.mailboxes = [Mailbox() for _ in self.stages]
+        pairs = zip(self.stages, self.mailboxes, strict=True)
+        self.engines = [Engine(stage, mailbox, max_batch_tokens) for stage, mailbox in pairs]
+
+    @property
+    def tail(self) -> Mailbox:
+        return self.mailboxes[-1]
+
+    def start(self, number: int, num_prompt: int, num_new: int, epoch: int = 1, **tail: Any) -> None:
+        """Open a session on every stage. `tail`: sampling, stop_tokens."""
+        num_stages, total = len(self.stages), num_prompt + num_new
+        stop = StopRule(total, tail.get("stop_tokens", ()))
+        for stage, engine in enumerate(self.engines):
+            next_stage = (stage + 1) % num_stages
+            is_tail = stage == num_stages - 1
+            engine.start(
+                StartSession(
+                    session_id(number), epoch, stage, num_stages, num_prompt, total,
+                    next_link=next_stage if num_stages > 1 else None, next_stage=next_stage,
+                    sampling=tail.get("sampling", Sampling()) if is_tail else None, stop=stop if is_tail else None,
+                )  # fmt: skip
+            )
+
+    def prompt(self, number: int, tokens: Sequence[int], position: int = 0, epoch: int = 1) -> None:
+        self.engines[0].receive(encode_frame(prompt_frame(number, tokens, position, epoch)))
+
+    def end(self, number: int, epoch: int = 1) -> None:
+        for engine in self.engines:
+            engine.end(EndSession(session_id(number), epoch))
+
+    def step(self) -> None:
+        """One step of each stage in turn, with what it sends delivered at once."""
+        for engine, mailbox in zip(self.engines, self.mailboxes, strict=True):
+            engine.step()
+            for link, frame in mailbox.frames:
+                self.engines[link].receive(encode_frame(frame))
+            mailbox.frames.clear()
+
+    def run(self) -> None:
+        while any(engine.has_work for engine in self.engines):
+            self.step()
+
+    def generate(self, prompts: Sequence[Sequence[int]], num_new: int, **tail: Any) -> list[list[int]]:
+        """Tokens of each prompt, all served at once, with the sessions ended afterwards."""
+        for number, prompt in enumerate(prompts):
+            self.start(number, len(prompt), num_new, **tail)
+            self.prompt(number, prompt)
+        self.run()
+        for number in range(len(prompts)):
+            self.end(number)
+        return [self.tokens(number) for number in range(len(prompts))]
+
+    def tokens(self, number: int) -> list[int]:
+        sampled = (message for message in self.tail.of(Sampled) if message.session_id == session_id(number))
+        return [token for message in sampled for token in message.tokens]
+
+    def failures(self) -> list[tuple[str, str]]:
+        """(session, code) of every stage's failed sessions."""
+        return [(m.session_id, m.code) for mailbox in self.mailboxes for m in mailbox.of(SessionFailed)]
+
+    def validate(self) -> None:
+        for engine, stage in zip(self.engines, self.stages, strict=True):
+            stage.cache.validate()
+            if not len(engine.sessions):
+                assert stage.cache.num_free_tokens == stage.cache.num_tokens

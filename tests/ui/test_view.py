@@ -1,0 +1,147 @@
+"""The texts: a pure function, tested without Qt."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from client.status import AgentState, DeviceStatus, Status
+from client.supervisor import Phase, Snapshot
+from client.ui.view import MAX_DEVICES, Icon, View, Wish, clean, format_bytes, view_of
+from protocol.values import LayerRange
+from tests.fakes.fake_agent import status_of
+
+BUSY_STATES = (AgentState.CONNECTING, AgentState.MEASURING, AgentState.WAITING, AgentState.LOADING)
+
+
+def contributing(step: str) -> View:
+    return view_of(Snapshot(Phase.CONTRIBUTING, status_of(step)))
+
+
+def downloading(done: int, total: int) -> View:
+    device = DeviceStatus("cpu", "CPU", AgentState.DOWNLOADING, done_bytes=done, total_bytes=total)
+    return view_of(Snapshot(Phase.CONTRIBUTING, Status(AgentState.DOWNLOADING, devices=(device,))))
+
+
+def test_stopped_offers_to_contribute() -> None:
+    view = view_of(Snapshot())
+    assert (view.headline, view.button_text, view.wish) == ("Not contributing", "Contribute GPU", Wish.CONTRIBUTE)
+    assert view.icon is Icon.IDLE
+
+
+def test_serving_says_layers_and_model() -> None:
+    view = contributing("serving")
+    assert (view.headline, view.subject) == ("Serving layers 0-11 of 24", "Qwen2.5-Coder-0.5B-Instruct")
+    assert view.tooltip == "DecentLLM: Serving layers 0-11 of 24 of Qwen2.5-Coder-0.5B-Instruct"
+    assert (view.button_text, view.icon) == ("Pause", Icon.SERVING)
+    assert [fact.value for fact in view.facts] == ["3", "128,934"]
+
+
+def test_serving_on_two_devices_counts_them() -> None:
+    device = status_of("serving").devices[0]
+    view = view_of(Snapshot(Phase.CONTRIBUTING, Status(AgentState.SERVING, devices=(device, device))))
+    assert view.headline == "Serving on 2 devices"
+    assert view.devices[1].layers == "Layers 0-11 of 24 · Qwen2.5-Coder-0.5B-Instruct"
+
+
+def test_downloading_says_how_much() -> None:
+    view = downloading(410_000_000, 1_000_000_000)
+    assert view.headline == "Downloading 41%"
+    assert view.progress is not None
+    assert (view.progress.fraction, view.progress.text) == (0.41, "410 MB of 1.0 GB")
+
+
+def test_nearly_all_is_not_all() -> None:
+    assert downloading(9_999, 10_000).headline == "Downloading 99%"
+
+
+@pytest.mark.parametrize(("done", "total"), [(5, 0), (-5, -1), (0, 0)])
+def test_an_unknown_total_gives_no_percentage(done: int, total: int) -> None:
+    view = downloading(done, total)
+    assert view.headline == "Downloading"
+    assert view.progress is not None
+    assert view.progress.fraction is None
+
+
+def test_more_than_everything_is_everything() -> None:
+    progress = downloading(20, 10).progress
+    assert progress is not None
+    assert (progress.fraction, progress.text) == (1.0, "10 bytes of 10 bytes")
+
+
+@pytest.mark.parametrize("state", BUSY_STATES)
+def test_on_the_way_the_button_pauses(state: AgentState) -> None:
+    view = contributing(state.value)
+    assert (view.icon, view.wish, view.button_enabled) == (Icon.BUSY, Wish.PAUSE, True)
+
+
+def test_waiting_says_what_for() -> None:
+    status = Status(AgentState.WAITING, message="The pool has all layers covered.")
+    assert view_of(Snapshot(Phase.CONTRIBUTING, status)).sentence == "The pool has all layers covered."
+
+
+def test_a_failure_says_why_and_what_to_do() -> None:
+    view = view_of(Snapshot(Phase.FAILED, status_of("failed")))
+    assert view.sentence.startswith("The pool refused this node: its invitation has run out.")
+    assert "press “Try again”" in view.sentence
+    assert (view.button_text, view.wish, view.icon) == ("Try again", Wish.CONTRIBUTE, Icon.ATTENTION)
+
+
+def test_a_crash_says_when_it_goes_on() -> None:
+    view = view_of(Snapshot(Phase.RESTARTING, problem="It stopped.", restart_in_s=4))
+    assert (view.headline, view.sentence) == ("Stopped unexpectedly", "It stopped. Starting it again in 4 s.")
+    assert (view.wish, view.icon) == (Wish.PAUSE, Icon.ATTENTION)
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.PAUSING, Phase.LEAVING, Phase.ENDING, Phase.REPLACING])
+def test_an_old_report_is_not_shown_as_the_truth(phase: Phase) -> None:
+    view = view_of(Snapshot(phase, status_of("serving")))
+    assert "Serving" not in view.headline + view.tooltip
+    assert view.icon is Icon.BUSY
+
+
+def test_every_phase_and_state_has_a_view() -> None:
+    for phase in Phase:
+        for state in AgentState:
+            view = view_of(Snapshot(phase, status_of(state.value)))
+            assert view.headline
+            assert view.button_text
+
+
+def test_names_are_one_short_line() -> None:
+    assert clean("a\nb\tc\x00\x1b[31m", 64) == "a b c [31m"
+    assert clean("x" * 100, 64) == "x" * 63 + "…"
+    assert clean("safe\u202egnp.exe\u200b", 64) == "safe gnp.exe"
+
+
+def test_markup_never_reaches_the_tooltip() -> None:
+    device = DeviceStatus("cpu", "<b>CPU</b>", AgentState.SERVING, "<img src=file:///x>&", LayerRange(0, 1), 1)
+    view = view_of(Snapshot(Phase.CONTRIBUTING, Status(AgentState.SERVING, devices=(device,))))
+    assert not set(view.tooltip) & set("<>&")
+    assert view.devices[0].name == "<b>CPU</b>"
+
+
+def test_hundreds_of_devices_are_cut() -> None:
+    device = status_of("serving").devices[0]
+    view = view_of(Snapshot(Phase.CONTRIBUTING, Status(AgentState.SERVING, devices=(device,) * 500)))
+    assert len(view.devices) == MAX_DEVICES
+
+
+def test_garbage_is_mentioned() -> None:
+    assert view_of(Snapshot(num_garbage_lines=1)).note == "1 line from the background process could not be understood."
+    assert view_of(Snapshot()).note == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (41_000, "41 kB"), (1_260_000_000, "1.3 GB"), (2 * 10**15, "2,000.0 TB")],
+)
+def test_sizes_are_decimal(size: int, text: str) -> None:
+    assert format_bytes(size) == text
+
+
+def test_view_and_supervisor_need_no_qt() -> None:
+    code = "import sys, client.ui.view, client.supervisor; sys.exit(any('PySide6' in name for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
