@@ -15,7 +15,15 @@ from client import paths
 from client.supervisor import ContributePressed, PausePressed, PoolChanged, QuitPressed, Snapshot
 from client.ui.agent_process import AgentProcess
 from client.ui.artwork import logo
-from client.ui.preferences import FILE_NAME, Preferences, PreferencesError, load_preferences, save_preferences
+from client.ui.preferences import (
+    FILE_NAME,
+    AddressError,
+    Preferences,
+    PreferencesError,
+    load_preferences,
+    parse_pool_address,
+    save_preferences,
+)
 from client.ui.single_instance import SingleInstance
 from client.ui.theme import apply_theme
 from client.ui.tray import Tray
@@ -82,7 +90,8 @@ def agent_argv(settings: GuiSettings, join_url: str) -> list[str]:
 
 
 def _application() -> QApplication:
-    app = QApplication.instance() or QApplication(sys.argv[:1])
+    running = QApplication.instance()
+    app = running if isinstance(running, QApplication) else QApplication(sys.argv[:1])
     app.setApplicationName("decentllm")
     app.setApplicationDisplayName("DecentLLM")
     app.setDesktopFileName("decentllm")
@@ -103,6 +112,7 @@ class Gui(QObject):
         self._preferences = Preferences()
         self._log_dir = settings.log_dir or paths.log_dir()
         self._told_about_tray = False
+        self._given_url: str | None = None
         self.window = MainWindow()
         self.tray = Tray(self)
         self.agent = AgentProcess(self._argv, self._log_dir / "agent.log", self)
@@ -146,7 +156,7 @@ class Gui(QObject):
     # ------------------------------------------------------------ pool
 
     def _join_url(self) -> str | None:
-        return self._settings.join_url or self._preferences.join_url or None
+        return self._given_url or self._preferences.join_url or None
 
     def _argv(self) -> list[str]:
         return agent_argv(self._settings, self._join_url() or "")
@@ -154,9 +164,11 @@ class Gui(QObject):
     def _load_preferences(self) -> None:
         try:
             self._preferences = load_preferences(self._preferences_file)
-        except PreferencesError as error:
+            if self._settings.join_url is not None:
+                self._given_url = parse_pool_address(self._settings.join_url)
+        except (PreferencesError, AddressError) as error:
             self.window.show_problem(str(error))
-        self.window.show_pool(self._join_url(), fixed=self._settings.join_url is not None)
+        self.window.show_pool(self._join_url(), fixed=self._given_url is not None)
 
     def _choose_pool(self, address: str) -> None:
         changed = address != self._preferences.join_url

@@ -188,6 +188,8 @@ class Snapshot:
     problem: str = ""
     restart_in_s: int | None = None
     num_garbage_lines: int = 0
+    num_tokens: int = 0
+    """Served since the app started: the agent counts from 0 again after each pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,8 @@ class Do:
 _NOTHING = Do()
 _START = Do((StartAgent(),), START_LIMIT_S)
 _RESUME = Do((SendLine(encode_line(Resume())),), START_LIMIT_S)
+# Pause first: an agent that has failed ends what is left of its attempt before it begins a new one.
+_TRY_AGAIN = Do((SendLine(encode_line(Pause())), SendLine(encode_line(Resume()))), START_LIMIT_S)
 _PAUSE = Do((SendLine(encode_line(Pause())),), PAUSE_LIMIT_S)
 _AWAIT_PAUSE = Do((), PAUSE_LIMIT_S)
 _QUIT = Do((SendLine(encode_line(Quit())),), QUIT_LIMIT_S)
@@ -241,7 +245,7 @@ TRANSITIONS: dict[Phase, dict[Input, Transition]] = {
         _I.EXITED: (_P.RESTARTING, _NOTHING),
     },
     _P.FAILED: {
-        _I.CONTRIBUTE: (_P.STARTING, _RESUME),
+        _I.CONTRIBUTE: (_P.STARTING, _TRY_AGAIN),
         _I.PAUSE: (_P.PAUSING, _PAUSE),
         _I.QUIT: (_P.LEAVING, _QUIT),
         _I.CHANGE_POOL: (_P.REPLACING, _QUIT),
@@ -258,7 +262,8 @@ TRANSITIONS: dict[Phase, dict[Input, Transition]] = {
         _I.CHANGE_POOL: (_P.ENDING, _QUIT),
         _I.REPORTED: None,
         _I.REPORTED_PAUSED: (_P.PAUSED, _NOTHING),
-        _I.REPORTED_FAILED: None,
+        # It failed before it heard of the pause: it serves nothing either way.
+        _I.REPORTED_FAILED: (_P.PAUSED, _NOTHING),
         _I.EXITED: (_P.STOPPED, _NOTHING),
         _I.DEADLINE: (_P.ENDING, _KILL),
     },
@@ -328,6 +333,7 @@ _USER_INPUTS: dict[type, Input] = {
     PoolChanged: Input.CHANGE_POOL,
 }
 _EXPECTED_EXITS = frozenset({_P.FAILED, _P.PAUSING, _P.PAUSED, _P.ENDING, _P.REPLACING, _P.LEAVING})
+_STOPPED = Status(state=AgentState.STOPPED)
 _NO_ANSWER = "The background process did not answer and was ended."
 
 
@@ -336,10 +342,11 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._phase = Phase.STOPPED
-        self._status = Status(state=AgentState.STOPPED)
+        self._status = _STOPPED
         self._problem = ""
         self._lines = LineBuffer()
         self._num_garbage_lines = 0
+        self._num_past_tokens = 0
         self._num_failures = 0
         self._started_s = 0.0
         self._deadline_s: float | None = None
@@ -361,7 +368,8 @@ class Supervisor:
     def snapshot(self) -> Snapshot:
         remaining_s = max(0.0, (self._deadline_s or 0.0) - self._now_s)
         restart_in_s = math.ceil(remaining_s) if self._phase is Phase.RESTARTING else None
-        return Snapshot(self._phase, self._status, self._problem, restart_in_s, self._num_garbage_lines)
+        num_tokens = self._num_past_tokens + self._status.num_tokens
+        return Snapshot(self._phase, self._status, self._problem, restart_in_s, self._num_garbage_lines, num_tokens)
 
     def _wake_delay_s(self) -> float:
         remaining_s = max(0.0, (self._deadline_s or 0.0) - self._now_s)
@@ -393,7 +401,7 @@ class Supervisor:
             self._num_garbage_lines += 1
             logger.warning("a line from the agent was not understood (%s): %.80r", error, line[:80])
             return
-        self._status = status
+        self._take(status)
         self._problem = ""
         yield _report_input(status)
 
@@ -403,9 +411,14 @@ class Supervisor:
             healthy = self._now_s - self._started_s >= STABLE_RUN_S
             self._num_failures = 1 if healthy else self._num_failures + 1
         if self._phase is not Phase.FAILED:
-            self._status = Status(state=AgentState.STOPPED)
+            self._take(_STOPPED)
         self._lines = LineBuffer()
         return Input.EXITED
+
+    def _take(self, status: Status) -> None:
+        if status.num_tokens < self._status.num_tokens:
+            self._num_past_tokens += self._status.num_tokens
+        self._status = status
 
     def _check_deadline(self) -> Iterator[Input]:
         if self._deadline_s is None or self._now_s < self._deadline_s:
@@ -429,7 +442,7 @@ class Supervisor:
         self._deadline_s = None if limit_s is None else self._now_s + limit_s
         if do is _START:
             self._started_s = self._now_s
-            self._status = Status(state=AgentState.STOPPED)
+            self._take(_STOPPED)
             self._num_garbage_lines = 0
         return do.commands
 

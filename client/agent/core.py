@@ -22,6 +22,8 @@ MEMORY_FOR_ACTIVATIONS = 0.1
 """Share of a device's memory left for activations; the scheduler reckons with the same (scheduler/cost.py)."""
 RESTART_BASE_S = 1.0
 MAX_RESTART_S = 300.0
+MAX_DOUBLINGS = 20
+"""Of a delay: a worker that never comes up would else bring 2.0 ** n to its overflow within days."""
 
 # ------------------------------------------------------------ events
 
@@ -34,8 +36,11 @@ class WorkerSaid:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
+    """A worker ended by itself, was ended (`reason` says why) or could not be started (`reason` too)."""
+
     device_id: DeviceId
     status: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +213,14 @@ class AgentCore:
         """Take one event and say what is to be done about it."""
         return self._handlers[type(event)](event)
 
+    def validate(self) -> None:
+        """Re-derive what must hold after every event; AssertionError says what does not."""
+        self.switch.validate()
+        for device in self.devices.values():
+            device.validate()
+        serving = {d.spec.device_id for d in self.devices.values() if d.stage is Stage.SERVING}
+        assert self.switch.devices <= serving, "only a serving device has a part in sessions"
+
     def start(self) -> list[Command]:
         """The first commands: every device needs a worker."""
         return [StartWorker(device_id, 0.0) for device_id in self.devices]
@@ -262,7 +275,9 @@ class AgentCore:
             return [TellPool(_broken(message, "not_serving", "The device does not serve this slice any more."))]
         manifest = self._manifests[job.manifest_hash]
         shape = Shape(manifest.hidden_size, DTYPE_OF_VARIANT[job.variant])
-        return [TellWorker(message.device_id, self.switch.open(message, shape))]
+        moved = self.switch.displaced(message)
+        commands: list[Command] = [TellWorker(*moved)] if moved else []
+        return [*commands, TellWorker(message.device_id, self.switch.open(message, shape))]
 
     def _close_session(self, message: msg.CloseSession) -> list[Command]:
         ended = self.switch.close(SessionId(message.session_id), message.epoch)
@@ -305,17 +320,20 @@ class AgentCore:
 
     def _fetch_failed(self, event: FetchFailed) -> list[Command]:
         device = self.devices[event.device_id]
-        return self._give_up(device, event.code, event.message) if device.job is event.job else []
+        waits = device.job is event.job and device.stage in (Stage.FETCHING, Stage.DOWNLOADING)
+        return self._give_up(device, event.code, event.message) if waits else []
 
     def _downloaded(self, event: Downloaded) -> list[Command]:
         device = self.devices[event.device_id]
-        if device.job is not event.job or not isinstance(device.job, msg.AssignSlice):
+        waits = device.job is event.job and device.stage is Stage.DOWNLOADING
+        if not waits or not isinstance(device.job, msg.AssignSlice):
             return []
         device.done_bytes, device.total_bytes = event.done_bytes, event.total_bytes
         if event.folder is None:
             return [_progress(device, loading=False)]
         device.move(Step.LOAD)
         device.loaded = None
+        device.done_bytes = device.total_bytes = 0
         job = device.job
         load = ipc.LoadSlice(event.folder, job.layers, job.variant, self._kv_bytes(device, job))
         return [_progress(device, loading=True), TellWorker(event.device_id, load)]
@@ -335,22 +353,25 @@ class AgentCore:
         return self._worker_handlers[type(event.message)](device, event.message)
 
     def _worker_ready(self, device: Device, message: ipc.WorkerReady) -> list[Command]:
-        device.move(Step.WORKER_UP)
-        device.message = ""
+        if device.stage is Stage.STARTING:
+            device.move(Step.WORKER_UP)
+            device.message = ""
         return []
 
     def _worker_died(self, event: WorkerDied) -> list[Command]:
         device = self.devices[event.device_id]
         job = device.job
         self.switch.close_all(event.device_id)  # the coordinator moves them when it hears that the device failed
+        commands: list[Command] = [StopDownload(event.device_id)] if device.stage is Stage.DOWNLOADING else []
         device.move(Step.WORKER_DOWN)
         device.job = device.loaded = None
-        device.pid = device.owed = 0
+        device.owed = 0
+        device.message = f"{event.reason or f'The worker ended with status {event.status}'}; it is started again."
+        delay_s = min(MAX_RESTART_S, RESTART_BASE_S * 2 ** min(device.num_crashes, MAX_DOUBLINGS))
         device.num_crashes += 1
-        device.message = f"The worker ended with status {event.status}; it is started again."
-        delay_s = min(MAX_RESTART_S, RESTART_BASE_S * 2 ** (device.num_crashes - 1))
-        restart = StartWorker(event.device_id, delay_s)
-        return [restart] if job is None else [TellPool(_failed(job, "worker_died", device.message)), restart]
+        if job is not None:
+            commands.append(TellPool(_failed(job, "worker_died", device.message)))
+        return [*commands, StartWorker(event.device_id, delay_s)]
 
     def _restart_due(self, event: RestartDue) -> list[Command]:
         self.devices[event.device_id].move(Step.RESTART)
@@ -412,6 +433,8 @@ class AgentCore:
         return [TellPool(broken)]
 
     def _sampled(self, device: Device, message: ipc.Sampled) -> list[Command]:
+        if self.switch.leg(SessionId(message.session_id), message.epoch, device.spec.device_id) is None:
+            return []  # the session was closed, or moved on to another epoch, while the worker sampled
         self.num_tokens += len(message.tokens)
         sampled = msg.TokensSampled(
             message.session_id,

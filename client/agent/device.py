@@ -86,7 +86,6 @@ class Device:
     stage: Stage = Stage.STARTING
     job: Job | None = None
     loaded: Loaded | None = None
-    pid: int = 0
     owed: int = 0
     slice_numel: int = 0
     done_bytes: int = 0
@@ -97,6 +96,20 @@ class Device:
     def move(self, step: Step) -> None:
         """Take the transition; KeyError for one that the table does not have (a defect of ours)."""
         self.stage = TRANSITIONS[self.stage, step]
+
+    def validate(self) -> None:
+        """What must hold between events (AssertionError)."""
+        has_worker = self.stage in _AWAKE
+        assert (self.job is not None) == (has_worker and self.stage is not Stage.IDLE), f"{self.stage} with {self.job}"
+        assert has_worker or (self.loaded is None and self.owed == 0), "what a worker held or owed is gone with it"
+        assert self.owed >= 0, "a worker owes no fewer than no answers"
+        assert self.stage is not Stage.LOADING or self.loaded is None, "loading replaces what was loaded"
+        if self.stage is Stage.SERVING:
+            job, held = self.job, self.loaded
+            assert isinstance(job, AssignSlice), "only an assigned device serves"
+            assert held is not None, "a device serves what its worker holds"
+            wanted = (job.manifest_hash, job.variant, job.layers)
+            assert (held.manifest_hash, held.variant, held.layers) == wanted, "it serves what it was assigned"
 
     @property
     def generation(self) -> int:

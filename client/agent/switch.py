@@ -8,10 +8,10 @@ and counted; a gap (a lost frame) breaks the session, because its KV could never
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from client.ipc import EndSession, StartSession
+from client.ipc import EndSession, IpcError, StartSession
 from protocol.errors import FrameError, FrameFault
 from protocol.frames import Frame, FrameKind, FrameLimits, Segment, WireDtype, decode_frame, encode_frame
 from protocol.messages import OpenSession
@@ -39,6 +39,8 @@ class Leg:
     next: Hop
     shape: Shape
     next_position: int = 0
+    has_gap: bool = False
+    """Rows were lost, and that was reported: it can never be right again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class Switch:
     node_id: NodeId
     limits: FrameLimits = field(default_factory=FrameLimits)
     num_refused: int = 0
-    _legs: dict[tuple[SessionId, int], Leg] = field(default_factory=dict)
+    _legs: dict[SessionId, dict[int, Leg]] = field(default_factory=dict)
+    """By session and stage: a node may have several stages of a session, each on a device of its own."""
     _links: list[Hop] = field(default_factory=list)
     _link_of: dict[NodeId, int] = field(default_factory=dict)
 
@@ -75,7 +78,7 @@ class Switch:
         """Register a leg; the answer is what its worker is told."""
         session_id, stage = SessionId(message.session_id), message.stage
         leg = Leg(message.device_id, message.epoch, stage, NodeId(message.previous.node_id), message.next, shape)
-        self._legs[session_id, stage] = leg
+        self._legs.setdefault(session_id, {})[stage] = leg
         alone = message.num_stages == 1
         return StartSession(
             session_id=message.session_id,
@@ -93,31 +96,53 @@ class Switch:
 
     def close(self, session_id: SessionId, epoch: int) -> list[tuple[DeviceId, EndSession]]:
         """Forget the session's legs up to that epoch; what their workers are told."""
-        ended = [key for key, leg in self._legs.items() if key[0] == session_id and leg.epoch <= epoch]
-        return [self._end(key) for key in ended]
+        ended = [stage for stage, leg in self._legs.get(session_id, {}).items() if leg.epoch <= epoch]
+        return [self._end(session_id, stage) for stage in ended]
+
+    def displaced(self, message: OpenSession) -> tuple[DeviceId, EndSession] | None:
+        """Another device that has this stage now and, as the session moves on, must be told so.
+
+        The same device needs no word: a worker ends an older epoch by itself when it opens a newer one."""
+        leg = self._legs.get(SessionId(message.session_id), {}).get(message.stage)
+        if leg is None or leg.device_id == message.device_id:
+            return None
+        return leg.device_id, EndSession(message.session_id, leg.epoch)
 
     def close_all(self, device_id: DeviceId | None = None) -> list[tuple[DeviceId, EndSession]]:
         """Forget every leg (of one device); what the workers are told."""
-        ended = [key for key, leg in self._legs.items() if device_id in (None, leg.device_id)]
-        return [self._end(key) for key in ended]
+        ended = [(session_id, leg.stage) for session_id, leg in self._all() if device_id in (None, leg.device_id)]
+        return [self._end(session_id, stage) for session_id, stage in ended]
 
     def leg(self, session_id: SessionId, epoch: int, device_id: DeviceId) -> Leg | None:
         """The device's leg in that session and epoch."""
-        legs = (leg for (s, _), leg in self._legs.items() if s == session_id)
+        legs = self._legs.get(session_id, {}).values()
         return next((leg for leg in legs if leg.epoch == epoch and leg.device_id == device_id), None)
 
     def legs_towards(self, node_id: NodeId) -> list[tuple[SessionId, Leg]]:
         """Legs whose rows go to that neighbour."""
-        return [(s, leg) for (s, _), leg in self._legs.items() if leg.next.node_id == node_id]
+        return [(session_id, leg) for session_id, leg in self._all() if leg.next.node_id == node_id]
 
     @property
     def num_sessions(self) -> int:
-        return len({session_id for session_id, _ in self._legs})
+        return len(self._legs)
+
+    @property
+    def devices(self) -> set[DeviceId]:
+        """The devices that have a part in some session."""
+        return {leg.device_id for _, leg in self._all()}
+
+    def validate(self) -> None:
+        """What must hold between events (AssertionError)."""
+        assert all(self._legs.values()), "a session without a leg is forgotten"
+        assert all(leg.stage == stage for legs in self._legs.values() for stage, leg in legs.items())
+        assert self._link_of == {NodeId(hop.node_id): link for link, hop in enumerate(self._links)}, "links are 1:1"
 
     # ------------------------------------------------------------ frames
 
     def neighbour(self, link: int) -> Hop:
-        """Where frames of this link go."""
+        """Where frames of this link go; raises IpcError for a link that no worker was given."""
+        if link >= len(self._links):
+            raise IpcError(f"frame for link {link} of {len(self._links)}")
         return self._links[link]
 
     def admit(self, data: bytes, sender: NodeId | None) -> tuple[list[Delivery], list[Gap]]:
@@ -144,7 +169,7 @@ class Switch:
 
     def _check(self, frame: Frame, segment: Segment, sender: NodeId | None) -> DeviceId:
         """The device this segment is for; raises FrameError. Takes note of the position."""
-        leg = self._legs.get((segment.session_id, segment.stage))
+        leg = self._legs.get(segment.session_id, {}).get(segment.stage)
         if leg is None:
             raise FrameError(FrameFault.UNKNOWN_SESSION, f"stage {segment.stage}")
         if segment.epoch != leg.epoch:
@@ -162,9 +187,12 @@ class Switch:
 
     def _refuse(self, segment: Segment, error: FrameError) -> list[Gap]:
         self.num_refused += 1
-        leg = self._legs.get((segment.session_id, segment.stage))
+        leg = self._legs.get(segment.session_id, {}).get(segment.stage)
         is_gap = error.code is FrameFault.POSITION and leg is not None and segment.position > leg.next_position
-        return [Gap(segment.session_id, segment.epoch, segment.stage)] if is_gap else []
+        if not is_gap or leg is None or leg.has_gap:
+            return []
+        leg.has_gap = True
+        return [Gap(segment.session_id, segment.epoch, segment.stage)]
 
     # ------------------------------------------------------------ parts
 
@@ -177,9 +205,15 @@ class Switch:
         self._links[self._link_of[node_id]] = hop
         return self._link_of[node_id]
 
-    def _end(self, key: tuple[SessionId, int]) -> tuple[DeviceId, EndSession]:
-        leg = self._legs.pop(key)
-        return leg.device_id, EndSession(key[0], leg.epoch)
+    def _all(self) -> Iterator[tuple[SessionId, Leg]]:
+        return ((session_id, leg) for session_id, legs in self._legs.items() for leg in legs.values())
+
+    def _end(self, session_id: SessionId, stage: int) -> tuple[DeviceId, EndSession]:
+        legs = self._legs[session_id]
+        leg = legs.pop(stage)
+        if not legs:
+            del self._legs[session_id]
+        return leg.device_id, EndSession(session_id, leg.epoch)
 
 
 def _select(frame: Frame, keep: Sequence[bool]) -> bytes:

@@ -25,7 +25,7 @@ CONTEXT_TOKENS = 128
 MEASURE_S = 0.6
 """Repetitions of one figure end after this long, or after MAX_REPETITIONS."""
 MAX_REPETITIONS = 25
-PREFILL_BUDGET_S = 4.0
+PREFILL_BUDGET_S = 1.5
 """A prefill expected to take longer than this is timed over fewer tokens."""
 PATTERN_LENGTH = 1_000_003
 """Random weights repeat after this many elements (a prime, so that no two rows are equal): filling is then a copy."""

@@ -79,7 +79,7 @@ class Checkpoint:
         return checkpoint
 
     def lazy(self, name: str, on_read: Callable[[int], None]) -> LazyTensor:
-        """The tensor, unread. `on_read` gets its size in bytes afterwards. Raises BadWeightsError if it is not there."""
+        """The tensor, unread; `on_read` gets its bytes afterwards. Raises BadWeightsError if it is not there."""
         return LazyTensor(name, self._slice(name), on_read)
 
     def size_bytes(self, name: str) -> int:

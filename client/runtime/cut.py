@@ -7,6 +7,7 @@ embeddings and masks stay what they were. transformers' own pipeline parallelism
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ def cut_of(model: Any) -> CutModel:
     return cut
 
 
-def _cut(model: nn.Module, architecture: Architecture, start: int, stop: int) -> CutModel:
+def _cut(model: Any, architecture: Architecture, start: int, stop: int) -> CutModel:
     path, layers = _find_layers(model, architecture.num_layers)
     body = model.get_submodule(path.rpartition(".")[0])
     entry = Entry() if start else None
@@ -98,8 +99,9 @@ def _cut(model: nn.Module, architecture: Architecture, start: int, stop: int) ->
         if not start <= index < stop:
             layers[index] = entry if entry is not None and index == start - 1 else Skip()
     is_last = stop == architecture.num_layers
-    keeps_embedding = start == 0 or (is_last and architecture.has_tied_embeddings)
-    _replace_surroundings(body, layers, keeps_embedding, is_last)
+    # A head that is tied to the embedding needs it; learned positions (GPT-2, OPT) only the first stage needs.
+    tied = model.get_input_embeddings() if is_last and architecture.has_tied_embeddings else None
+    _replace_surroundings(body, layers, lambda embedding: start == 0 or embedding is tied, is_last)
     if not is_last:
         _drop_head(model)
     return CutModel(model, architecture, start, stop, body, path, entry)
@@ -115,12 +117,14 @@ def _find_layers(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList]
     return min(lists, key=lambda found: found[0].count("."))
 
 
-def _replace_surroundings(body: nn.Module, layers: nn.ModuleList, keeps_embedding: bool, keeps_norm: bool) -> None:
+def _replace_surroundings(
+    body: nn.Module, layers: nn.ModuleList, keeps_embedding: Callable[[nn.Module], bool], keeps_norm: bool
+) -> None:
     for name, child in list(body.named_children()):
         if child is layers or _is_shared(child):
             continue
         if isinstance(child, nn.Embedding):
-            if not keeps_embedding:
+            if not keeps_embedding(child):
                 setattr(body, name, NoEmbedding())
         elif not keeps_norm:
             setattr(body, name, Skip())

@@ -36,7 +36,7 @@ from protocol.values import SessionId, StepTiming
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Work:
     """One session's share of a step."""
 
@@ -165,15 +165,15 @@ class Engine:
     def _compute(self, work: list[_Work]) -> None:
         begin = perf_counter_ns()
         layout = lay_out([(item.session.table, len(item.rows)) for item in work])
-        sampling = [item for item in work if item.session.is_tail and _is_sampled(item)]
-        logit_rows = [row for item, row in zip(work, layout.last_rows, strict=True) if item in sampling]
-        output = self._stage.forward(layout, torch.cat([item.rows.values for item in work]), logit_rows)
+        sampling = [(item, row) for item, row in zip(work, layout.last_rows, strict=True) if _is_sampled(item)]
+        inputs = torch.cat([item.rows.values for item in work])
+        output = self._stage.forward(layout, inputs, [row for _, row in sampling])
         self._stage.device.synchronize()
         compute_us = _us_since(begin)
         for item in work:
             item.session.table.advance(len(item.rows))
         if self._stage.is_last:
-            self._deliver_tokens(sampling, output, compute_us)
+            self._deliver_tokens([item for item, _ in sampling], output, compute_us)
         else:
             self._deliver_hidden(work, layout, output, compute_us)
 

@@ -83,7 +83,7 @@ def materialise(
         raise
     _raise_own_fault(tensors)
     _check_complete(info)
-    return cut_of(model.eval())
+    return cut_of(model.eval().requires_grad_(False))
 
 
 def _raise_own_fault(tensors: Mapping[str, Indexable]) -> None:

@@ -17,7 +17,7 @@ from protocol.frames import Phase, Segment
 from protocol.values import SessionId, StepTiming
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """Consecutive rows of one session: token ids [n] or hidden states [n, hidden size], the first at `position`.
 
@@ -31,7 +31,7 @@ class Rows:
         return len(self.values)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Session:
     """One generation on this stage. Positions below `num_received` have arrived, below `table.length` are computed."""
 
@@ -45,10 +45,6 @@ class Session:
     @property
     def session_id(self) -> SessionId:
         return SessionId(self.start.session_id)
-
-    @property
-    def is_tail(self) -> bool:
-        return self.start.stage == self.start.num_stages - 1
 
     @property
     def num_waiting(self) -> int:

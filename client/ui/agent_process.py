@@ -115,7 +115,7 @@ class AgentProcess(QObject):
 
     def _read(self) -> None:
         if self._process is not None:
-            self.handle(OutputReceived(self._process.readAllStandardOutput().data()))
+            self.handle(OutputReceived(bytes(self._process.readAllStandardOutput().data())))
 
     def _note_finished(self, code: int, how: QProcess.ExitStatus) -> None:
         self._read()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QElapsedTimer, Signal
-from PySide6.QtGui import QFont, QMouseEvent
+from PySide6.QtCore import QElapsedTimer, Qt, Signal
+from PySide6.QtGui import QFocusEvent, QFont, QMouseEvent
 from PySide6.QtWidgets import QApplication, QPushButton, QWidget
 
 from client.ui.view import View, Wish
+
+_KEYBOARD_REASONS = (Qt.FocusReason.TabFocusReason, Qt.FocusReason.BacktabFocusReason)
 
 
 class ContributeButton(QPushButton):
@@ -32,11 +34,23 @@ class ContributeButton(QPushButton):
         self.setAccessibleDescription(view.headline)
         self.setEnabled(view.button_enabled)
         self._wish = view.wish
-        quiet = view.wish is Wish.PAUSE
-        if self.property("quiet") is not quiet:
-            self.setProperty("quiet", quiet)
+        self._restyle("quiet", view.wish is Wish.PAUSE)
+
+    def _restyle(self, name: str, value: bool) -> None:
+        """Set a property that the style sheet looks at."""
+        if self.property(name) is not value:
+            self.setProperty(name, value)
             self.style().unpolish(self)
             self.style().polish(self)
+
+    def focusInEvent(self, event: QFocusEvent) -> None:  # noqa: N802 - Qt's name
+        """A ring for those who use the keyboard only, as the web's :focus-visible."""
+        self._restyle("ring", event.reason() in _KEYBOARD_REASONS)
+        super().focusInEvent(event)
+
+    def focusOutEvent(self, event: QFocusEvent) -> None:  # noqa: N802 - Qt's name
+        self._restyle("ring", False)
+        super().focusOutEvent(event)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802 - Qt's name
         """The button changes its meaning when pressed, so a burst of clicks must count as one: the second click of a

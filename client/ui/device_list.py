@@ -45,12 +45,13 @@ class DeviceCard(QFrame):
         grid = QGridLayout(self)
         grid.setContentsMargins(14, 10, 14, 10)
         grid.setHorizontalSpacing(12)
-        grid.setVerticalSpacing(2)
+        grid.setVerticalSpacing(4)
         grid.addWidget(self._icon, 0, 0, 2, 1)
         grid.addLayout(self._first_line(), 0, 1)
         grid.addWidget(self._layers, 1, 1)
         grid.addWidget(self._progress, 2, 0, 1, 2)
         grid.setColumnStretch(1, 1)
+        grid.setRowStretch(0, 1)
 
     def _first_line(self) -> QHBoxLayout:
         line = QHBoxLayout()

@@ -9,15 +9,17 @@ import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
+
+from client.config import parse_join_url
+from client.errors import JoinError
 
 FILE_NAME = "gui.toml"
 MAX_FILE_BYTES = 64 * 1024
 MAX_ADDRESS_CHARACTERS = 400
 """protocol.values.Url has the same limit."""
-_SCHEMES = ("https", "http", "wss", "ws")
 _EXAMPLE = "https://pool.example.org"
 
 
@@ -53,7 +55,7 @@ class Preferences:
 
 
 def parse_pool_address(text: str) -> str:
-    """The address without surrounding blanks. Raises AddressError with one sentence."""
+    """The pool's base address, as the agent takes it. Raises AddressError with one sentence."""
     address = text.strip()
     if not address:
         raise AddressError(f"Paste the pool's address, for example {_EXAMPLE}.")
@@ -61,29 +63,15 @@ def parse_pool_address(text: str) -> str:
         raise AddressError(f"The address is longer than {MAX_ADDRESS_CHARACTERS} characters.")
     if re.search(r"[\s\x00-\x1f\x7f\"'<>\\]", address):
         raise AddressError("The address contains a blank, a quotation mark or a character that cannot be shown.")
-    _check_parts(_split(address))
-    return address
-
-
-def _split(address: str) -> SplitResult:
+    for socket_scheme, scheme in (("ws://", "http://"), ("wss://", "https://")):
+        if address.lower().startswith(socket_scheme):
+            address = scheme + address[len(socket_scheme) :]
     try:
-        parts = urlsplit(address)
-        port = parts.port
-    except ValueError:
-        raise AddressError("The address has a host or a port that cannot be right.") from None
-    if port == 0:
-        raise AddressError("The address has port 0; ports go from 1 to 65535.")
-    return parts
-
-
-def _check_parts(parts: SplitResult) -> None:
-    if parts.scheme not in _SCHEMES or not parts.netloc:
-        raise AddressError(f"The address must begin with https:// or http://, for example {_EXAMPLE}.")
-    if parts.username is not None or parts.password is not None:
-        raise AddressError("The address must not contain a user name or a password.")
-    if not parts.hostname:
-        raise AddressError(f"The address names no host, for example {_EXAMPLE}.")
-    _check_host(parts.hostname)
+        address = parse_join_url(address)
+    except JoinError as error:
+        raise AddressError(str(error)) from None
+    _check_host(urlsplit(address).hostname or "")
+    return address
 
 
 def _check_host(host: str) -> None:

@@ -99,8 +99,7 @@ def _style_sheet(c: Colours) -> str:
     }}
     QPushButton#primary[quiet="true"] {{ background: {c.card}; color: {c.text}; border-color: {c.border}; }}
     QPushButton#primary[quiet="true"]:hover, QPushButton#primary[quiet="true"]:pressed {{ background: {c.window}; }}
-    QPushButton#primary:focus {{ border-color: {c.text}; }}
-    QPushButton#primary[quiet="true"]:focus {{ border-color: {c.accent}; }}
+    QPushButton#primary[ring="true"], QPushButton#primary[quiet="true"][ring="true"] {{ border-color: {c.text}; }}
     QPushButton#primary:disabled {{ background: {c.window}; color: {c.muted}; border-color: {c.border}; }}
     QPushButton#link {{
         background: transparent; color: {c.accent}; border: 1px solid transparent; border-radius: 6px; padding: 3px 6px;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QObject, QTimer, Signal
+from PySide6.QtCore import QObject, QTimer, Signal, SignalInstance
 from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QMenu, QSystemTrayIcon
 
@@ -42,7 +42,7 @@ class Tray(QObject):
         self._look = QTimer(self, interval=_LOOK_AGAIN_MS)
         self._look.timeout.connect(self._look_for_tray)
 
-    def _add(self, text: str, signal: Signal) -> QAction:
+    def _add(self, text: str, signal: SignalInstance) -> QAction:
         action = self._menu.addAction(text)
         action.triggered.connect(lambda: signal.emit())
         return action

@@ -10,7 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 
-from client.status import AgentState, DeviceStatus, Status
+from client.status import AgentState, DeviceStatus
 from client.supervisor import Phase, Snapshot
 
 MAX_NAME_CHARACTERS = 64
@@ -147,7 +147,7 @@ def view_of(snapshot: Snapshot) -> View:
         wish=Wish.PAUSE if pausing else Wish.CONTRIBUTE,
         progress=_total_progress(snapshot),
         devices=_devices(snapshot),
-        facts=_facts(status),
+        facts=_facts(snapshot),
         note=_note(snapshot.num_garbage_lines),
         tooltip=f"DecentLLM: {headline}{f' of {subject}' if subject else ''}".translate(_NOT_MARKUP),
     )
@@ -257,10 +257,10 @@ def _device(device: DeviceStatus) -> DeviceView:
     )
 
 
-def _facts(status: Status) -> tuple[Fact, ...]:
+def _facts(snapshot: Snapshot) -> tuple[Fact, ...]:
     return (
-        Fact("Answers in progress", f"{max(0, status.num_sessions):,}"),
-        Fact("Tokens served", f"{max(0, status.num_tokens):,}"),
+        Fact("Answers in progress", f"{max(0, snapshot.status.num_sessions):,}"),
+        Fact("Tokens served", f"{max(0, snapshot.num_tokens):,}"),
     )
 
 

@@ -53,11 +53,10 @@ class MainWindow(QWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(20, 18, 20, 12)
         column.setSpacing(14)
-        for widget in (self._header, self._state, self.pool_form, self.button):
+        above: list[QWidget] = [self._header, self._state, self.pool_form, self.button]
+        for widget in (*above, self._devices, self._facts, self._note, self._links):
             column.addWidget(widget)
-        column.addWidget(self._devices, 1)
-        for widget in (self._facts, self._note, self._links):
-            column.addWidget(widget)
+        column.setStretchFactor(self._devices, 1)
 
     def _connect(self) -> None:
         self.button.wished.connect(self._pass_on)

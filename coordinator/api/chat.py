@@ -54,6 +54,7 @@ class Chunk:
     """A piece of an answer. `nodes` is set when the chain changed, `finish_reason` on the last one."""
 
     text: str = ""
+    tokens: tuple[int, ...] = ()
     nodes: tuple[StageName, ...] | None = None
     finish_reason: FinishReason | None = None
 
@@ -82,6 +83,7 @@ class Answer:
     order: Order
     stops: StopStrings
     totals: Totals
+    with_token_ids: bool = False
     text: TextStream = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,10 +104,10 @@ class Answer:
         self.totals.add(len(item.tokens), item.timing)
         text = self.stops.push(self.text.push(list(item.tokens)))
         if self.stops.found:
-            return Chunk(text, finish_reason=FinishReason.STOP)
+            return Chunk(text, item.tokens, finish_reason=FinishReason.STOP)
         if item.finish_reason is not None:
             text += self.stops.push(self.text.finish()) + self.stops.finish()
-        return Chunk(text, finish_reason=item.finish_reason)
+        return Chunk(text, item.tokens, finish_reason=item.finish_reason)
 
     def _names(self, item: Rerouted) -> tuple[StageName, ...]:
         nodes = self.hub.core.nodes
@@ -135,7 +137,14 @@ class ChatService:
             sampling=self._sampling(model, request),
             stop_tokens=model.stop_tokens,
         )
-        return Answer(self.hub, model, order, StopStrings(request.stop_strings), Totals(len(prompt)))
+        return Answer(
+            self.hub,
+            model,
+            order,
+            StopStrings(request.stop_strings),
+            Totals(len(prompt)),
+            bool(request.return_token_ids),
+        )
 
     async def _tokens(self, model: ServedModel, request: ChatRequest) -> list[int]:
         messages = [{"role": m.template_role, "content": m.text} for m in request.messages]

@@ -60,6 +60,8 @@ class ChatRequest(_Part):
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     stop: Annotated[str, Field(min_length=1, max_length=256)] | list[str] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
+    return_token_ids: bool | None = None
+    """As in vLLM: each choice also gets `token_ids`, so that programs can compare answers token by token."""
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

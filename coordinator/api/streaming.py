@@ -52,6 +52,8 @@ def chunk_object(answer: Answer, created_s: int, chunk: Chunk, first: bool) -> d
     if chunk.text or not (first or chunk.finish_reason):
         delta["content"] = chunk.text
     choice = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason, "logprobs": None}
+    if answer.with_token_ids:
+        choice["token_ids"] = chunk.tokens
     body = _head(answer, created_s, "chat.completion.chunk") | {"choices": [choice]}
     added = extras(answer, chunk)
     return body | {"decentllm": added} if added else body
@@ -66,7 +68,7 @@ async def sse(
         async for chunk in _with_keep_alive(chunks):
             if chunk is None:
                 yield KEEP_ALIVE
-            elif chunk.text or chunk.nodes or chunk.finish_reason:
+            elif chunk.text or chunk.nodes or chunk.finish_reason or answer.with_token_ids:
                 yield event(chunk_object(answer, created_s, chunk, first=False))
     except PoolError as error:
         log.warning("answer %s broke off: %s", answer.order.session_id[:8], error.code)
@@ -79,12 +81,15 @@ async def sse(
 
 async def completion(answer: Answer, created_s: int) -> dict[str, Any]:
     """The whole answer as one object."""
-    text, last, nodes = "", Chunk(), Chunk()
+    text, tokens, last, nodes = "", list[int](), Chunk(), Chunk()
     async for chunk in answer.chunks():
         text += chunk.text
+        tokens += chunk.tokens
         last, nodes = chunk, chunk if chunk.nodes is not None else nodes
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "finish_reason": last.finish_reason, "logprobs": None}
+    if answer.with_token_ids:
+        choice["token_ids"] = tokens
     body = _head(answer, created_s, "chat.completion") | {"choices": [choice], "usage": usage(answer)}
     return body | {"decentllm": extras(answer, nodes) | extras(answer, last)}
 

@@ -1,0 +1,1 @@
+"""The pool's models: where they come from, what their files hold, their manifest and their tokenizer."""

@@ -52,15 +52,21 @@ def resolve(spec: str) -> FolderSource | GgufSource | HubSource:
     """What a person means by `spec`: a folder or .gguf file that is there, else `owner/name` or `owner/name@revision`.
 
     Raises UnsupportedModelError for another kind of file, ModelNotFoundError for anything else."""
-    path = Path(spec).expanduser()
-    if "\0" not in spec and path.is_dir():
-        return FolderSource(path.absolute())
-    if "\0" not in spec and path.is_file():
-        return GgufSource(_gguf(path).absolute())
+    path = _existing(spec)
+    if path is not None:
+        return FolderSource(path) if path.is_dir() else GgufSource(_gguf(path))
     match = _HUB_ID.match(spec)
     if match is None or spec.endswith(".gguf"):
         raise ModelNotFoundError(spec, "there is no such folder or file, and it is not a hub id like owner/name")
     return HubSource(match[1], match[2])
+
+
+def _existing(spec: str) -> Path | None:
+    try:
+        path = Path(spec).expanduser()
+        return path.absolute() if spec and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, has a NUL, or is in an unknown user's home
+        return None
 
 
 def _gguf(path: Path) -> Path:

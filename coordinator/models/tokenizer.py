@@ -133,7 +133,7 @@ class TextStream:
         self._window += [id_ for id_ in token_ids if id_ not in self._special]
         text = self._decode(self._window)
         if text.endswith("\ufffd") and len(self._window) < self.MAX_HELD_TOKENS:
-            return self._send(text[: max(self._num_sent, len(text) - self.HELD_CHARS)])
+            return self._send(text[: max(len(text.rstrip("\ufffd")), len(text) - self.HELD_CHARS)])
         piece = self._send(text)
         self._forget()
         return piece

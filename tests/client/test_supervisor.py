@@ -189,7 +189,19 @@ def test_a_silent_agent_is_replaced(supervisor: Supervisor) -> None:
 def test_a_failure_waits_for_the_volunteer(supervisor: Supervisor) -> None:
     run(supervisor, ContributePressed(), FAILED)
     assert supervisor.snapshot().phase is Phase.FAILED
-    assert run(supervisor, ContributePressed()) == [RESUME_LINE, WakeAfter(START_LIMIT_S)]
+    assert run(supervisor, ContributePressed()) == [PAUSE_LINE, RESUME_LINE, WakeAfter(START_LIMIT_S)]
+
+
+def test_a_failure_that_crosses_a_pause_counts_as_paused(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed(), SERVING, PausePressed(), FAILED)
+    assert supervisor.snapshot().phase is Phase.PAUSED
+
+
+def test_tokens_are_summed_over_pauses_and_crashes(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed(), reported(AgentState.SERVING, num_tokens=10))
+    run(supervisor, PausePressed(), PAUSED, ContributePressed(), reported(AgentState.SERVING, num_tokens=4))
+    run(supervisor, reported(AgentState.SERVING, num_tokens=5), AgentExited(1))
+    assert supervisor.snapshot().num_tokens == 15
 
 
 def test_an_agent_that_ends_after_a_failure_is_not_restarted_and_its_sentence_stays(supervisor: Supervisor) -> None:

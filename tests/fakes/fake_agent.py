@@ -1,6 +1,6 @@
 """An agent without pool, torch or network: speaks client/status.py over stdin and stdout, and misbehaves on demand.
 
-    python -m tests.fakes.fake_agent --play serving --record /tmp/record --crash-after serving
+    python -m tests.fakes.fake_agent --play serving --record FILE --crash-after serving
 
 `--record` gets a line for each thing that happens: `start PID`, `line TYPE`, `eof`, `end`.
 """

@@ -132,6 +132,12 @@ def test_a_pasted_pool_is_joined_and_remembered(start_gui: Callable[..., GuiDriv
     assert not again.window.pool_form.isVisible()
 
 
+def test_a_pool_on_the_command_line_that_is_none_is_asked_for(start_gui: Callable[..., GuiDriver]) -> None:
+    driver = start_gui(join_url="ftp://pool")
+    assert any("must look like http://" in text for text in shown_texts(driver.window))
+    assert driver.window.pool_form.isVisible()
+
+
 def test_an_unreadable_settings_file_is_shown(start_gui: Callable[..., GuiDriver], tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text("join_url =")
     driver = start_gui(join_url=None)

@@ -32,7 +32,7 @@ def test_stopped_offers_to_contribute() -> None:
 
 
 def test_serving_says_layers_and_model() -> None:
-    view = contributing("serving")
+    view = view_of(Snapshot(Phase.CONTRIBUTING, status_of("serving"), num_tokens=128_934))
     assert (view.headline, view.subject) == ("Serving layers 0-11 of 24", "Qwen2.5-Coder-0.5B-Instruct")
     assert view.tooltip == "DecentLLM: Serving layers 0-11 of 24 of Qwen2.5-Coder-0.5B-Instruct"
     assert (view.button_text, view.icon) == ("Pause", Icon.SERVING)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QObject, Qt, Signal
-from PySide6.QtGui import QAccessible
+from PySide6.QtCore import QEvent, QObject, Qt, Signal
+from PySide6.QtGui import QAccessible, QFocusEvent
 from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QLineEdit, QProgressBar, QWidget
 from pytestqt.qtbot import QtBot
 
@@ -19,7 +19,7 @@ from protocol.values import LayerRange
 from tests.fakes.fake_agent import status_of
 from tests.ui.conftest import shown_texts
 
-SERVING = view_of(Snapshot(Phase.CONTRIBUTING, status_of("serving")))
+SERVING = view_of(Snapshot(Phase.CONTRIBUTING, status_of("serving"), num_tokens=128_934))
 DOWNLOADING = view_of(Snapshot(Phase.CONTRIBUTING, status_of("downloading:41")))
 STOPPED = view_of(Snapshot())
 MARKUP = "<img src=file:///etc/hostname><b>bold</b>"
@@ -101,13 +101,19 @@ def test_the_button_asks_for_what_it_says(window: MainWindow, qtbot: QtBot) -> N
         qtbot.keyClick(window.button, Qt.Key.Key_Space)
 
 
+def test_the_keyboard_gets_a_ring_and_the_mouse_none(window: MainWindow) -> None:
+    for reason, ring in ((Qt.FocusReason.TabFocusReason, True), (Qt.FocusReason.MouseFocusReason, False)):
+        QApplication.sendEvent(window.button, QFocusEvent(QEvent.Type.FocusIn, reason))
+        assert window.button.property("ring") is ring
+
+
 def test_without_a_pool_the_button_takes_the_address_first(window: MainWindow, qtbot: QtBot) -> None:
     window.show_pool(None, fixed=False)
     field = window.findChild(QLineEdit)
-    field.setText("pool.example.org")
+    field.setText("ftp://pool.example.org")
     with qtbot.assertNotEmitted(window.contribute_wished):
         window.button.click()
-    assert any("must begin with https://" in text for text in shown_texts(window))
+    assert any("must look like http://" in text for text in shown_texts(window))
     emitted: list[str] = []
     window.pool_chosen.connect(lambda address: emitted.append(address))
     window.contribute_wished.connect(lambda: emitted.append("contribute"))

@@ -87,7 +87,8 @@ const SANITISER: Config = {
 
 /** One block of the text as a fragment of document. */
 export function renderMarkdown(raw: string, isOpen: boolean): DocumentFragment {
-  const html = markdown.render(raw.replaceAll("\0", "\uFFFD").toWellFormed(), { isOpen });
+  const source = raw.replaceAll("\0", "\uFFFD").toWellFormed();
+  const html = markdown.render(isOpen ? closeMarks(source) : source, { isOpen });
   const fragment = DOMPurify.sanitize(html, SANITISER) as unknown as DocumentFragment;
   for (const link of fragment.querySelectorAll("a")) hardenLink(link);
   return fragment;
@@ -107,8 +108,8 @@ function hardenLink(link: HTMLAnchorElement): void {
   if (!namesPlace(link.textContent ?? "", place)) {
     const host = document.createElement("span");
     host.className = "link-host";
-    host.textContent = `(${place.slice(0, 80)})`;
-    link.append(host);
+    host.textContent = ` (${place.slice(0, 80)})`;
+    link.after(host);
   }
 }
 
@@ -131,4 +132,20 @@ function textsOf(node: Node): Text[] {
   const texts: Text[] = [];
   for (let text = walker.nextNode(); text !== null; text = walker.nextNode()) texts.push(text as Text);
   return texts;
+}
+
+/**
+ * Marks that a growing text has opened but not yet closed would show as stars and brackets for a moment, and then
+ * jump. This guesses their end; the finished text is shown as it was written.
+ */
+export function closeMarks(raw: string): string {
+  if (/^ {0,3}(?:`{3}|~{3})/m.test(raw)) return raw;
+  const start = raw.lastIndexOf("\n\n") + 1;
+  const tail = raw.slice(start);
+  const withoutCode = tail.replace(/`[^`\n]*`/g, "");
+  if (withoutCode.includes("`")) return /`$/.test(raw) ? raw.slice(0, -1) : `${raw}\``;
+  const withoutLink = raw.slice(0, start) + tail.replace(/!?\[([^\][\n]{0,300})\](?:\([^()\s]{0,2000})?$/, "$1");
+  const trimmed = withoutLink.replace(/(^|[\s(])\*{1,3}$/, "$1").trimEnd();
+  const isStrongOpen = (withoutCode.match(/\*\*(?!\s*$)/g) ?? []).length % 2 === 1;
+  return isStrongOpen ? `${trimmed.replace(/\*$/, "")}**` : trimmed;
 }

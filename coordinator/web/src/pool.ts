@@ -3,7 +3,7 @@
 import { computed, signal } from "@preact/signals";
 
 import { fetchPool, type Pool, type PoolModel } from "./api";
-import { sentenceOf } from "./errors";
+import { sentenceOf, Unreachable } from "./errors";
 import { settings } from "./settings";
 
 /** While something is about to change, people watch; a ready pool is asked less often. */
@@ -33,7 +33,7 @@ export async function refreshPool(): Promise<void> {
     lastText = text;
     poolError.value = null;
   } catch (error) {
-    poolError.value = sentenceOf(error);
+    poolError.value = error instanceof Unreachable ? "The coordinator cannot be reached. Trying again…" : sentenceOf(error);
   }
   clearTimeout(timer);
   const isCalm = poolError.value === null && model.value?.state === "ready";

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 
 import { BlockSplitter, WINDOW_CHARACTERS } from "../src/blocks";
-import { renderMarkdown, safeTarget } from "../src/markdown";
+import { closeMarks, renderMarkdown, safeTarget } from "../src/markdown";
 
 /** A reader's view of a text that arrives piece by piece: the document after every piece. */
 class Page {
@@ -98,11 +98,12 @@ describe("what a model writes", () => {
   it("shows an image as a link to its source and never as an image (G4)", () => {
     const root = show("![a chart](https://evil.test/?q=secret)");
     expect(root.querySelector("img")).toBeNull();
-    expect(root.querySelector("a")?.textContent).toBe("a chart(evil.test)");
+    expect(root.textContent?.trim()).toBe("a chart (evil.test)");
+    expect(root.querySelector("a")?.href).toBe("https://evil.test/?q=secret");
   });
 
   it("names the host that a link leads to, unless its text does (G13)", () => {
-    expect(show("[bank](https://evil.test/login)").textContent?.trim()).toBe("bank(evil.test)");
+    expect(show("[bank](https://evil.test/login)").textContent?.trim()).toBe("bank (evil.test)");
     expect(show("[https://bank.test](https://evil.test)").textContent).toContain("(evil.test)");
     expect(show("[bank.test](https://bank.test.evil.test)").textContent).toContain("(bank.test.evil.test)");
     expect(show("[b\u0430nk.test](https://b\u0430nk.test)").textContent).toContain("(xn--");
@@ -111,8 +112,8 @@ describe("what a model writes", () => {
   });
 
   it("drops what could turn a link's text around (G13)", () => {
-    const link = show("[\u202Etset.knab\u202C\u200B](https://evil.test)").querySelector("a");
-    expect(link?.textContent).toBe("tset.knab(evil.test)");
+    const root = show("[\u202Etset.knab\u202C\u200B](https://evil.test)");
+    expect(root.textContent?.trim()).toBe("tset.knab (evil.test)");
   });
 
   it("replaces what is no character (G14)", () => {
@@ -132,6 +133,33 @@ describe("what a model writes", () => {
   it("keeps a table's alignment without a style attribute", () => {
     const cells = show("| a | b |\n|:-:|--:|\n| 1 | 2 |").querySelectorAll("td");
     expect([...cells].map((cell) => cell.className)).toEqual(["align-center", "align-right"]);
+  });
+});
+
+describe("closeMarks", () => {
+  it.each([
+    ["It **steers its", "It **steers its**"],
+    ["It **steers itself*", "It **steers itself**"],
+    ["It **steers itself** ba", "It **steers itself** ba"],
+    ["It **", "It"],
+    ["- a\n- **b", "- a\n- **b**"],
+    ["call `lean(", "call `lean(`"],
+    ["call `", "call "],
+    ["see [the paper](https://a.te", "see the paper"],
+    ["see [the paper](https://a.test)", "see [the paper](https://a.test)"],
+    ["2 * 3 * 4", "2 * 3 * 4"],
+    ["```js\nlet a = **", "```js\nlet a = **"],
+    ["```js", "```js"],
+  ])("shows %j as %j while it grows", (raw, shown) => {
+    expect(closeMarks(raw)).toBe(shown);
+  });
+
+  it("never loses more than the marks themselves", () => {
+    for (let end = 1; end <= DOCUMENT.length; end += 1) {
+      const raw = DOCUMENT.slice(0, end);
+      const bare = (text: string): string => text.replace(/[\s*`[\]()!]/g, "");
+      expect(bare(raw).startsWith(bare(closeMarks(raw)))).toBe(true);
+    }
   });
 });
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,8 +57,10 @@ class Mailbox:
 class Chain:
     """Stages cut at `cuts`. The number of a link is the number of the stage that it leads to."""
 
-    def __init__(self, folder: Path, cuts: Sequence[int], max_batch_tokens: int = 512, max_kv_bytes: int = 2**22) -> None:
-        self.stages = [load_stage(folder, a, b, max_kv_bytes) for a, b in zip(cuts, cuts[1:], strict=False)]
+    def __init__(
+        self, folder: Path, cuts: Sequence[int], max_batch_tokens: int = 512, max_kv_bytes: int = 2**22
+    ) -> None:
+        self.stages = [load_stage(folder, a, b, max_kv_bytes) for a, b in pairwise(cuts)]
         self.mailboxes = [Mailbox() for _ in self.stages]
         pairs = zip(self.stages, self.mailboxes, strict=True)
         self.engines = [Engine(stage, mailbox, max_batch_tokens) for stage, mailbox in pairs]
@@ -73,13 +76,12 @@ class Chain:
         for stage, engine in enumerate(self.engines):
             next_stage = (stage + 1) % num_stages
             is_tail = stage == num_stages - 1
-            engine.start(
-                StartSession(
-                    session_id(number), epoch, stage, num_stages, num_prompt, total,
-                    next_link=next_stage if num_stages > 1 else None, next_stage=next_stage,
-                    sampling=tail.get("sampling", Sampling()) if is_tail else None, stop=stop if is_tail else None,
-                )  # fmt: skip
-            )
+            message = StartSession(
+                session_id(number), epoch, stage, num_stages, num_prompt, total,
+                next_link=next_stage if num_stages > 1 else None, next_stage=next_stage,
+                sampling=tail.get("sampling", Sampling()) if is_tail else None, stop=stop if is_tail else None,
+            )  # fmt: skip
+            engine.start(message)
 
     def prompt(self, number: int, tokens: Sequence[int], position: int = 0, epoch: int = 1) -> None:
         self.engines[0].receive(encode_frame(prompt_frame(number, tokens, position, epoch)))

@@ -32,13 +32,15 @@ def generate_multimodal(folder: Path, prompts: Sequence[Sequence[int]], num_new:
 
 def _generate(model: PreTrainedModel, prompt: Sequence[int], num_new: int) -> list[int]:
     output = model.generate(torch.tensor([list(prompt)]), max_new_tokens=num_new, do_sample=False, pad_token_id=0)
-    return output[0, len(prompt) :].tolist()
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
 
 
 @torch.inference_mode()
 def logits(folder: Path, tokens: Sequence[int]) -> Tensor:
     """[tokens, vocabulary]"""
-    return full_model(folder)(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+    found: Tensor = full_model(folder)(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+    return found
 
 
 def random_prompts(lengths: Sequence[int], seed: int = 3) -> list[list[int]]:

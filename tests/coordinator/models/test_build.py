@@ -127,7 +127,7 @@ def test_a_tensor_that_the_index_promises_must_be_there(tiny: Path) -> None:
 
 def test_a_tensor_in_two_files_is_refused(tiny: Path) -> None:
     shutil.copy(tiny / FIRST, tiny / SECOND)
-    with pytest.raises(BrokenModelError, match="is in .* too"):
+    with pytest.raises(BrokenModelError, match=r"is in .* too"):
         check_folder(tiny)
 
 

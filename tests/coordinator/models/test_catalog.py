@@ -122,11 +122,16 @@ def test_a_config_that_claims_more_layers_than_there_are_is_refused(catalog: Cat
     assert catalog.names() == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_is_named(catalog: Catalog, tiny: Path) -> None:
-    (tiny / "model-00001-of-00002.safetensors").chmod(0)
-    with pytest.raises(BrokenModelError, match="cannot be read"):
+def test_a_file_that_cannot_be_read_is_named_without_its_folder(
+    catalog: Catalog, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_folder(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "a.safetensors"))
+
+    monkeypatch.setattr("coordinator.models.catalog.check_folder", check_folder)
+    with pytest.raises(BrokenModelError) as caught:
         catalog.add(str(tiny))
+    assert str(caught.value) == "a.safetensors is damaged or incomplete: it cannot be read (Permission denied)"
 
 
 def test_a_name_that_messages_could_not_carry_is_changed(catalog: Catalog, tiny: Path) -> None:

@@ -28,7 +28,19 @@ def test_owner_and_name_are_a_hub_id_with_an_optional_revision() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "nothing", "../../etc/nothing", "/nothing", "a/b/c", "a/b.gguf", "a\0b", "a" * 300 + "/b", "a/b\n"]
+    "spec",
+    [
+        "",
+        "nothing",
+        "../../etc/nothing",
+        "/nothing",
+        "a/b/c",
+        "a/b.gguf",
+        "a\0b",
+        "a" * 300 + "/b",
+        "a/b\n",
+        "~nobody-here/a",
+    ],
 )
 def test_anything_else_is_not_found(spec: str) -> None:
     with pytest.raises(ModelNotFoundError):
@@ -44,9 +56,7 @@ def test_another_kind_of_file_is_refused_with_advice(tmp_path: Path, name: str, 
         resolve(str(tmp_path / name))
 
 
-def test_without_a_network_the_hub_is_said_to_be_out_of_reach(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_network_the_hub_is_said_to_be_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -86,5 +96,5 @@ def test_a_converter_that_is_killed_is_reported_with_its_status(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _converter(monkeypatch, tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    with pytest.raises(ConversionError, match="status -9 .*too little memory"):
+    with pytest.raises(ConversionError, match=r"status -9 .*too little memory"):
         run_converter(tmp_path / "a.gguf", tmp_path / "out", lambda *_: None)

@@ -27,9 +27,9 @@ export function App() {
         <Header />
         {isEmpty ? <Welcome /> : <MessageList />}
         <Composer isEmpty={isEmpty} />
+        <Notices />
       </div>
       {isSettingsOpen.value && <SettingsDialog />}
-      <Notices />
       <Announcer />
     </div>
   );

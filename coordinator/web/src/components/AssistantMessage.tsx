@@ -29,11 +29,13 @@ export const AssistantMessage = memo(({ message, live, isLast, isLocked }: Assis
     {live === null ? (
       <div class="actions">
         <Versions id={message.id} isLocked={isLocked} />
-        <CopyButton text={splitReasoning(message.text).answer} />
-        <button type="button" class="small-button" data-testid="regenerate" onClick={() => void askAgain(message.id)}
-          disabled={isLocked} aria-label="Answer again" title="Answer again">
-          <AgainIcon />
-        </button>
+        {message.text !== "" && <CopyButton text={splitReasoning(message.text).answer} />}
+        {!isBroken(message.facts) && (
+          <button type="button" class="small-button" data-testid="regenerate" onClick={() => void askAgain(message.id)}
+            disabled={isLocked} aria-label="Answer again" title="Answer again">
+            <AgainIcon />
+          </button>
+        )}
         {message.facts !== null && <AnsweredBy facts={message.facts} />}
       </div>
     ) : (
@@ -62,6 +64,11 @@ function AnswerText({ message, live }: { message: Message; live: LiveAnswer | nu
 
 function Waiting() {
   return <p class="waiting"><span class="sr-only">Waiting for the first word</span><i /><i /><i /></p>;
+}
+
+/** Then the note on what happened offers to try again. */
+function isBroken(facts: AnswerFacts | null): boolean {
+  return facts !== null && ["error", "interrupted", "streaming"].includes(facts.finish);
 }
 
 /** How the answer ended, where that needs a word. */

@@ -80,7 +80,7 @@ function PoolBanner() {
 }
 
 function bannerText(): string | null {
-  if (poolError.value !== null) return `${poolError.value} Still trying.`;
+  if (poolError.value !== null) return poolError.value;
   if (pool.value === null) return null;
   if (model.value === null) return "This pool serves no model yet.";
   return model.value.state === "ready" ? null : describeModel(model.value);

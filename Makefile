@@ -1,0 +1,70 @@
+# decentllm: `make demo` tries it, `make test` tests it, `make check` is what a contributor runs before a commit.
+# Settings: PYTHON, VENV, MODELS (folder of the demo models), TORCH_ARGS (extra words for `pip install torch`, such as
+# an index with smaller CPU builds), MODEL and ASK for the demo.
+
+PYTHON ?= python3
+VENV ?= .venv
+MODELS ?= models
+TORCH_ARGS ?=
+MODEL ?= qwen2.5-coder-0.5b
+ASK ?=
+PORT ?= 0
+
+RUN := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+export QT_QPA_PLATFORM ?= offscreen
+
+.PHONY: demo test check lint types contracts web web-test system models-for-tests benchmark screenshots clean
+
+demo: $(VENV)/.demo
+	@$(RUN) -m demo.run --model "$(MODEL)" --models "$(MODELS)" --port "$(PORT)" --ask "$(ASK)"
+
+test: $(VENV)/.dev system models-for-tests
+	DECENTLLM_TEST_MODELS="$(abspath $(MODELS))" $(RUN) -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev lint types contracts test
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+contracts: $(VENV)/.dev
+	$(VENV)/bin/lint-imports --no-cache
+
+web:
+	cd coordinator/web && npm ci --no-audit --no-fund && npm run build
+
+web-test:
+	cd coordinator/web && npm ci --no-audit --no-fund && npm test
+
+system:
+	@$(PYTHON) installer/linux/system_packages.py
+
+models-for-tests: $(VENV)/.dev
+	@$(RUN) -m demo.models_for_tests --models "$(MODELS)"
+
+benchmark: $(VENV)/.dev models-for-tests
+	$(RUN) -m benchmarks.overhead --models "$(MODELS)"
+
+clean:
+	rm -rf var build dist .pytest_cache .mypy_cache .ruff_cache
+
+# torch first and by itself: what is resolved together with it must not pull a second, larger build.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@echo "Installing torch (the largest download)."
+	$(PIP) install $(TORCH_ARGS) "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install -c constraints.txt -e ".[client,coordinator,convert]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,126 @@
+"""`make demo`: a coordinator and two nodes on this machine, each small enough to hold about half of the layers.
+
+Without ASK it prints the chat page's address and runs until Ctrl-C; with --ask it streams one answer and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+
+from coordinator.app import model_facts, show_progress
+from coordinator.models.catalog import Catalog, Model
+from coordinator.models.errors import ModelError
+from coordinator.scheduler.cost import memory_for
+from demo.fetch_model import MODELS, FetchError, fetch
+from demo.local_pool import LocalPool, PoolFailed, local_pool
+from protocol.values import Variant
+
+SMALL_MODEL = "qwen2.5-coder-0.5b"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status; everything that was started is stopped by then."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        model = _prepare(arguments)
+        with local_pool(arguments.folder, [str(model.folder)], "--name", "Demo pool", port=arguments.port) as pool:
+            _start_nodes(pool, model)
+            if arguments.ask:
+                ask(pool, model.folder.name, arguments.ask)
+                return 0
+            print(f"\nChat page: {pool.url}/\nCtrl-C stops everything.", flush=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nStopped.")
+    except (FetchError, ModelError, PoolFailed) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def ask(pool: LocalPool, model: str, question: str) -> None:
+    """One question through the whole pool; the answer is printed as it comes."""
+    print(f"\n> {question}\n", flush=True)
+    for text in stream_answer(pool.url, model, question):
+        print(text, end="", flush=True)
+    print()
+    served = {n["name"]: n["devices"][0]["layers"] for n in pool.state()["nodes"]}
+    print(f"\nAnswered by {', '.join(f'{name} (layers {layers})' for name, layers in sorted(served.items()))}.")
+
+
+def stream_answer(url: str, model: str, question: str) -> Iterator[str]:
+    """Pieces of a greedy answer. Raises PoolFailed with the API's own sentence."""
+    messages = [{"role": "user", "content": question}]
+    body = {"model": model, "messages": messages, "temperature": 0, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300) as response:
+        if response.status_code != 200:
+            raise PoolFailed(json.loads(response.read())["error"]["message"])
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                yield _text_of(json.loads(line[6:]))
+
+
+def _text_of(event: dict[str, object]) -> str:
+    if isinstance(event.get("error"), dict):
+        raise PoolFailed(str(event["error"]["message"]))  # type: ignore[index]
+    choices = event.get("choices")
+    return str(choices[0]["delta"].get("content", "")) if isinstance(choices, list) and choices else ""
+
+
+def _prepare(arguments: argparse.Namespace) -> Model:
+    """The model in the catalog: fetched and converted if this is the first time."""
+    spec = arguments.model
+    if spec in MODELS:
+        print(f"Getting the demo model {spec} (once).", flush=True)
+        spec = str(fetch(MODELS[spec], arguments.models))
+    print("Checking the model's files (a GGUF file is converted once).", flush=True)
+    return Catalog(arguments.folder / "pool" / "models").add(spec, progress=show_progress)
+
+
+def _start_nodes(pool: LocalPool, model: Model) -> None:
+    """Two nodes, limited in memory to a little more than half of the layers each."""
+    half = (model.shape.num_layers + 1) // 2 + 1
+    size = memory_for(model_facts(model), Variant.FLOAT32, half)
+    print(f"Starting two nodes of {size / 1e9:.2f} GB each.", flush=True)
+    for name in ("alice", "bob"):
+        pool.add_node(name, "--max-memory", str(size))
+    pool.wait_ready(say=_OncePerLine())
+
+
+class _OncePerLine:
+    """Prints a line only when it differs from the last one."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, line: str) -> None:
+        if line != self._last:
+            self._last = line
+            print(f"  {line}", flush=True)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="A pool of two nodes on this machine.")
+    parser.add_argument("--model", default=SMALL_MODEL, help="a demo model, a folder, a .gguf file or a hub id")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="where demo models are kept")
+    parser.add_argument("--folder", type=Path, default=Path("var/demo"), help="where the pool keeps its files")
+    parser.add_argument("--ask", default="", help="ask this, print the answer, stop")
+    parser.add_argument("--port", type=int, default=0, help="of the chat page (default: any free one)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

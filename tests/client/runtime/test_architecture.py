@@ -1,0 +1,63 @@
+"""Which models are served, and that the others are refused by name before any weight is read."""
+
+import json
+
+import pytest
+
+from client.runtime.architecture import read_architecture
+from client.runtime.errors import BadConfigError, UnsupportedArchitectureError
+from tests.fakes.tiny_models import ARCHITECTURES, UNSUPPORTED, config_json
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_architecture_that_is_served_is_read_from_its_config(architecture: str) -> None:
+    found = read_architecture(config_json(architecture))
+    assert (found.num_layers, found.hidden_size, found.vocab_size) == (6, 64, 384)
+
+
+@pytest.mark.parametrize("architecture", UNSUPPORTED)
+def test_an_architecture_that_cannot_be_served_is_refused_by_name(architecture: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=f"models of type '{architecture}' cannot be served"):
+        read_architecture(config_json(architecture))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("qwen3_next", "recurrent state"),
+        ("mamba", "recurrent state"),
+        ("gemma3n_text", "KV cache of others"),
+        ("bloom", "attention interface"),
+        ("t5", "not causal language models"),
+    ],
+)
+def test_a_refusal_says_why(architecture: str, reason: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=reason):
+        read_architecture(config_json(architecture))
+
+
+def test_a_model_type_that_nobody_knows_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedArchitectureError, match="'gpt_17'"):
+        read_architecture('{"model_type": "gpt_17", "auto_map": {"AutoConfig": "evil.Config"}}')
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run() -> None:
+    config = {**json.loads(config_json("llama")), "auto_map": {"AutoModelForCausalLM": "evil.Model"}}
+    assert read_architecture(json.dumps(config)).model_class.__module__.startswith("transformers.models.llama")
+
+
+def test_a_quantised_checkpoint_is_refused() -> None:
+    config = {**json.loads(config_json("llama")), "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    with pytest.raises(UnsupportedArchitectureError, match="quantised"):
+        read_architecture(json.dumps(config))
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '{"model_type": 7}', "null"])
+def test_what_is_no_configuration_is_a_bad_config(text: str) -> None:
+    with pytest.raises(BadConfigError):
+        read_architecture(text)
+
+
+def test_values_that_make_no_sense_are_a_bad_config() -> None:
+    with pytest.raises(BadConfigError, match="llama refuses it"):
+        read_architecture('{"model_type": "llama", "num_hidden_layers": "many"}')

@@ -1,0 +1,88 @@
+"""A disk in memory that can be full, and that forgets at a crash what was not synced, as a real one may."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+DEFAULT_CAPACITY_BYTES = 2**40
+
+
+class VirtualDisk:
+    """Implements protocol.env.Disk."""
+
+    def __init__(self, rng: random.Random, capacity_bytes: int = DEFAULT_CAPACITY_BYTES) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._rng = rng
+        self._files: dict[Path, bytearray] = {}
+        self._durable: dict[Path, bytes] = {}
+        self._unsynced: dict[Path, list[tuple[int, bytes]]] = {}
+
+    def read(self, path: Path) -> bytes | None:
+        return bytes(self._files[path]) if path in self._files else None
+
+    def read_at(self, path: Path, offset: int, num_bytes: int) -> bytes:
+        return bytes(self._file(path)[offset : offset + num_bytes])
+
+    def write_atomic(self, path: Path, data: bytes) -> None:
+        self._need(len(data) - len(self._files.get(path, b"")), path)
+        self._files[path] = bytearray(data)
+        self._durable[path] = bytes(data)
+        self._unsynced.pop(path, None)
+
+    def reserve(self, path: Path, size_bytes: int) -> None:
+        """Sparse: takes no room until it is written to. (Room is counted by the file's size, so it is refused early.)"""
+        old = self._files.get(path, bytearray())
+        self._need(size_bytes - len(old), path)
+        if len(old) != size_bytes:
+            self._files[path] = bytearray(old[:size_bytes].ljust(size_bytes, b"\0"))
+            self._durable[path] = bytes(self._files[path])
+            self._unsynced.pop(path, None)
+
+    def write_at(self, path: Path, offset: int, data: bytes) -> None:
+        file = self._file(path)
+        self._need(offset + len(data) - len(file), path)
+        _put(file, offset, data)
+        self._unsynced.setdefault(path, []).append((offset, bytes(data)))
+
+    def sync(self, path: Path) -> None:
+        self._durable[path] = bytes(self._file(path))
+        self._unsynced.pop(path, None)
+
+    def free_bytes(self, path: Path) -> int:
+        return self.capacity_bytes - sum(len(file) for file in self._files.values())
+
+    def remove(self, path: Path) -> None:
+        for files in (self._files, self._durable, self._unsynced):
+            files.pop(path, None)  # type: ignore[attr-defined]
+
+    def paths(self) -> Sequence[Path]:
+        return sorted(self._files)
+
+    def crash(self) -> None:
+        """Power cut: of the writes since a file's last sync some are there, in any order, and one may be torn."""
+        self._files = {path: bytearray(data) for path, data in self._durable.items()}
+        for path, writes in self._unsynced.items():
+            survivors = [write for write in writes if self._rng.random() < 0.5]
+            for offset, data in survivors:
+                whole = self._rng.random() < 0.5
+                _put(self._files[path], offset, data if whole else data[: self._rng.randrange(len(data) + 1)])
+        self._unsynced.clear()
+        self._durable = {path: bytes(data) for path, data in self._files.items()}
+
+    def _file(self, path: Path) -> bytearray:
+        if path not in self._files:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return self._files[path]
+
+    def _need(self, num_bytes: int, path: Path) -> None:
+        if num_bytes > 0 and num_bytes > self.free_bytes(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _put(file: bytearray, offset: int, data: bytes) -> None:
+    file.extend(b"\0" * (offset + len(data) - len(file)))
+    file[offset : offset + len(data)] = data

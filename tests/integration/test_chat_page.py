@@ -1,0 +1,94 @@
+"""A person at the chat page, in a real Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.integration.conftest import Served
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+ANSWER_MS = 180_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, real_pool: Served) -> Iterator[Page]:
+    """The chat page; what it writes to the console as an error fails the test."""
+    problems: list[str] = []
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.on("console", lambda message: _note(message, problems))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(real_pool.pool.url)
+    yield page
+    page.close()
+    assert problems == []
+
+
+def _note(message: ConsoleMessage, problems: list[str]) -> None:
+    if message.type in ("error", "warning"):
+        problems.append(message.text)
+
+
+def screenshot(page: Page, name: str, folder: Path) -> None:
+    """Into the folder of the published screenshots when they are being renewed, else where nobody looks."""
+    target = Path(os.environ.get("DECENTLLM_SCREENSHOTS", folder))
+    page.screenshot(path=str(target / name))
+    assert (target / name).stat().st_size > 10_000
+
+
+def test_a_typed_question_is_answered_in_a_stream(page: Page, tmp_path: Path) -> None:
+    composer = page.get_by_test_id("composer")
+    composer.fill("Write a Python function that reverses a string.")
+    composer.press("Enter")
+    answer = page.get_by_test_id("message-assistant")
+    expect(answer).to_contain_text("Here", timeout=ANSWER_MS)
+    early = answer.inner_text()
+    expect(page.get_by_test_id("stop")).to_be_visible()
+    expect(page.get_by_test_id("answered-by").last).to_contain_text("alice", timeout=ANSWER_MS)
+    expect(page.get_by_test_id("stop")).to_be_hidden(timeout=ANSWER_MS)
+    whole = answer.inner_text()
+    assert len(whole) > len(early), "the answer grew while it was read"
+    assert "def reverse_string" in whole
+    expect(page.get_by_test_id("answered-by").last).to_contain_text("bob")
+    screenshot(page, "chat-page.png", tmp_path)
+
+
+def test_the_stop_button_ends_an_answer_and_the_next_one_works(page: Page, real_pool: Served) -> None:
+    composer = page.get_by_test_id("composer")
+    composer.fill("Count from one to one thousand in words.")
+    page.get_by_test_id("send").click()
+    expect(page.get_by_test_id("message-assistant")).not_to_be_empty(timeout=ANSWER_MS)
+    page.get_by_test_id("stop").click()
+    expect(page.get_by_test_id("stop")).to_be_hidden()
+    composer.fill("Say yes.")
+    page.get_by_test_id("send").click()
+    expect(page.get_by_test_id("message-assistant")).to_have_count(2)
+    expect(page.get_by_test_id("stop")).to_be_hidden(timeout=ANSWER_MS)
+    expect(page.get_by_test_id("message-assistant").last).not_to_be_empty()
+
+
+def test_the_page_says_who_can_read_the_messages_and_which_model_answers(page: Page, real_pool: Served) -> None:
+    expect(page.get_by_test_id("privacy-note")).to_be_visible()
+    expect(page.get_by_test_id("model-name")).to_contain_text(real_pool.model)
