@@ -14,7 +14,7 @@ from pathlib import Path
 
 from client.config import NodeConfig, parse_join_url, parse_size
 from client.errors import ClientError
-from client.paths import data_dir
+from client.paths import FolderError, data_dir, private_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,16 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run_node(node_config(arguments))
         return _gui(arguments)
-    except ClientError as error:
+    except (ClientError, FolderError) as error:
         print(f"decentllm: {error}", file=sys.stderr)
         return 2
 
 
 def node_config(arguments: argparse.Namespace) -> NodeConfig:
-    """The node's settings from the command line; raises ClientError for an address that cannot be one."""
+    """The node's settings from the command line; raises ClientError or FolderError for what cannot be used."""
     return NodeConfig(
         join_url=parse_join_url(arguments.join),
-        data_dir=arguments.data_dir or data_dir(),
+        data_dir=private_folder(arguments.data_dir) if arguments.data_dir else data_dir(),
         name=clean_name(arguments.name or platform.node()),
         max_memory_bytes=arguments.max_memory,
         max_layers=arguments.max_layers,
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 def _node_arguments(run: argparse.ArgumentParser) -> None:
     run.set_defaults(what="node")
     run.add_argument("--join", metavar="ADDRESS", required=True, help="the pool's address, such as http://host:8000")
-    run.add_argument("--data-dir", type=Path, help="where weights are kept")
+    run.add_argument("--data-dir", type=Path, default=argparse.SUPPRESS, help="where weights are kept")
     run.add_argument("--name", default="", help="what the pool calls this node (default: the machine's name)")
     run.add_argument("--max-memory", type=_size, metavar="SIZE", help="per device, such as 6GB")
     run.add_argument("--max-layers", type=_count, metavar="N", help="hold at most this many layers per device")
@@ -89,8 +89,8 @@ def _size(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1")
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 999999")
     return int(text)
 
 

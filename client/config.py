@@ -10,6 +10,10 @@ from urllib.parse import urlsplit
 from client.errors import JoinError
 
 BYTE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+MAX_SIZE_BYTES = 2**53
+"""What the wire takes (protocol.values.Bytes): 9 petabytes."""
+_HOST = re.compile(r"[\w.:%-]+")
+"""A name (in any script), an IPv4 or an IPv6 address."""
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*\Z", re.IGNORECASE)
 
 
@@ -43,9 +47,9 @@ def parse_join_url(text: str) -> str:
         has_port_in_range = parts.port is None or parts.port > 0
     except ValueError:
         raise JoinError("bad_address", "The pool's address is not a valid URL.") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not has_port_in_range:
+    if parts.scheme not in ("http", "https") or not has_port_in_range or not _HOST.fullmatch(parts.hostname or ""):
         raise JoinError("bad_address", "The pool's address must look like http://host:port.")
-    if parts.username or parts.password:
+    if "@" in parts.netloc:
         raise JoinError("bad_address", "The pool's address must not contain a user name or password.")
     return f"{parts.scheme}://{parts.netloc}"
 
@@ -55,4 +59,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.match(text)
     if match is None:
         raise ValueError(f"{text[:40]!r} is not a size; write it like 6GB, 512MiB or 2000000000")
-    return int(float(match[1]) * BYTE_UNITS[(match[2] or "").upper()])
+    size = float(match[1]) * BYTE_UNITS[(match[2] or "").upper()]
+    if not 1 <= size <= MAX_SIZE_BYTES:
+        raise ValueError(f"{text[:40]!r} is out of range: from 1 byte to {MAX_SIZE_BYTES:,} bytes")
+    return int(size)

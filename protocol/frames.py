@@ -94,14 +94,20 @@ class Frame:
 
 
 def encode_frame(frame: Frame) -> bytes:
-    """The frame's bytes. Raises FrameError if it would be refused by every receiver (payload of the wrong size)."""
+    """The frame's bytes. Raises FrameError if every receiver would refuse it: a defect of ours is found where it is."""
     num_rows = frame.num_rows
     size = num_rows * frame.row_width * frame.dtype.itemsize
-    if size != len(memoryview(frame.payload).cast("B")):
+    if size != memoryview(frame.payload).nbytes:
         raise FrameError(FrameFault.LENGTH_MISMATCH, f"{num_rows} rows need {size} payload bytes")
-    table = b"".join(_pack_segment(segment) for segment in frame.segments)
-    head = HEADER.pack(MAGIC, FRAME_VERSION, frame.kind, frame.dtype, 0, len(frame.segments), 0,
-                       frame.row_width, num_rows, size, 0, 0)[:CRC_OFFSET]  # fmt: skip
+    if not size or not all(segment.num_tokens > 0 for segment in frame.segments):
+        raise FrameError(FrameFault.BAD_SHAPE, f"{num_rows} rows in {len(frame.segments)} segments")
+    _check_types(frame.kind, frame.dtype)
+    try:
+        table = b"".join(_pack_segment(segment) for segment in frame.segments)
+        head = HEADER.pack(MAGIC, FRAME_VERSION, frame.kind, frame.dtype, 0, len(frame.segments), 0,
+                           frame.row_width, num_rows, size, 0, 0)[:CRC_OFFSET]  # fmt: skip
+    except (struct.error, ValueError) as error:
+        raise FrameError(FrameFault.BAD_SEGMENT, str(error)) from None
     crc = zlib.crc32(frame.payload, zlib.crc32(table, zlib.crc32(head)))
     return b"".join((head, crc.to_bytes(4, "little"), table, frame.payload))
 
@@ -147,9 +153,13 @@ def _checked_kinds(header: _Header) -> tuple[FrameKind, WireDtype]:
         dtype = WireDtype(header.dtype)
     except ValueError:
         raise FrameError(FrameFault.BAD_DTYPE, f"dtype code {header.dtype}") from None
+    _check_types(kind, dtype)
+    return kind, dtype
+
+
+def _check_types(kind: FrameKind, dtype: WireDtype) -> None:
     if (dtype is WireDtype.INT32) != (kind is FrameKind.TOKENS):
         raise FrameError(FrameFault.BAD_DTYPE, f"{dtype.name} in a {kind.name} frame")
-    return kind, dtype
 
 
 def _check_sizes(header: _Header, dtype: WireDtype, limits: FrameLimits, size: int) -> None:
@@ -184,7 +194,10 @@ def _segments(header: _Header, view: memoryview) -> tuple[Segment, ...]:
 
 
 def _pack_segment(s: Segment) -> bytes:
-    return SEGMENT.pack(bytes.fromhex(s.session_id), s.epoch, s.position, s.num_tokens, s.seq, s.stage, s.phase,
+    raw = bytes.fromhex(s.session_id)
+    if len(raw) != 16:  # struct would cut or pad it without a word
+        raise ValueError(f"a session id has 32 hex digits, not {len(s.session_id)}")
+    return SEGMENT.pack(raw, s.epoch, s.position, s.num_tokens, s.seq, s.stage, s.phase,
                         min(s.compute_us, U32_MAX), min(s.codec_us, U32_MAX), 0)  # fmt: skip
 
 

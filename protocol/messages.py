@@ -269,7 +269,7 @@ def decode_peer_message(text: str | bytes) -> PeerMessage:
 
 
 class _AnyHello(msgspec.Struct):
-    protocol_version: int
+    protocol_version: Count
 
 
 def claimed_version(text: str | bytes) -> int | None:
@@ -286,6 +286,11 @@ def _decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
     try:
         return decoder.decode(text)
     except msgspec.ValidationError as error:
-        raise MessageError(MessageFault.INVALID, str(error)[:200]) from None
+        raise MessageError(MessageFault.INVALID, _plain(error)) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise MessageError(MessageFault.NOT_JSON, str(error)[:200]) from None
+        raise MessageError(MessageFault.NOT_JSON, _plain(error)) from None
+
+
+def _plain(error: Exception) -> str:
+    """The library's sentence may quote a field's name, which is the sender's: one short line of ASCII, for logs."""
+    return "".join(char if " " <= char <= "~" else f"\\x{ord(char):02x}" for char in str(error)[:200])[:200]

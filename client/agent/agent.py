@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import logging
+import re
 import signal
 from collections.abc import Callable
 from types import ModuleType
@@ -15,7 +15,7 @@ import msgspec
 from client.agent.contribution import Contribution
 from client.agent.hardware import Limits, find_devices
 from client.config import NodeConfig
-from client.errors import JoinError
+from client.errors import ClientError, JoinError
 from client.status import AgentState, Command, Pause, Quit, Resume, Status, decode_command, encode_line
 from protocol.env import Env
 from protocol.values import NodeId
@@ -23,8 +23,8 @@ from protocol.values import NodeId
 log = logging.getLogger(__name__)
 
 MIN_STATUS_INTERVAL_S = 0.1
+_NODE_ID = re.compile(rb"[0-9a-f]{32}")
 
-ReadLine = Callable[[], "asyncio.Future[bytes] | asyncio.Task[bytes]"]
 WriteLine = Callable[[bytes], None]
 
 
@@ -53,43 +53,47 @@ class Agent:
                 command = await (self._contribute() if isinstance(command, Resume) else self._rest())
         finally:
             publisher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await publisher
+            await asyncio.gather(publisher, return_exceptions=True)
         self._show(Status(AgentState.STOPPED, "The agent has stopped."))
         self._write_line(encode_line(self._idle_status))
 
     async def _contribute(self) -> Command:
-        """Be in the pool until a command other than Resume comes, or the pool refuses us."""
-        devices = find_devices(load_nvml() if self._config.use_gpu else None, self._limits())
-        self._contribution = Contribution(self._config, self._node_id(), devices, self._env, self._changed.set)
-        work = asyncio.create_task(self._contribution.run())
+        """Be in the pool until a command other than Resume comes, or it turns out that we cannot be."""
+        self._show(Status(AgentState.CONNECTING, "Starting."))
+        work = asyncio.create_task(self._work())
         order = asyncio.create_task(self._next_command(ignore=Resume))
         try:
             await asyncio.wait({work, order}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            order.cancel()  # harmless when it has come
             self._contribution = None
-        return await self._outcome(work, order)
+        failure = None if work.cancelled() else _failure(work.exception())
+        if order.done():
+            return order.result()
+        assert failure is not None, "a contribution ends by being cancelled or by an error"
+        return await self._fail(failure)
 
-    async def _outcome(self, work: asyncio.Task[None], order: asyncio.Task[Command]) -> Command:
-        error = None if work.cancelled() else work.exception()
-        if error is None:
-            self._show(Status(AgentState.PAUSED, "Paused. The GPU's memory is free."))
-            return await order
-        if not isinstance(error, JoinError):
-            order.cancel()
-            raise error
-        self._show(Status(AgentState.FAILED, str(error)))
-        command = await order
-        return command if isinstance(command, Quit) else await self._rest()
+    async def _work(self) -> None:
+        devices = find_devices(load_nvml() if self._config.use_gpu else None, self._limits())
+        self._contribution = Contribution(self._config, self._node_id(), devices, self._env, self._changed.set)
+        await self._contribution.run()
+
+    async def _fail(self, failure: ClientError) -> Command:
+        """Say why until told what to do. Nobody can tell an agent that is not attached: it raises the ClientError."""
+        if not self._config.attached:
+            raise failure
+        self._show(Status(AgentState.FAILED, str(failure)))
+        return await self._next_command()
 
     async def _rest(self) -> Command:
+        self._show(Status(AgentState.PAUSED, "Paused. The GPU's memory is free."))
         return await self._next_command(ignore=Pause)
 
-    async def _next_command(self, ignore: type) -> Command:
+    async def _next_command(self, ignore: type | None = None) -> Command:
         """The next command that changes anything."""
-        while isinstance(command := await self._commands.get(), ignore):
+        while isinstance(command := await self._commands.get(), ignore or ()):
             continue
         return command
 
@@ -113,14 +117,26 @@ class Agent:
         return Limits(self._config.max_memory_bytes, self._config.max_layers)
 
     def _node_id(self) -> NodeId:
-        """Made once and kept: the pool knows this installation by it."""
+        """Made once and kept: the pool knows this installation by it. Raises JoinError where it cannot be kept."""
         path = self._config.data_dir / "node-id"
-        kept = self._env.disk.read(path)
-        if kept is not None and len(kept.strip()) == 32:
-            return NodeId(kept.decode("ascii").strip())
-        node_id = NodeId(self._env.random.token_hex(16))
-        self._env.disk.write_atomic(path, node_id.encode())
+        try:
+            kept = (self._env.disk.read(path) or b"").strip()
+            if _NODE_ID.fullmatch(kept):
+                return NodeId(kept.decode("ascii"))
+            node_id = NodeId(self._env.random.token_hex(16))
+            self._env.disk.write_atomic(path, node_id.encode())
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise JoinError("bad_folder", f"The folder {path.parent} cannot be used: {reason}.") from None
         return node_id
+
+
+def _failure(error: BaseException | None) -> ClientError | None:
+    """For people: an error that was not foreseen is a defect of ours, whose traceback goes to the log only."""
+    if error is None or isinstance(error, ClientError):
+        return error
+    log.error("the contribution failed", exc_info=error)
+    return ClientError("internal_error", f"The agent failed unexpectedly ({type(error).__name__}); see its log.")
 
 
 def load_nvml() -> ModuleType | None:
@@ -141,9 +157,18 @@ def listen_to_signals(agent: Agent) -> None:
 
 async def obey_lines(agent: Agent, reader: asyncio.StreamReader) -> None:
     """Commands from whoever started us; end-of-file means that it is gone, and so are we (DESIGN.md, processes)."""
-    while line := await reader.readline():
+    try:
+        while (command := await _read_command(reader)) is not None:
+            agent.command(command)
+    finally:
+        agent.command(Quit())
+
+
+async def _read_command(reader: asyncio.StreamReader) -> Command | None:
+    """The next command, None at the end of file. What is no command is skipped: it must not end the agent."""
+    while True:
         try:
-            agent.command(decode_command(line))
-        except msgspec.DecodeError as error:
+            line = await reader.readline()
+            return decode_command(line) if line else None
+        except (msgspec.DecodeError, ValueError) as error:  # ValueError: longer than the reader's limit
             log.warning("a line on standard input is no command: %s", error)
-    agent.command(Quit())

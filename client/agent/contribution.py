@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from client.agent.core import (
+    MAX_DOUBLINGS,
     AgentCore,
     Command,
     Download,
@@ -33,12 +34,12 @@ from client.agent.core import (
 )
 from client.agent.link import Link, open_link
 from client.agent.peers import PeerCallbacks, Peers
-from client.agent.report import joined_status
+from client.agent.report import joined_status, offline_status
 from client.agent.weights import WeightStore
 from client.agent.workers import Callbacks, Workers
 from client.config import NodeConfig
-from client.errors import WeightsError
-from client.status import AgentState, Status
+from client.errors import JoinError, WeightsError
+from client.status import Status
 from protocol import PROTOCOL_VERSION
 from protocol.env import ConnectionClosed, Env, NetworkError
 from protocol.messages import Heartbeat, Hello, Leaving
@@ -72,32 +73,24 @@ class Contribution:
         self._node_id = node_id
         self._link: Link | None = None
         self._pool_name = ""
-        self._waiting_for = "Starting the worker."
+        self._waiting_for = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._downloads: dict[DeviceId, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
+        self._is_leaving = False
 
     async def run(self) -> None:
         """Serve the pool. Raises JoinError when it will never have us; any other trouble is waited out."""
         self._execute(self.core.start())
         try:
-            address = await self._peers.listen(self._config.peer_host)
-            await self._until(lambda: self.core.is_ready and bool(self.core.usable_devices))
-            await self._stay_connected(address)
+            await self._stay_connected(await self._listen_to_peers())
         finally:
             await self._leave()
 
     def status(self) -> Status:
         """The truth at this moment."""
         if self._link is None:
-            status = joined_status(self.core, self._pool_name, self._workers.pids)
-            return Status(
-                AgentState.CONNECTING,
-                self._waiting_for,
-                self._pool_name,
-                status.devices,
-                worker_pids=status.worker_pids,
-            )
+            return offline_status(self.core, self._pool_name, self._workers.pids, self._waiting_for)
         return joined_status(self.core, self._pool_name, self._workers.pids)
 
     # ------------------------------------------------------------ the pool
@@ -105,19 +98,32 @@ class Contribution:
     async def _stay_connected(self, address: str) -> None:
         num_failures = 0
         while True:
-            self._waiting_for = f"Connecting to {self._config.join_url}."
+            self._wait_for(f"Connecting to {self._config.join_url}.")
+            await self._until(lambda: self.core.is_ready and bool(self.core.usable_devices))
             try:
                 self._link = await open_link(self._config.node_socket_url, self._hello(address), self._env)
                 num_failures = 0
                 await self._serve(self._link)
             except (NetworkError, ConnectionClosed) as error:
                 num_failures += 1
-                log.warning("not connected to the pool: %s", error)
-                self._waiting_for = f"The pool does not answer; trying again. ({error})"
-            finally:
-                self._link = None
-                self._handle(PoolLost())
+                self._disconnected(error)
             await self._env.clock.sleep(self._backoff_s(num_failures))
+
+    async def _listen_to_peers(self) -> str:
+        try:
+            return await self._peers.listen(self._config.peer_host)
+        except NetworkError as error:
+            raise JoinError("cannot_listen", f"Other nodes could not reach this one: {error}.") from None
+
+    def _disconnected(self, error: NetworkError | ConnectionClosed) -> None:
+        log.warning("not connected to the pool: %s", error)
+        self._link = None
+        self._handle(PoolLost())
+        self._wait_for(f"The pool does not answer; trying again. ({error})")
+
+    def _wait_for(self, sentence: str) -> None:
+        self._waiting_for = sentence
+        self._changed()
 
     async def _serve(self, link: Link) -> None:
         self._pool_name = link.welcome.pool_name
@@ -148,24 +154,31 @@ class Contribution:
 
     def _backoff_s(self, num_failures: int) -> float:
         """Full jitter (FAULTS.md, F21): a thousand nodes must not come back in the same instant."""
-        return self._env.random.uniform(RECONNECT_BASE_S / 2, min(MAX_RECONNECT_S, RECONNECT_BASE_S * 2**num_failures))
+        limit_s = min(MAX_RECONNECT_S, RECONNECT_BASE_S * 2 ** min(num_failures, MAX_DOUBLINGS))
+        return self._env.random.uniform(RECONNECT_BASE_S / 2, limit_s)
 
     async def _leave(self) -> None:
-        """Say good-bye, then free everything. Workers are killed: only that surely frees a GPU's memory."""
+        """Say good-bye and free everything at once. Workers are killed: only that surely frees a GPU's memory.
+
+        What still comes in is dropped: the core would answer it with new downloads and new workers."""
+        self._is_leaving = True
         link, self._link = self._link, None
-        try:
-            if link is not None:
-                await link.leave(Leaving("The volunteer paused or quit."))
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._workers.kill_all()
-            await self._peers.close()
+        self._wait_for("Leaving the pool.")
+        good_bye = [link.leave(Leaving("The volunteer paused or quit."))] if link is not None else []
+        for task in self._tasks:
+            task.cancel()
+        parts = [*good_bye, self._workers.kill_all(), self._peers.close()]
+        results = await asyncio.gather(*parts, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for error in results:
+            if error is not None:
+                log.error("leaving did not go cleanly", exc_info=error)
 
     # ------------------------------------------------------------ events in
 
     def _handle(self, event: Event) -> None:
+        if self._is_leaving:
+            return
         self._execute(self.core.handle(event))
         self._changed()
         self._woken.set()
@@ -177,9 +190,9 @@ class Contribution:
             on_exit=self._worker_exited,
         )
 
-    def _worker_exited(self, device_id: DeviceId, status: int) -> None:
+    def _worker_exited(self, device_id: DeviceId, status: int, reason: str) -> None:
         log.warning("worker %s ended with status %d", device_id, status)
-        self._handle(WorkerDied(device_id, status))
+        self._handle(WorkerDied(device_id, status, reason))
 
     def _frame_out(self, device_id: DeviceId, link: int, frame: bytes) -> None:
         hop = self.core.switch.neighbour(link)
@@ -242,11 +255,7 @@ class Contribution:
         if delay_s:
             await self._env.clock.sleep(delay_s)
             self._handle(RestartDue(device_id))
-        try:
-            await self._workers.start(device_id)
-        except OSError as error:
-            log.error("the worker of %s cannot be started: %s", device_id, error)
-            self._handle(WorkerDied(device_id, 127))
+        self._workers.start(device_id)
 
     async def _fetch_manifest(self, command: FetchManifest) -> None:
         try:

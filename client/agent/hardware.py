@@ -53,12 +53,21 @@ def _gpus(nvml: Nvml | None, limits: Limits) -> tuple[DeviceSpec, ...]:
         log.info("no NVIDIA driver: %s", error)
         return ()
     try:
-        return tuple(_gpu(nvml, index, limits) for index in range(nvml.nvmlDeviceGetCount()))
+        listed = [_gpu_or_none(nvml, index, limits) for index in range(nvml.nvmlDeviceGetCount())]
+        nvml.nvmlShutdown()
     except nvml.NVMLError as error:
         log.warning("NVML failed while listing GPUs: %s", error)
         return ()
-    finally:
-        nvml.nvmlShutdown()
+    return tuple(spec for spec in listed if spec is not None)
+
+
+def _gpu_or_none(nvml: Nvml, index: int, limits: Limits) -> DeviceSpec | None:
+    """One GPU; None for one that does not answer ("GPU is lost"), which must not cost the others."""
+    try:
+        return _gpu(nvml, index, limits)
+    except nvml.NVMLError as error:
+        log.warning("GPU %d is left out: %s", index, error)
+        return None
 
 
 def _gpu(nvml: Nvml, index: int, limits: Limits) -> DeviceSpec:
@@ -68,7 +77,7 @@ def _gpu(nvml: Nvml, index: int, limits: Limits) -> DeviceSpec:
     return DeviceSpec(
         device_id=DeviceId(f"cuda:{index}"),
         kind=DeviceKind.CUDA,
-        name=_clean(name.decode() if isinstance(name, bytes) else name),
+        name=_clean(name.decode(errors="replace") if isinstance(name, bytes) else name),
         memory_bytes=_limited(free, limits.max_memory_bytes),
         variant=Variant.BFLOAT16,
         max_layers=limits.max_layers,

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = FrameLimits().max_payload_bytes + 2**20
 WELCOME_TIMEOUT_S = 20.0
+LEAVE_TIMEOUT_S = 2.0
+"""For the good-bye: a coordinator that does not take it must not keep a volunteer waiting."""
 FINAL_CODES = (CloseCode.PROTOCOL_VERSION, CloseCode.BAD_MESSAGE)
 """Refusals that trying again cannot change."""
 
@@ -46,22 +48,30 @@ class Link:
         """Read and write until the connection ends (ConnectionClosed) or the pool refuses us (JoinError)."""
         writer = asyncio.create_task(self._write())
         try:
-            while True:
-                data = await self._connection.recv()
-                if isinstance(data, bytes):
-                    on_frame(data)
-                else:
-                    on_message(_checked(data))
+            await self._read(on_message, on_frame)
+        except ConnectionClosed as error:
+            if error.code == CloseCode.REPLACED:
+                raise JoinError("replaced", "Another agent with this node's identity has joined the pool.") from None
+            raise
         finally:
             writer.cancel()
 
     async def leave(self, message: NodeMessage) -> None:
-        """Say a last message and close."""
+        """Say a last message and close; within a few seconds, whatever the coordinator does."""
         try:
-            await self._connection.send(encode_message(message))
-        except ConnectionClosed:
-            log.info("the coordinator was gone before we said good-bye")
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await self._connection.send(encode_message(message))
+        except (ConnectionClosed, TimeoutError):
+            log.info("the coordinator did not hear our good-bye")
         await self._connection.close(1000, "leaving")
+
+    async def _read(self, on_message: Callable[[CoordinatorMessage], None], on_frame: Callable[[bytes], None]) -> None:
+        while True:
+            data = await self._connection.recv()
+            if isinstance(data, bytes):
+                on_frame(data)
+            else:
+                on_message(_checked(data))
 
     async def _write(self) -> None:
         try:
@@ -75,19 +85,25 @@ async def open_link(url: str, hello: Hello, env: Env) -> Link:
     """Connect and be welcomed. Raises NetworkError (try again later) or JoinError (it would not help)."""
     connection = await env.network.connect(url, MAX_MESSAGE_BYTES)
     try:
+        return Link(connection, await _welcome(connection, hello))
+    except BaseException:
+        await connection.close()  # also when cancelled: the pool must not take us for a node that is there
+        raise
+
+
+async def _welcome(connection: Connection, hello: Hello) -> Welcome:
+    try:
         await connection.send(encode_message(hello))
         answer = _checked(await asyncio.wait_for(connection.recv(), WELCOME_TIMEOUT_S))
     except ConnectionClosed as error:
         if error.code in FINAL_CODES:
-            raise JoinError("refused", error.reason) from None
+            raise JoinError("refused", error.reason or "The pool refuses this node without a reason.") from None
         raise NetworkError(f"the coordinator closed the connection: {error}") from None
     except TimeoutError:
-        await connection.close()
         raise NetworkError("the coordinator does not answer") from None
     if not isinstance(answer, Welcome):
-        await connection.close()
         raise JoinError("unexpected_answer", "What answers at this address is not a DecentLLM coordinator.")
-    return Link(connection, answer)
+    return answer
 
 
 def _checked(data: str | bytes) -> CoordinatorMessage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -16,7 +17,9 @@ MAX_LINE_BYTES = 64 * 1024
 
 
 def run_node(config: NodeConfig) -> int:
-    """Contribute until Ctrl-C, or (attached) until standard input ends. Returns the exit status."""
+    """Contribute until Ctrl-C, or (attached) until standard input ends. Returns the exit status.
+
+    Raises ClientError when it cannot go on and nobody is there to be asked."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     asyncio.run(_main(config))
     return 0
@@ -42,11 +45,11 @@ async def _standard_input() -> asyncio.StreamReader:
 
 
 def write_line_to_stdout(line: bytes) -> None:
-    """One write per line, so that lines stay whole; a GUI that is gone is noticed on standard input."""
-    try:
-        os.write(1, line)
-    except BrokenPipeError:
-        return
+    """The whole line, unbuffered; a GUI that is gone is noticed on standard input."""
+    rest = memoryview(line)
+    with contextlib.suppress(OSError):
+        while rest:
+            rest = rest[os.write(1, rest) :]
 
 
 class StatusPrinter:
@@ -59,7 +62,13 @@ class StatusPrinter:
         text = describe(decode_status(line))
         if text != self._last:
             self._last = text
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        try:
             print(text, flush=True)  # noqa: T201 - this is the program's output
+        except BrokenPipeError:  # the reader has seen enough (`| head`); the node goes on, and says no more
+            sys.stdout = None
 
 
 def describe(status: Status) -> str:

@@ -17,6 +17,9 @@ from protocol.values import Hop, NodeId
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 2.0
+MAX_REASON_BYTES = 120
+"""RFC 6455, section 5.5: a control frame has at most 125 bytes, two of which are the code."""
 DIRECT_AGAIN_AFTER_S = 30.0
 """After a direct link failed its neighbour is reached through the relay for this long."""
 MAX_FRAME_BYTES = FrameLimits().max_payload_bytes + 2**20
@@ -62,7 +65,10 @@ class Peers:
         await asyncio.gather(*(o.task for o in self._outgoing.values() if o.task), return_exceptions=True)
         self._outgoing.clear()
         if self._listener is not None:
-            await self._listener.close()
+            try:
+                await asyncio.wait_for(self._listener.close(), CLOSE_TIMEOUT_S)
+            except TimeoutError:
+                log.info("a neighbour did not close its link in time")
 
     def send(self, hop: Hop, frame: bytes) -> None:
         """Send towards the neighbour, in order: directly when that works, else through the coordinator."""
@@ -134,7 +140,7 @@ class Peers:
         try:
             hello = decode_peer_message(await asyncio.wait_for(connection.recv(), HELLO_TIMEOUT_S))
         except (MessageError, TimeoutError) as error:
-            await connection.close(CloseCode.BAD_MESSAGE, str(error)[:120] or "no hello")
+            await connection.close(CloseCode.BAD_MESSAGE, _reason(str(error)) or "no hello")
             return None
         if hello.protocol_version not in SUPPORTED_VERSIONS:
             await connection.close(CloseCode.PROTOCOL_VERSION, f"version {hello.protocol_version} is not spoken here")
@@ -143,6 +149,11 @@ class Peers:
             await connection.close(CloseCode.BAD_TICKET, "the ticket is not this node's")
             return None
         return NodeId(hello.node_id)
+
+
+def _reason(sentence: str) -> str:
+    """As much of it as a close frame holds: it may quote what the other side sent."""
+    return sentence.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
 async def _send_all(connection: Connection, outbox: asyncio.Queue[bytes]) -> None:

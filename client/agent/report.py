@@ -27,10 +27,10 @@ _MOST_TELLING = (
     AgentState.DOWNLOADING,
     AgentState.MEASURING,
     AgentState.WAITING,
-    AgentState.FAILED,
-    AgentState.CONNECTING,
 )
-"""With several devices the node shows the state of the one that has come furthest."""
+"""With several devices the node shows the state of the one that has come furthest.
+
+A dead worker is started again by itself: the node as a whole has not FAILED, it is CONNECTING again."""
 
 
 def device_status(device: Device) -> DeviceStatus:
@@ -51,7 +51,7 @@ def joined_status(core: AgentCore, pool_name: str, pids: Mapping[DeviceId, int])
     """The status of a node that is in the pool."""
     devices = tuple(device_status(device) for device in core.devices.values())
     states = {device.state for device in devices}
-    state = next(state for state in _MOST_TELLING if state in states)
+    state = next((state for state in _MOST_TELLING if state in states), AgentState.CONNECTING)
     return Status(
         state=state,
         message=_message(core, state),
@@ -63,8 +63,22 @@ def joined_status(core: AgentCore, pool_name: str, pids: Mapping[DeviceId, int])
     )
 
 
+def offline_status(core: AgentCore, pool_name: str, pids: Mapping[DeviceId, int], waiting_for: str) -> Status:
+    """The status of a node that is not in the pool: `waiting_for` says why, unless its own workers are the reason."""
+    return Status(
+        state=AgentState.CONNECTING,
+        message=waiting_for if core.usable_devices else _problem(core) or "Starting the worker.",
+        pool_name=pool_name,
+        devices=tuple(device_status(device) for device in core.devices.values()),
+        num_tokens=core.num_tokens,
+        worker_pids=tuple(pids.values()),
+    )
+
+
 def _message(core: AgentCore, state: AgentState) -> str:
-    problems = [device.message for device in core.devices.values() if device.message]
-    if problems:
-        return problems[0]
-    return "The pool has no layers for this machine yet." if state is AgentState.WAITING else ""
+    waiting = "The pool has no layers for this machine yet." if state is AgentState.WAITING else ""
+    return _problem(core) or waiting
+
+
+def _problem(core: AgentCore) -> str:
+    return next((device.message for device in core.devices.values() if device.message), "")

@@ -6,8 +6,11 @@ again; when that does not help, the mirror's file is bad and the sentence says w
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ from pathlib import Path
 from client.errors import WeightsError
 from protocol.env import Env, NetworkError
 from protocol.errors import ProtocolError
-from protocol.manifest import Manifest, chunk_span, chunks_of, decode_manifest, manifest_hash
+from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, chunk_span, chunks_of, decode_manifest, manifest_hash
 
 log = logging.getLogger(__name__)
 
@@ -43,27 +46,38 @@ class WeightStore:
     def __init__(self, folder: Path, env: Env) -> None:
         self._folder = folder
         self._env = env
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def manifest(self, base_url: str, digest: str) -> Manifest:
         """The manifest of that hash, from disk or from the pool. Raises WeightsError."""
-        path = self._folder / digest / "manifest.json"
-        data = self._env.disk.read(path)
-        if data is None or manifest_hash(data) != digest:
-            data = await self._download_manifest(f"{base_url}/weights/{digest}/manifest")
-            if manifest_hash(data) != digest:
-                raise WeightsError("bad_manifest", "The pool's model description does not match its checksum.")
-            self._env.disk.write_atomic(path, data)
         try:
-            return decode_manifest(data)
+            return decode_manifest(await self._manifest_bytes(base_url, digest))
         except ProtocolError as error:
             raise WeightsError("bad_manifest", f"The pool's model description is not usable: {error}") from None
+        except OSError as error:
+            raise self._disk_error(digest, error) from None
 
     async def fetch(
         self, base_url: str, digest: str, manifest: Manifest, tensor_names: Sequence[str], progress: Progress
     ) -> Path:
-        """Make sure that these tensors are on disk; returns the folder. `progress(done_bytes, total_bytes)`."""
+        """Make sure that these tensors are on disk; returns the folder. `progress(done_bytes, total_bytes)`.
+
+        Two devices that want parts of one model take turns: they share its files. Raises WeightsError."""
         folder = self._folder / digest
-        wanted = chunks_of(manifest, tensor_names)
+        try:
+            async with self._turns[digest]:
+                await self._fetch(base_url, folder, manifest, chunks_of(manifest, tensor_names), progress)
+        except ProtocolError as error:
+            raise WeightsError("bad_plan", f"The worker asks for what the model does not have: {error}") from None
+        except OSError as error:
+            raise self._disk_error(digest, error) from None
+        return folder
+
+    # ------------------------------------------------------------ parts
+
+    async def _fetch(
+        self, base_url: str, folder: Path, manifest: Manifest, wanted: dict[int, list[int]], progress: Progress
+    ) -> None:
         total = sum(_size(manifest, file, chunk) for file, chunks in wanted.items() for chunk in chunks)
         missing = [Wanted(file, self._missing(folder, manifest, file, chunks)) for file, chunks in wanted.items()]
         todo = sum(_size(manifest, want.file, chunk) for want in missing for chunk in want.chunks)
@@ -71,25 +85,50 @@ class WeightStore:
         counter = _Counter(total - todo, total, progress)
         for want in missing:
             await self._fetch_file(base_url, folder, manifest, want, counter)
-        return folder
 
-    # ------------------------------------------------------------ parts
+    async def _manifest_bytes(self, base_url: str, digest: str) -> bytes:
+        path = self._folder / digest / "manifest.json"
+        data = self._env.disk.read(path)
+        if data is None or manifest_hash(data) != digest:
+            data = await self._download_manifest(f"{base_url}/weights/{digest}/manifest")
+            if manifest_hash(data) != digest:
+                raise WeightsError("bad_manifest", "The pool's model description does not match its checksum.")
+            self._env.disk.write_atomic(path, data)
+        return data
 
     async def _download_manifest(self, url: str) -> bytes:
+        data = bytearray()
         try:
-            return b"".join([piece async for piece in self._env.network.get(url)])
+            async for piece in self._env.network.get(url):
+                data += piece
+                if len(data) > MAX_MANIFEST_BYTES:
+                    raise NetworkError(f"it is longer than {MAX_MANIFEST_BYTES} bytes")
         except NetworkError as error:
             raise WeightsError("download_failed", f"The model description could not be downloaded: {error}") from None
+        return bytes(data)
 
     def _missing(self, folder: Path, manifest: Manifest, file: int, chunks: Sequence[int]) -> tuple[int, ...]:
-        have = self._env.disk.read(_marks_path(folder, manifest, file)) or b""
+        marks = _marks_path(folder, manifest, file)
+        if not self._has_size(folder / manifest.files[file].path, manifest.files[file].size_bytes):
+            self._env.disk.remove(marks)  # the marks are for a file that somebody deleted or cut
+        have = self._env.disk.read(marks) or b""
         return tuple(chunk for chunk in chunks if not (chunk < len(have) and have[chunk]))
+
+    def _has_size(self, path: Path, size_bytes: int) -> bool:
+        try:
+            return len(self._env.disk.read_at(path, size_bytes - 1, 2)) == 1
+        except FileNotFoundError:
+            return False
 
     def _check_room(self, folder: Path, num_bytes: int) -> None:
         free = self._env.disk.free_bytes(folder)
         if num_bytes + SPARE_DISK_BYTES > free:
             sentence = f"The weights need {num_bytes / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free."
             raise WeightsError("disk_full", sentence)
+
+    def _disk_error(self, digest: str, error: OSError) -> WeightsError:
+        code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
+        return WeightsError(code, f"The weights cannot be kept in {self._folder / digest}: {error.strerror or error}.")
 
     async def _fetch_file(
         self, base_url: str, folder: Path, manifest: Manifest, want: Wanted, counter: _Counter
@@ -109,6 +148,8 @@ class WeightStore:
             num_before = len(chunks)
             try:
                 await self._stream_chunks(url, folder, manifest, want.file, chunks, counter)
+                if chunks:
+                    raise NetworkError(f"the mirror ended {len(chunks)} chunks early")
             except (NetworkError, _BadChunk) as error:
                 tries = 1 if len(chunks) < num_before else tries + 1
                 if tries >= MAX_TRIES:
@@ -124,6 +165,8 @@ class WeightStore:
         buffer, fresh = bytearray(), list[int]()
         try:
             async for piece in self._env.network.get(url, start, stop):
+                if not chunks:
+                    break  # it sends more than it was asked for, perhaps without end
                 buffer += piece
                 while chunks and len(buffer) >= (size := _size(manifest, file, chunks[0])):
                     await self._env.run_blocking(self._store, folder, manifest, file, chunks[0], bytes(buffer[:size]))
@@ -133,8 +176,6 @@ class WeightStore:
         finally:
             if fresh:
                 await self._env.run_blocking(self._mark, folder, manifest, file, fresh)
-        if chunks:
-            raise NetworkError(f"the mirror ended {len(chunks)} chunks early")
 
     def _store(self, folder: Path, manifest: Manifest, file: int, chunk: int, data: bytes) -> None:
         spec = manifest.files[file]

@@ -7,15 +7,32 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from client.ipc import AgentMessage, FramePacket, IpcError, PacketReader, WorkerMessage, pack_frame, pack_message
+from client.ipc import (
+    IPC_VERSION,
+    AgentMessage,
+    FramePacket,
+    IpcError,
+    PacketReader,
+    WorkerMessage,
+    WorkerReady,
+    pack_frame,
+    pack_message,
+)
 from protocol.env import ConnectionClosed, Env, Process
 from protocol.values import DeviceId
 
 log = logging.getLogger(__name__)
 
+START_LIMIT_S = 180.0
+"""For torch to be imported from a cold disk and the device to answer; a worker silent for longer is ended."""
+NOT_STARTED = 127
+"""The status reported for a worker that could not be started: a shell's for a command that it does not find."""
+ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""CUDA's own order is by speed; ours is NVML's, which is by bus (CUDA programming guide, environment variables)."""
+
 OnMessage = Callable[[DeviceId, WorkerMessage], None]
 OnFrame = Callable[[DeviceId, int, bytes], None]
-OnExit = Callable[[DeviceId, int], None]
+OnExit = Callable[[DeviceId, int, str], None]
 
 
 @dataclass(slots=True)
@@ -26,6 +43,8 @@ class _Worker:
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
+    """What workers say, and their end: the exit status and, if it was not their own doing, why."""
+
     on_message: OnMessage
     on_frame: OnFrame
     on_exit: OnExit
@@ -40,17 +59,15 @@ class Workers:
         self._callbacks = callbacks
         self._workers: dict[DeviceId, _Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     @property
     def pids(self) -> dict[DeviceId, int]:
         return {device_id: worker.process.pid for device_id, worker in self._workers.items()}
 
-    async def start(self, device_id: DeviceId) -> None:
-        """Start the device's worker; its first message is WorkerReady. Raises OSError if it cannot be started."""
-        argv = [*self._command, "--channel", "{channel}", "--device", device_id]
-        worker = _Worker(await self._env.processes.spawn(argv, {}))
-        self._workers[device_id] = worker
-        task = asyncio.create_task(self._run(device_id, worker))
+    def start(self, device_id: DeviceId) -> None:
+        """Start the device's worker; its first message is WorkerReady. `on_exit` tells if it cannot be started."""
+        task = asyncio.create_task(self._run(device_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -64,13 +81,38 @@ class Workers:
             self._workers[device_id].outbox.put_nowait(pack_frame(0, frame))
 
     async def kill_all(self) -> None:
-        """End every worker at once and wait until they are gone: only then is their memory free."""
-        workers = list(self._workers.values())
-        for worker in workers:
+        """End every worker at once and wait until they are gone: only then is their memory free.
+
+        Nothing is reported any more, and none can be started. One that is just being started is let come up and
+        then ended: cancelled half-way it could be left behind."""
+        self._is_closed = True
+        for worker in self._workers.values():
             worker.process.kill()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, device_id: DeviceId, worker: _Worker) -> None:
+    async def _run(self, device_id: DeviceId) -> None:
+        if self._is_closed:
+            return
+        argv = [*self._command, "--channel", "{channel}", "--device", device_id]
+        try:
+            process = await self._env.processes.spawn(argv, ENVIRONMENT)
+        except OSError as error:
+            log.error("the worker of %s cannot be started: %s", device_id, error)
+            self._report_exit(device_id, NOT_STARTED, f"The worker cannot be started ({error.strerror or error})")
+            return
+        worker = _Worker(process)
+        self._workers[device_id] = worker
+        reason = ""
+        try:
+            reason = await self._listen(device_id, worker)
+        finally:
+            process.kill()
+            status = await process.wait()
+            del self._workers[device_id]
+            self._report_exit(device_id, status, reason)
+
+    async def _listen(self, device_id: DeviceId, worker: _Worker) -> str:
+        """Until the worker ends or has to be ended; returns why it has to."""
         writer = asyncio.create_task(_write(worker))
         try:
             await self._read(device_id, worker)
@@ -78,21 +120,34 @@ class Workers:
             log.info("worker %s closed its channel", device_id)
         except IpcError as error:
             log.error("worker %s: %s", device_id, error)
+            return "The worker is of another build than the agent"
+        except TimeoutError:
+            log.error("worker %s said nothing for %.0f s after its start", device_id, START_LIMIT_S)
+            return f"The worker did not come up within {START_LIMIT_S:.0f} s"
         finally:
             writer.cancel()
-            worker.process.kill()
-            status = await worker.process.wait()
-            self._workers.pop(device_id, None)
-            self._callbacks.on_exit(device_id, status)
+        return ""
 
     async def _read(self, device_id: DeviceId, worker: _Worker) -> None:
         reader = PacketReader()
-        while True:
-            for packet in reader.from_worker(await worker.process.channel.read()):
-                if isinstance(packet, FramePacket):
-                    self._callbacks.on_frame(device_id, packet.link, packet.data)
-                else:
-                    self._callbacks.on_message(device_id, packet)
+        async with asyncio.timeout(START_LIMIT_S) as start_limit:
+            while not self._is_closed:
+                data = await worker.process.channel.read()
+                start_limit.reschedule(None)
+                for packet in reader.from_worker(data):
+                    self._take(device_id, packet)
+
+    def _take(self, device_id: DeviceId, packet: WorkerMessage | FramePacket) -> None:
+        if isinstance(packet, FramePacket):
+            self._callbacks.on_frame(device_id, packet.link, packet.data)
+            return
+        if isinstance(packet, WorkerReady) and packet.ipc_version != IPC_VERSION:
+            raise IpcError(f"it speaks version {packet.ipc_version}, this agent {IPC_VERSION}")
+        self._callbacks.on_message(device_id, packet)
+
+    def _report_exit(self, device_id: DeviceId, status: int, reason: str) -> None:
+        if not self._is_closed:
+            self._callbacks.on_exit(device_id, status, reason)
 
 
 async def _write(worker: _Worker) -> None:

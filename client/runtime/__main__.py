@@ -20,7 +20,7 @@ ENVIRONMENT = {
 
 
 def main() -> int:
-    """Exit code 0 once the agent closes the channel, 2 if it speaks another version."""
+    """Exit code 0 once the agent closes the channel, 2 if it speaks another version, 3 if the device is not there."""
     arguments = _arguments()
     logging.basicConfig(stream=sys.stderr, level=arguments.log_level, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the agent; end-of-file ends the worker
@@ -50,7 +50,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     transformers.logging.disable_progress_bar()
     with socket.socket(fileno=arguments.channel) as sock:
         try:
-            run_worker(sock, Device.open(arguments.device))
+            device = Device.open(arguments.device)
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for this kind of device
+            logging.getLogger(__name__).error("device %s does not answer: %s", arguments.device, error)
+            return 3
+        try:
+            run_worker(sock, device)
         except IpcError as error:
             logging.getLogger(__name__).error("the agent is of another build: %s", error)
             return 2

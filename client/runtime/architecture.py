@@ -109,6 +109,13 @@ def _is_encoder_decoder(config: Any, model_class: Any) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False))
 
 
+def _has_batch_wide_rope(config: Any, model_class: Any) -> bool:
+    """transformers picks these frequencies by the largest position of a whole batch (`dynamic_rope_update`)."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    per_kind = [value for value in parameters.values() if isinstance(value, dict)]
+    return any(rope.get("rope_type") in ("longrope", "dynamic") for rope in (parameters, *per_kind))
+
+
 def _source(model_class: Any) -> str:
     return inspect.getsource(sys.modules[model_class.__module__])
 
@@ -127,5 +134,6 @@ REFUSALS: tuple[tuple[Callable[[Any, Any], bool], str], ...] = (
     (_shares_kv, "some layers read the KV cache of others"),
     (_feeds_layers_inputs, "every layer reads the token ids again"),
     (_has_no_interface, "their attention does not go through transformers' attention interface"),
+    (_has_batch_wide_rope, "their rotary embedding depends on the longest session in a batch"),
     (_has_position_bias, "their attention adds a position bias"),
 )

@@ -15,6 +15,7 @@ from client.ipc import EndSession, Sampled, SessionFailed, SessionStarted, Start
 from client.runtime.batch import StepLayout, lay_out, plan_step
 from client.runtime.errors import (
     BadTokenError,
+    ChannelClosedError,
     DeviceMemoryError,
     InternalError,
     NonFiniteError,
@@ -80,8 +81,8 @@ class Engine:
             self._fail(session, SliceReplacedError())
 
     def _fail(self, session: Session, fault: WorkerError) -> None:
-        self.sessions.close(session)
-        self._outbox.send_message(_failed(session.start, fault))
+        if self.sessions.close(session):  # a session fails once
+            self._outbox.send_message(_failed(session.start, fault))
 
     # ------------------------------------------------------------ frames in
 
@@ -154,6 +155,8 @@ class Engine:
         """A failed forward costs the sessions in it, never the process."""
         try:
             compute()
+        except ChannelClosedError:
+            raise
         except Exception as error:  # torch raises many types, and none of them is worth the other sessions
             fault = as_fault(error)
             _logger.error("a forward over %d sessions failed", len(work), exc_info=not isinstance(fault, SessionError))

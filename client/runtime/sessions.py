@@ -116,11 +116,13 @@ class SessionBook:
         self._queue[session.session_id] = None
         return session
 
-    def close(self, session: Session) -> None:
-        """Forget the session and free its room. Closing one that is not open changes nothing."""
-        if self._sessions.get(session.session_id) is session:
-            del self._sessions[session.session_id], self._queue[session.session_id]
-            self._cache.close(session.table)
+    def close(self, session: Session) -> bool:
+        """Forget the session and free its room. False, and nothing changes, if it is not open."""
+        if self._sessions.get(session.session_id) is not session:
+            return False
+        del self._sessions[session.session_id], self._queue[session.session_id]
+        self._cache.close(session.table)
+        return True
 
     def end(self, session_id: str, epoch: int) -> None:
         """End a session if it is open at this epoch or an older one."""

@@ -11,6 +11,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+transformers.logging.disable_progress_bar()  # it writes to standard error
+
 BASE: dict[str, Any] = {
     "vocab_size": 384,
     "hidden_size": 64,

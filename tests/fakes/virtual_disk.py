@@ -34,7 +34,7 @@ class VirtualDisk:
         self._unsynced.pop(path, None)
 
     def reserve(self, path: Path, size_bytes: int) -> None:
-        """Sparse: takes no room until it is written to. (Room is counted by the file's size, so it is refused early.)"""
+        """Room is counted by a file's size, sparse or not: what will not fit is refused early."""
         old = self._files.get(path, bytearray())
         self._need(size_bytes - len(old), path)
         if len(old) != size_bytes:

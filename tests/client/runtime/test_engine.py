@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from client.ipc import Sampled, SessionFailed, SessionStarted, StartSession
+from client.runtime.errors import ChannelClosedError
 from protocol.errors import FrameFault
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
 from protocol.values import FinishReason, Sampling, SessionId, StopRule
@@ -255,6 +256,21 @@ def test_a_failed_forward_ends_its_sessions_and_the_next_ones_are_served(
     assert one.failures() == [(session_id(0), code), (session_id(1), code)]
     assert "a forward over 2 sessions failed" in caplog.text
     assert len(one.generate([PROMPT], 4)[0]) == 4
+
+
+def test_a_closed_channel_is_not_mistaken_for_a_failed_forward(
+    chain: BuildChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = chain()
+    one.start(0, len(PROMPT), 4)
+    one.prompt(0, PROMPT)
+
+    def closed(message: object) -> None:
+        raise ChannelClosedError
+
+    monkeypatch.setattr(one.tail, "send_message", closed)
+    with pytest.raises(ChannelClosedError):
+        one.run()
 
 
 def test_replacing_the_slice_ends_every_session(chain: BuildChain) -> None:

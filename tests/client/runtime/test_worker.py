@@ -86,6 +86,23 @@ def test_the_first_message_says_what_the_worker_is_and_the_end_of_file_ends_it()
         assert process.finish() == (0, "", "")
 
 
+def test_the_end_of_file_ends_a_worker_that_is_busy(folder: Path) -> None:
+    with WorkerProcess() as process:
+        process.ready()
+        load(process, folder)
+        process.send(start(num_new=2000))
+        process.expect(SessionStarted)
+        process.send_frame(prompt_frame(0, PROMPT))
+        process.expect(Sampled)
+        assert process.finish() == (0, "", "")
+
+
+def test_a_device_that_is_not_there_ends_the_worker_with_code_3() -> None:
+    with WorkerProcess("--device", "nonsense:0") as process:
+        assert process.process.wait(60) == 3
+        assert "device nonsense:0 does not answer" in process.process.communicate()[1]
+
+
 def test_an_agent_of_another_build_ends_the_worker_with_code_2() -> None:
     with WorkerProcess() as process:
         process.ready()
