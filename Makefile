@@ -12,7 +12,9 @@ PORT ?= 0
 
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
-export QT_QPA_PLATFORM ?= offscreen
+# A virtual screen where there is Xvfb, so that clicks are real ones.
+SCREEN = $(if $(shell command -v xvfb-run),xvfb-run -a -s "-screen 0 1280x800x24" env QT_QPA_PLATFORM=xcb,env QT_QPA_PLATFORM=offscreen)
+PYTEST = DECENTLLM_TEST_MODELS="$(abspath $(MODELS))" $(SCREEN) $(RUN) -m pytest
 
 .PHONY: demo test check lint types contracts web web-test system models-for-tests benchmark screenshots clean
 
@@ -20,7 +22,11 @@ demo: $(VENV)/.demo
 	@$(RUN) -m demo.run --model "$(MODEL)" --models "$(MODELS)" --port "$(PORT)" --ask "$(ASK)"
 
 test: $(VENV)/.dev system models-for-tests
-	DECENTLLM_TEST_MODELS="$(abspath $(MODELS))" $(RUN) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+# By the tests that look at the chat page and at the window; the pictures are for the README.
+screenshots: $(VENV)/.dev system models-for-tests
+	DECENTLLM_SCREENSHOTS="$(abspath assets/screenshots)" $(PYTEST) tests/integration/test_chat_page.py tests/integration/test_tray_app.py
 
 check: $(VENV)/.dev lint types contracts test
 
@@ -47,7 +53,7 @@ models-for-tests: $(VENV)/.dev
 	@$(RUN) -m demo.models_for_tests --models "$(MODELS)"
 
 benchmark: $(VENV)/.dev models-for-tests
-	$(RUN) -m benchmarks.overhead --models "$(MODELS)"
+	$(RUN) -m benchmarks.overhead --models "$(MODELS)" --write
 
 clean:
 	rm -rf var build dist .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class GuiSettings:
 def run_gui(settings: GuiSettings) -> int:
     """Until the volunteer quits. Returns the exit status."""
     app = _application()
-    instance = SingleInstance(settings.config_dir or paths.config_dir())
+    instance = SingleInstance(_folder(settings.config_dir, paths.config_dir))
     if not instance.acquire():
         return _show_first(instance)
     gui = Gui(settings)
@@ -102,15 +103,20 @@ def _application() -> QApplication:
     return app
 
 
+def _folder(given: Path | None, platform: Callable[[], Path]) -> Path:
+    """A folder that exists: the one given, else the platform's."""
+    return paths.private_folder(given) if given is not None else platform()
+
+
 class Gui(QObject):
     """Everything that is on the screen, and the agent behind it. Needs a QApplication."""
 
     def __init__(self, settings: GuiSettings) -> None:
         super().__init__()
         self._settings = settings
-        self._preferences_file = (settings.config_dir or paths.config_dir()) / FILE_NAME
+        self._preferences_file = _folder(settings.config_dir, paths.config_dir) / FILE_NAME
         self._preferences = Preferences()
-        self._log_dir = settings.log_dir or paths.log_dir()
+        self._log_dir = _folder(settings.log_dir, paths.log_dir)
         self._told_about_tray = False
         self._given_url: str | None = None
         self.window = MainWindow()

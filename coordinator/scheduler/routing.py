@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coordinator.scheduler.state import Device, DeviceKey, DeviceState
+from protocol.values import LayerRange
 
 
 def cheapest_chain(devices: Sequence[Device], num_layers: int, num_tokens: int) -> list[Device]:
@@ -37,12 +38,34 @@ def in_some_chain(holders: Sequence[Device], num_layers: int) -> set[DeviceKey]:
     return {d.key for d in holders if _bounds(d)[0] in forward and _bounds(d)[1] in backward}
 
 
-def missing_layers(devices: Sequence[Device], num_layers: int) -> list[tuple[int, int]]:
-    """Runs [start, stop) of layers that none of the devices holds (or is loading)."""
-    held = {i for d in devices for i in range(*_bounds(d))}
-    missing = [i for i in range(num_layers) if i not in held]
-    starts = [i for i in missing if i - 1 not in missing]
-    return [(start, next(i for i in range(start, num_layers + 1) if i not in missing)) for start in starts]
+def missing_layers(devices: Sequence[Device], num_layers: int) -> list[LayerRange]:
+    """Runs of layers that none of the devices holds (or is loading)."""
+    return _runs([count == 0 for count in _num_holders(devices, num_layers)])
+
+
+def thinnest_layers(devices: Sequence[Device], num_layers: int) -> list[LayerRange]:
+    """Runs of the layers with the fewest holders (in an empty pool that is one run); none if all have as many.
+
+    A run begins and ends where slices do, so that whoever takes it completes chains with the slices beside it."""
+    counts = _num_holders(devices, num_layers)
+    least = min(counts)
+    even = least == max(counts) and least > 0
+    return [] if even else _runs([count == least for count in counts])
+
+
+def _num_holders(devices: Sequence[Device], num_layers: int) -> list[int]:
+    counts = [0] * num_layers
+    for start, stop in (_bounds(device) for device in devices):
+        for layer in range(start, stop):
+            counts[layer] += 1
+    return counts
+
+
+def _runs(marked: Sequence[bool]) -> list[LayerRange]:
+    """Runs of consecutive marked layers."""
+    edges = [i for i, mark in enumerate(marked) if mark != (i > 0 and marked[i - 1])]
+    edges += [len(marked)] * (len(edges) % 2)
+    return [LayerRange(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _bounds(device: Device) -> tuple[int, int]:

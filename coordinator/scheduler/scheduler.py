@@ -8,7 +8,7 @@ from typing import Any
 from coordinator.scheduler import events as ev
 from coordinator.scheduler.allocation import Placement, plan_pipeline, room_for
 from coordinator.scheduler.commands import Assign, ChainStage, Command, Measure, RefuseRequest, Release, StartChain
-from coordinator.scheduler.routing import cheapest_chain, in_some_chain, missing_layers
+from coordinator.scheduler.routing import cheapest_chain, in_some_chain, missing_layers, thinnest_layers
 from coordinator.scheduler.state import (
     Device,
     DeviceKey,
@@ -19,7 +19,7 @@ from coordinator.scheduler.state import (
     State,
     Waiting,
 )
-from protocol.values import HeldSlice, LayerRange, NodeId, SessionId, Variant
+from protocol.values import HeldSlice, NodeId, SessionId, Variant
 
 QUEUE_TTL_S = 120.0
 """How long a request waits for a chain before it is refused."""
@@ -55,6 +55,13 @@ class Scheduler:
         """Could an idle pool serve a short request to this model now?"""
         return any(self._chain(manifest_hash, variant, 0, frozenset()) for variant in Variant)
 
+    def is_current(self, device_key: DeviceKey, generation: int) -> bool:
+        """Is news of this generation about what the device does now? 0 stands for measuring."""
+        device = self.state.devices.get(device_key)
+        if device is None or device.state not in _BUSY:
+            return False
+        return generation == (0 if device.state is DeviceState.MEASURING else device.generation)
+
     def shortfall(self, manifest_hash: str) -> str:
         """One sentence on what the model waits for; empty when it is ready."""
         if self.is_ready(manifest_hash):
@@ -66,7 +73,7 @@ class Scheduler:
             return f"{busy} device(s) are measuring, downloading or loading for {model.name}."
         if self.state.holders(manifest_hash):
             holes = missing_layers(self.state.holders(manifest_hash), model.num_layers)
-            named = ", ".join(f"{start}-{stop - 1}" for start, stop in holes) or "some"
+            named = ", ".join(str(hole) for hole in holes) or "some"
             return f"Layers {named} of {model.name} have no holder; more nodes or memory are needed."
         room = max(self._room(model, variant) for variant in Variant)
         return f"The connected nodes have room for {room} of {model.num_layers} layers of {model.name}."
@@ -90,18 +97,16 @@ class Scheduler:
 
     def _device_measured(self, event: ev.DeviceMeasured, now_s: float) -> list[Command]:
         device = self.state.devices.get(event.device)
-        if device is None or device.state is not DeviceState.MEASURING:
+        if device is None or device.state is not DeviceState.MEASURING or device.measuring != event.manifest_hash:
             return []
         device.benchmarks[event.manifest_hash] = event.benchmark
         device.move(Signal.MEASURED)
         return self._measure_idle() or self._repair(now_s)
 
     def _device_failed(self, event: ev.DeviceFailed, now_s: float) -> list[Command]:
-        device = self.state.devices.get(event.device)
-        if device is None or (event.generation and event.generation != device.generation):
+        if not self.is_current(event.device, event.generation):
             return []
-        if (device.state, Signal.FAIL) not in _failing:
-            return []
+        device = self.state.devices[event.device]
         self._drop_requests_on([device.key])
         device.move(Signal.FAIL)
         device.model = device.layers = None
@@ -153,6 +158,7 @@ class Scheduler:
             unknown = [model for model in self.state.models if model not in device.benchmarks]
             if unknown:
                 device.move(Signal.MEASURE)
+                device.measuring = unknown[0]
                 commands.append(Measure(device.key, unknown[0], device.spec.variant))
             elif device.state is DeviceState.NEW and self.state.models:
                 device.move(Signal.MEASURE)
@@ -173,15 +179,15 @@ class Scheduler:
         return commands
 
     def _build(self, model: ModelFacts, variant: Variant, commands: list[Command]) -> bool:
-        """One step, cheapest first: fill a broken pipeline's hole, add a pipeline, rebuild one from fragments."""
+        """One step, cheapest first: strengthen the thinnest layers, add a pipeline, rebuild one from fragments."""
         free = self._free_devices(model, variant)
-        fragments = self._fragments(model, variant)
-        for hole in missing_layers(fragments, model.num_layers) if fragments else []:
-            if placements := plan_pipeline(model, free, LayerRange(*hole)):
+        holders = [d for d in self.state.holders(model.manifest_hash) if d.spec.variant is variant]
+        for run in thinnest_layers(holders, model.num_layers):
+            if placements := plan_pipeline(model, free, run):
                 return self._assign(model, placements, commands)
         if placements := plan_pipeline(model, free):
             return self._assign(model, placements, commands)
-        idle = [d for d in fragments if not d.num_requests]
+        idle = [d for d in self._fragments(model, variant) if not d.num_requests]
         if idle and (placements := plan_pipeline(model, [*free, *idle])):
             self._release([p.device for p in placements if p.device in idle], commands)
             return self._assign(model, placements, commands)
@@ -319,7 +325,7 @@ class Scheduler:
         assert not set(self.state.waiting) & set(self.state.running)
 
 
-_failing = {(state, Signal.FAIL) for state in (DeviceState.MEASURING, DeviceState.ASSIGNED, DeviceState.READY)}
+_BUSY = (DeviceState.MEASURING, DeviceState.ASSIGNED, DeviceState.READY)
 
 
 def _stage(device: Device) -> ChainStage:

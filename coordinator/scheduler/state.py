@@ -74,13 +74,15 @@ TRANSITIONS: dict[tuple[DeviceState, Signal], DeviceState] = {
 
 @dataclass(slots=True)
 class Device:
-    """A device and what it holds. `slice` and `model` are set while ASSIGNED or READY."""
+    """A device and what it holds. `layers` and `model` are set while ASSIGNED or READY."""
 
     key: DeviceKey
     spec: DeviceSpec
     state: DeviceState = DeviceState.NEW
     benchmarks: dict[str, LayerBenchmark] = field(default_factory=dict)
     generation: int = 0
+    measuring: str = ""
+    """The model it was last asked to measure."""
     model: str | None = None
     layers: LayerRange | None = None
     num_kv_tokens: int = 0
