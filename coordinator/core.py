@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.nodes import NodeView
+from coordinator.nodes import DeviceView, NodeView
 from coordinator.scheduler import Scheduler
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
@@ -28,8 +28,8 @@ from coordinator.sessions import (
     Session,
     SessionState,
 )
-from protocol.errors import FrameError, MessageError, MessageFault
-from protocol.frames import decode_frame
+from protocol.errors import CloseCode, FrameError, FrameFault, MessageError, MessageFault
+from protocol.frames import Frame, decode_frame
 from protocol.messages import (
     AssignSlice,
     CoordinatorMessage,
@@ -78,6 +78,7 @@ class DropNode:
 
     node_id: NodeId
     reason: str
+    code: int = 1000
 
 
 Effect = ToNode | ToUser | DropNode
@@ -137,11 +138,9 @@ class PoolCore:
         """A data frame for another node that the sender cannot reach directly."""
         self.nodes[node_id].heard_at_s = now_s
         try:
-            segment = decode_frame(data).segments[0]
+            target = self._relay_target(node_id, decode_frame(data))
         except FrameError:
             return self._fault(node_id, now_s)
-        session = self.sessions.get(segment.session_id)
-        target = session.relay_target(node_id, segment) if session else None
         return [ToNode(target, data)] if target is not None else []
 
     def request(self, order: Order, now_s: float) -> list[Effect]:
@@ -166,28 +165,33 @@ class PoolCore:
     # ------------------------------------------------------------ what nodes say
 
     def _device_measured(self, node_id: NodeId, message: DeviceMeasured, now_s: float) -> list[Effect]:
-        self._view_idle(node_id, message.device_id)
+        view = self._current_view(node_id, message.device_id, 0)
+        if view is None or view.manifest_hash != message.manifest_hash:
+            return []
+        view.idle()
         device = DeviceKey(node_id, message.device_id)
         return self._schedule(ev.DeviceMeasured(device, message.manifest_hash, message.benchmark), now_s)
 
     def _device_failed(self, node_id: NodeId, message: DeviceFailed, now_s: float) -> list[Effect]:
-        view = self.nodes[node_id].devices.get(message.device_id)
-        if view is not None:
-            view.fail(message.message)
+        view = self._current_view(node_id, message.device_id, message.generation)
+        if view is None:
+            return []
+        view.fail(message.message)
         device = DeviceKey(node_id, message.device_id)
         effects = self._schedule(ev.DeviceFailed(device, message.generation), now_s)
         return [*effects, *self._move_sessions({device}, now_s)]
 
     def _slice_progress(self, node_id: NodeId, message: SliceProgress, now_s: float) -> list[Effect]:
-        view = self.nodes[node_id].devices.get(message.device_id)
+        view = self._current_view(node_id, message.device_id, message.generation)
         if view is not None:
             view.progress(message)
         return []
 
     def _slice_ready(self, node_id: NodeId, message: SliceReady, now_s: float) -> list[Effect]:
-        view = self.nodes[node_id].devices.get(message.device_id)
-        if view is not None:
-            view.serve()
+        view = self._current_view(node_id, message.device_id, message.generation)
+        if view is None:
+            return []
+        view.serve()
         device = DeviceKey(node_id, message.device_id)
         return self._schedule(ev.SliceReady(device, message.generation, message.num_kv_tokens), now_s)
 
@@ -234,7 +238,7 @@ class PoolCore:
             case cmd.Assign():
                 return [self._assign(command)]
             case cmd.Release(device, generation):
-                self._view_idle(*device)
+                self.nodes[device.node_id].devices[device.device_id].idle()
                 return [ToNode(device.node_id, ReleaseSlice(device.device_id, generation))]
 
     def _measure(self, command: cmd.Measure) -> Effect:
@@ -289,16 +293,33 @@ class PoolCore:
         hellos = {node_id: self.nodes[node_id].hello for node_id in {stage.device.node_id for stage in chain}}
         return {node_id: Contact(hello.peer_address, hello.peer_ticket) for node_id, hello in hellos.items()}
 
+    def _relay_target(self, sender: NodeId, frame: Frame) -> NodeId | None:
+        """The one node that all rows of a batch are for; None if all of them are late.
+
+        Late rows beside current ones travel on: the receiver drops them, the others must not be lost with them."""
+        targets: set[NodeId | None] = set()
+        for segment in frame.segments:
+            session = self.sessions.get(segment.session_id)
+            if session is not None and session.is_current(segment.epoch):
+                targets.add(session.relay_target(sender, segment))
+        if None in targets or len(targets) > 1:
+            raise FrameError(FrameFault.SENDER, "rows for a stage that is not the sender's neighbour")
+        return targets.pop() if targets else None
+
     def _fault(self, node_id: NodeId, now_s: float) -> list[Effect]:
         self.nodes[node_id].num_faults += 1
         if self.nodes[node_id].num_faults < MAX_FAULTS:
             return []
-        return [*self.node_lost(node_id, now_s), DropNode(node_id, f"{MAX_FAULTS} broken frames")]
+        return [
+            *self.node_lost(node_id, now_s),
+            DropNode(node_id, f"{MAX_FAULTS} bad frames", CloseCode.TOO_MANY_FAULTS),
+        ]
 
-    def _view_idle(self, node_id: NodeId, device_id: str) -> None:
-        view = self.nodes[node_id].devices.get(DeviceId(device_id))
-        if view is not None:
-            view.idle()
+    def _current_view(self, node_id: NodeId, device_id: DeviceId, generation: int) -> DeviceView | None:
+        """The device, if this news is about what it does now: answers to older orders are dropped."""
+        if not self.scheduler.is_current(DeviceKey(node_id, device_id), generation):
+            return None
+        return self.nodes[node_id].devices[device_id]
 
     def _forgive_stall(self, now_s: float) -> None:
         """A coordinator that was itself stopped must not judge others by the time it missed (FAULTS.md, F22)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from coordinator.sessions import Deliver, Failed, Order, Rerouted
 from coordinator.token_log import TokenLog
 from protocol import PROTOCOL_VERSION, SUPPORTED_VERSIONS
 from protocol.env import Connection, ConnectionClosed, Env
-from protocol.errors import CloseCode, MessageError
+from protocol.errors import CloseCode, MessageError, MessageFault
 from protocol.messages import (
     CoordinatorMessage,
     Hello,
@@ -30,6 +31,8 @@ from protocol.values import NodeId, SessionId
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
+TRY_AGAIN_LATER = 1013
+"""Websocket close code of the IANA registry."""
 MAX_OUTBOX = 2048
 """Messages that may wait for one node. A node that falls further behind is dropped: its sessions move elsewhere."""
 
@@ -38,6 +41,13 @@ MAX_OUTBOX = 2048
 class _NodeLink:
     connection: Connection
     outbox: asyncio.Queue[str | bytes] = field(default_factory=lambda: asyncio.Queue(MAX_OUTBOX))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """Nobody waits for this session any more."""
+
+    session_id: SessionId
 
 
 Item = Deliver | Rerouted
@@ -53,7 +63,7 @@ class Hub:
         self.pool_name = pool_name
         self._links: dict[NodeId, _NodeLink] = {}
         self._readers: dict[SessionId, asyncio.Queue[Item | Failed]] = {}
-        self._news: asyncio.Queue[ToUser] = asyncio.Queue()
+        self._news: asyncio.Queue[ToUser | _Ended] = asyncio.Queue()
         self._closing: set[asyncio.Task[None]] = set()
 
     def add_model(self, model: ModelFacts) -> None:
@@ -81,10 +91,10 @@ class Hub:
                 yield item
                 if isinstance(item, Deliver) and item.finish_reason is not None:
                     return
-        finally:
+        finally:  # nothing is awaited here: whoever left may have been cancelled, and would be again
             del self._readers[order.session_id]
             self._apply(self.core.cancel(order.session_id, self._now()))
-            await self._token_log.forget(order.session_id)
+            self._news.put_nowait(_Ended(order.session_id))
 
     # ------------------------------------------------------------ nodes
 
@@ -94,7 +104,7 @@ class Hub:
         if hello is None:
             return
         node_id, link = NodeId(hello.node_id), _NodeLink(connection)
-        await self._replace(node_id)
+        self._drop(node_id, "the node connected again", CloseCode.REPLACED)
         self._links[node_id] = link
         link.outbox.put_nowait(encode_message(Welcome(PROTOCOL_VERSION, self.pool_name, HEARTBEAT_S)))
         log.info("node %s (%s) joined with %d device(s)", node_id[:8], hello.name, len(hello.devices))
@@ -114,26 +124,20 @@ class Hub:
     async def _handshake(self, connection: Connection) -> Hello | None:
         try:
             text = await asyncio.wait_for(connection.recv(), HELLO_TIMEOUT_S)
-            message = decode_node_message(text)
-        except (ConnectionClosed, TimeoutError):
-            await connection.close(CloseCode.BAD_MESSAGE, "no hello")
+        except ConnectionClosed:
             return None
+        except TimeoutError:  # a slow machine may try again, so this is no BAD_MESSAGE
+            await connection.close(TRY_AGAIN_LATER, f"no hello within {HELLO_TIMEOUT_S:.0f} s")
+            return None
+        try:
+            hello = _checked_hello(text)
         except MessageError as error:
             await _refuse(connection, *_handshake_fault(text, error))
             return None
-        if not isinstance(message, Hello):
-            await _refuse(connection, CloseCode.BAD_MESSAGE, "the first message must be a hello")
+        if hello.protocol_version not in SUPPORTED_VERSIONS:
+            await _refuse(connection, CloseCode.PROTOCOL_VERSION, _version_sentence(hello.protocol_version))
             return None
-        if message.protocol_version not in SUPPORTED_VERSIONS:
-            await _refuse(connection, CloseCode.PROTOCOL_VERSION, _version_sentence(message.protocol_version))
-            return None
-        return message
-
-    async def _replace(self, node_id: NodeId) -> None:
-        old = self._links.pop(node_id, None)
-        if old is not None:
-            self._apply(self.core.node_lost(node_id, self._now()))
-            await old.connection.close(CloseCode.REPLACED, "the node connected again")
+        return hello
 
     async def _read(self, node_id: NodeId, link: _NodeLink) -> None:
         while self._links.get(node_id) is link:
@@ -154,30 +158,34 @@ class Hub:
     # ------------------------------------------------------------ effects
 
     def _apply(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
+        """Carry effects out in order. What follows from losing a node on the way comes behind the rest: sent earlier,
+        a session's close could overtake its open."""
+        pending = deque(effects)
+        while pending:
+            match pending.popleft():
                 case ToNode(node_id, data):
-                    self._send(node_id, data)
-                case ToUser():
-                    self._news.put_nowait(effect)
-                case DropNode(node_id, reason):
-                    self._drop(node_id, reason)
+                    pending.extend(self._send(node_id, data))
+                case ToUser() as news:
+                    self._news.put_nowait(news)
+                case DropNode(node_id, reason, code):
+                    self._drop(node_id, reason, code)
 
-    def _send(self, node_id: NodeId, data: CoordinatorMessage | bytes) -> None:
+    def _send(self, node_id: NodeId, data: CoordinatorMessage | bytes) -> list[Effect]:
         link = self._links.get(node_id)
         if link is None:
-            return
+            return []
         try:
             link.outbox.put_nowait(data if isinstance(data, bytes) else encode_message(data))
         except asyncio.QueueFull:
-            self._drop(node_id, "it does not take its messages")
-            self._apply(self.core.node_lost(node_id, self._now()))
+            self._drop(node_id, "it does not take its messages", TRY_AGAIN_LATER)
+            return self.core.node_lost(node_id, self._now())
+        return []
 
-    def _drop(self, node_id: NodeId, reason: str) -> None:
+    def _drop(self, node_id: NodeId, reason: str, code: int) -> None:
         link = self._links.pop(node_id, None)
         if link is not None:
             log.info("node %s dropped: %s", node_id[:8], reason)
-            task = asyncio.create_task(link.connection.close(1000, reason))
+            task = asyncio.create_task(link.connection.close(code, reason))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
@@ -192,15 +200,21 @@ class Hub:
             news = [await self._news.get()]
             while not self._news.empty():
                 news.append(self._news.get_nowait())
-            delivers = [(n.session_id, n.item) for n in news if isinstance(n.item, Deliver)]
-            await self._token_log.commit([(session_id, d.position, d.tokens) for session_id, d in delivers])
-            for item in news:
-                reader = self._readers.get(item.session_id)
-                if reader is not None:
-                    reader.put_nowait(item.item)
+            await self._token_log.commit(_entries(news))
+            for piece in news:
+                if isinstance(piece, _Ended):
+                    await self._token_log.forget(piece.session_id)
+                elif piece.session_id in self._readers:
+                    self._readers[piece.session_id].put_nowait(piece.item)
 
     def _now(self) -> float:
         return self._env.clock.monotonic()
+
+
+def _entries(news: list[ToUser | _Ended]) -> list[tuple[SessionId, int, tuple[int, ...]]]:
+    """What of the news is for the token log."""
+    items = [(piece.session_id, piece.item) for piece in news if isinstance(piece, ToUser)]
+    return [(session_id, item.position, item.tokens) for session_id, item in items if isinstance(item, Deliver)]
 
 
 async def _write(link: _NodeLink) -> None:
@@ -213,6 +227,18 @@ async def _refuse(connection: Connection, code: CloseCode, sentence: str) -> Non
     with contextlib.suppress(ConnectionClosed):  # it left before it was told why
         await connection.send(encode_message(Refused(code.name.lower(), sentence[:400])))
         await connection.close(code, sentence[:120])
+
+
+def _checked_hello(data: str | bytes) -> Hello:
+    """The first message of a node. Raises MessageError."""
+    if isinstance(data, bytes):
+        raise MessageError(MessageFault.UNEXPECTED, "the first message must be a hello in text, not bytes")
+    message = decode_node_message(data)
+    if not isinstance(message, Hello):
+        raise MessageError(MessageFault.UNEXPECTED, "the first message must be a hello")
+    if len({spec.device_id for spec in message.devices}) < len(message.devices):
+        raise MessageError(MessageFault.INVALID, "two devices have the same device_id - at `$.devices`")
+    return message
 
 
 def _handshake_fault(text: str | bytes, error: MessageError) -> tuple[CloseCode, str]:

@@ -172,10 +172,11 @@ class Session:
         if len(self.tokens) + len(message.tokens) > self.order.max_new_tokens:
             return self.broken(node_id, self.epoch, len(self.chain) - 1, "too_many_tokens", "the tail did not stop")
         self.tokens += message.tokens
-        deliver = Deliver(
-            self.order.session_id, message.position, message.tokens, message.finish_reason, message.timing
-        )
-        return [deliver, *self.end()] if message.finish_reason else [deliver]
+        finish = message.finish_reason
+        if finish is None and len(self.tokens) == self.order.max_new_tokens:
+            finish = FinishReason.LENGTH  # a tail that forgot to say so must not leave the user waiting
+        deliver = Deliver(self.order.session_id, message.position, message.tokens, finish, message.timing)
+        return [deliver, *self.end()] if finish else [deliver]
 
     def broken(self, node_id: NodeId, epoch: int, stage: int, code: str, message: str) -> list[Action]:
         """A stage cannot go on. Another chain is tried, up to a limit."""
@@ -202,9 +203,13 @@ class Session:
         self._move(SessionSignal.END)
         return closes
 
+    def is_current(self, epoch: int) -> bool:
+        """Whether rows of this epoch still have a chain to go to; others are late."""
+        return epoch == self.epoch and self._has_chain()
+
     def relay_target(self, sender: NodeId, segment: Segment) -> NodeId | None:
-        """Where a relayed frame goes, or None if this sender must not send it in this session."""
-        if segment.epoch != self.epoch or not self._has_chain() or not segment.stage < len(self.chain):
+        """Where the rows of a current segment go, or None if this sender must not send them in this session."""
+        if not segment.stage < len(self.chain):
             return None
         allowed = self._is_stage(sender, (segment.stage or len(self.chain)) - 1)
         return self.chain[segment.stage].device.node_id if allowed else None
@@ -216,6 +221,7 @@ class Session:
         self._move(SessionSignal.LOST)
         self.avoid |= culprits
         self.chain = ()
+        self.opened.clear()
         return [*closes, NeedChain(self.order.session_id, self.avoid)]
 
     def _open(self, stage: int, contacts: dict[NodeId, Contact]) -> SendMessage:
@@ -269,4 +275,4 @@ class Session:
         """Re-derive the invariants; raises AssertionError."""
         assert bool(self.chain) == self._has_chain() or self.state is SessionState.ENDED, self
         assert len(self.tokens) <= self.order.max_new_tokens, self
-        assert self.opened <= set(range(max(1, len(self.chain)))), self
+        assert self.opened <= set(range(len(self.chain))), self

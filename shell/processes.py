@@ -67,7 +67,8 @@ class ChildProcesses:
 
     async def spawn(self, argv: Sequence[str], extra_environment: Mapping[str, str]) -> Process:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
             words = [word.replace("{channel}", str(theirs.fileno())) for word in argv]
             process = await asyncio.create_subprocess_exec(
                 *words,
@@ -77,5 +78,6 @@ class ChildProcesses:
                 start_new_session=True,  # Ctrl-C is for us: we end the child, after leaving the pool cleanly
                 env={**os.environ, **extra_environment},
             )
+            undo.pop_all()
         reader, writer = await asyncio.open_connection(sock=ours, limit=2 * READ_BYTES)
         return ChildProcess(process, SocketChannel(reader, writer))

@@ -98,7 +98,7 @@ class Contribution:
     async def _stay_connected(self, address: str) -> None:
         num_failures = 0
         while True:
-            self._wait_for(f"Connecting to {self._config.join_url}.")
+            self._tell_people(f"Connecting to {self._config.join_url}.")
             await self._until(lambda: self.core.is_ready and bool(self.core.usable_devices))
             try:
                 self._link = await open_link(self._config.node_socket_url, self._hello(address), self._env)
@@ -119,9 +119,9 @@ class Contribution:
         log.warning("not connected to the pool: %s", error)
         self._link = None
         self._handle(PoolLost())
-        self._wait_for(f"The pool does not answer; trying again. ({error})")
+        self._tell_people(f"The pool does not answer; trying again. ({error})")
 
-    def _wait_for(self, sentence: str) -> None:
+    def _tell_people(self, sentence: str) -> None:
         self._waiting_for = sentence
         self._changed()
 
@@ -163,7 +163,7 @@ class Contribution:
         What still comes in is dropped: the core would answer it with new downloads and new workers."""
         self._is_leaving = True
         link, self._link = self._link, None
-        self._wait_for("Leaving the pool.")
+        self._tell_people("Leaving the pool.")
         good_bye = [link.leave(Leaving("The volunteer paused or quit."))] if link is not None else []
         for task in self._tasks:
             task.cancel()

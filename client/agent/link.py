@@ -93,8 +93,10 @@ async def open_link(url: str, hello: Hello, env: Env) -> Link:
 
 async def _welcome(connection: Connection, hello: Hello) -> Welcome:
     try:
-        await connection.send(encode_message(hello))
-        answer = _checked(await asyncio.wait_for(connection.recv(), WELCOME_TIMEOUT_S))
+        # Not wait_for: Python 3.11's swallows a cancellation that comes together with the answer (gh-86296).
+        async with asyncio.timeout(WELCOME_TIMEOUT_S):
+            await connection.send(encode_message(hello))
+            answer = _checked(await connection.recv())
     except ConnectionClosed as error:
         if error.code in FINAL_CODES:
             raise JoinError("refused", error.reason or "The pool refuses this node without a reason.") from None

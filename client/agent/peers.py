@@ -66,7 +66,8 @@ class Peers:
         self._outgoing.clear()
         if self._listener is not None:
             try:
-                await asyncio.wait_for(self._listener.close(), CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._listener.close()
             except TimeoutError:
                 log.info("a neighbour did not close its link in time")
 
@@ -138,7 +139,8 @@ class Peers:
 
     async def _greeted(self, connection: Connection) -> NodeId | None:
         try:
-            hello = decode_peer_message(await asyncio.wait_for(connection.recv(), HELLO_TIMEOUT_S))
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                hello = decode_peer_message(await connection.recv())
         except (MessageError, TimeoutError) as error:
             await connection.close(CloseCode.BAD_MESSAGE, _reason(str(error)) or "no hello")
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 START_LIMIT_S = 180.0
 """For torch to be imported from a cold disk and the device to answer; a worker silent for longer is ended."""
+END_GRACE_S = 3.0
+"""For a worker whose socket has closed to end by itself; then it is killed."""
 NOT_STARTED = 127
 """The status reported for a worker that could not be started: a shell's for a command that it does not find."""
 ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -106,8 +109,9 @@ class Workers:
         try:
             reason = await self._listen(device_id, worker)
         finally:
-            process.kill()
-            status = await process.wait()
+            if reason or self._is_closed:
+                process.kill()
+            status = await _end(process)
             del self._workers[device_id]
             self._report_exit(device_id, status, reason)
 
@@ -148,6 +152,15 @@ class Workers:
     def _report_exit(self, device_id: DeviceId, status: int, reason: str) -> None:
         if not self._is_closed:
             self._callbacks.on_exit(device_id, status, reason)
+
+
+async def _end(process: Process) -> int:
+    """Its exit status. Its socket closes a moment before it has ended: a kill then would hide its own status."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_GRACE_S):
+            return await process.wait()
+    process.kill()
+    return await process.wait()
 
 
 async def _write(worker: _Worker) -> None:

@@ -45,7 +45,7 @@ class UnknownModel(ApiError):  # noqa: N818 - reads as what happened
 
 def shown(value: str, limit: int = 40) -> str:
     """Something that came from outside, safe in a sentence: cut, escaped, quoted."""
-    return repr(value if len(value) <= limit else value[:limit] + "…")
+    return repr(value if len(value) <= limit else value[: limit - 1] + "…")
 
 
 def error_body(code: str, message: str, status: int, param: str | None = None) -> dict[str, object]:

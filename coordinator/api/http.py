@@ -37,9 +37,11 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def build_http(routes: Routes, random: Random, lifespan: Lifespan, version: str) -> FastAPI:
     """Put the parts together. The interactive API documentation needs a foreign script host, so it is off."""
-    http = FastAPI(title="DecentLLM", version=version, lifespan=lifespan, docs_url=None, redoc_url=None)
+    http = FastAPI(
+        title="DecentLLM", version=version, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     http.include_router(routes.router)
-    http.mount("/", StaticFiles(directory=STATIC_FOLDER, html=True))
+    http.router.default = Pages(http.router.default)
     http.add_exception_handler(ApiError, _api_error)
     http.add_exception_handler(PoolError, _pool_error)
     http.add_exception_handler(HTTPException, _http_error)
@@ -47,6 +49,18 @@ def build_http(routes: Routes, random: Random, lifespan: Lifespan, version: str)
     http.add_exception_handler(Exception, _internal_error)
     http.add_middleware(HeaderMiddleware, random=random)
     return http
+
+
+class Pages:
+    """The built pages, for addresses that no route has. A mount at "/" would answer before a route says 405."""
+
+    def __init__(self, not_found: ASGIApp) -> None:
+        self._files = StaticFiles(directory=STATIC_FOLDER, html=True)
+        self._not_found = not_found
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_read = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+        await (self._files if is_read else self._not_found)(scope, receive, send)
 
 
 class HeaderMiddleware:
@@ -101,4 +115,5 @@ async def _internal_error(request: Request, error: Exception) -> Response:
     """A defect of ours: the log has it all, the user gets a sentence and the id to report."""
     log.exception("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
     sentence = "Something went wrong inside the coordinator; its log has the details under this request_id."
-    return error_response(request, error_body("internal_error", sentence, 500), 500)
+    headers = SECURITY_HEADERS | {REQUEST_ID_HEADER: getattr(request.state, "request_id", "")}
+    return error_response(request, error_body("internal_error", sentence, 500), 500, headers)  # outside the middleware

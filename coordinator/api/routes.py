@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import aclosing
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, WebSocket
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from coordinator.api import streaming
 from coordinator.api.chat import Answer, ChatService
@@ -78,7 +78,7 @@ class Routes:
     async def weight_file(self, manifest_hash: str, name: str) -> Response:
         """A file of a model, whole or by Range. Only files that the manifest names exist here."""
         path = self._opened(manifest_hash).files.get(name)
-        if path is None:
+        if path is None or not await self._env.run_blocking(path.is_file):
             raise ApiError(404, "file_not_found", "The model has no such file.", "name")
         return FileResponse(path, media_type="application/octet-stream")
 
@@ -119,29 +119,26 @@ async def _body(request: Request) -> bytes:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise InvalidRequest("unsupported_encoding", "The body must not be compressed.", status=415)
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise InvalidRequest("body_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.", status=413)
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_BODY_BYTES:
+                raise InvalidRequest("body_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.", status=413)
+    except ClientDisconnect:
+        raise _gone() from None
     return bytes(body)
 
 
 async def _stream(request: Request, answer: Answer, created_s: int, include_usage: bool) -> Response:
     """The first chunk is waited for here: a request that is refused gets its own status, not an error in a stream."""
-    chunks = answer.chunks()
+    reading = streaming.Reading(answer.chunks())
     try:
-        first = await _unless_gone(request, anext(chunks))
+        first = await _unless_gone(request, reading.next())
     except BaseException:
-        await chunks.aclose()
+        reading.close()
         raise
-
-    async def body() -> AsyncIterator[bytes]:
-        async with aclosing(chunks):
-            async for piece in streaming.sse(answer, chunks, first, created_s, include_usage):
-                yield piece
-
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
+    assert first is not None, "an answer begins with its chain"
+    return streaming.AnswerStream(reading, streaming.sse(answer, reading, first, created_s, include_usage))
 
 
 async def _unless_gone(request: Request, awaitable: Awaitable[T]) -> T:
@@ -151,12 +148,17 @@ async def _unless_gone(request: Request, awaitable: Awaitable[T]) -> T:
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise ApiError(499, "client_closed_request", "The client went away before the answer was complete.")
+            raise _gone()
         return work.result()
     finally:
         work.cancel()
         gone.cancel()
         await asyncio.gather(work, gone, return_exceptions=True)
+
+
+def _gone() -> ApiError:
+    """Nobody reads this answer; 499 is nginx's status for it."""
+    return ApiError(499, "client_closed_request", "The client went away before the answer was complete.")
 
 
 async def _disconnected(request: Request) -> None:

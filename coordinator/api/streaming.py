@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
 import msgspec
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from coordinator.api.chat import Answer, Chunk
 from coordinator.api.errors import pool_error_body
@@ -21,6 +24,50 @@ KEEP_ALIVE_S = 15.0
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class Reading:
+    """An answer that is read in a task of its own. Ending it awaits nothing: a response whose client has left is
+    cancelled, again at each await, and could not close the generation itself."""
+
+    def __init__(self, chunks: AsyncGenerator[Chunk, None]) -> None:
+        self._queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
+        self._task = asyncio.create_task(self._read(chunks))
+
+    async def next(self) -> Chunk | None:
+        """The next chunk, None behind the last. Raises what the answer raises."""
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Stop the generation if it still runs."""
+        self._task.cancel()
+
+    async def _read(self, chunks: AsyncGenerator[Chunk, None]) -> None:
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    self._queue.put_nowait(chunk)
+            self._queue.put_nowait(None)
+        except Exception as error:  # noqa: BLE001 - for whoever reads: it is raised by next()
+            self._queue.put_nowait(error)
+
+
+class AnswerStream(StreamingResponse):
+    """Server-sent events. However the response ends, and even if it never begins, the generation ends with it."""
+
+    def __init__(self, reading: Reading, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, headers=STREAM_HEADERS, media_type="text/event-stream")
+        self._reading = reading
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._reading.close()
 
 
 def event(data: object) -> bytes:
@@ -60,12 +107,12 @@ def chunk_object(answer: Answer, created_s: int, chunk: Chunk, first: bool) -> d
 
 
 async def sse(
-    answer: Answer, chunks: AsyncIterator[Chunk], first: Chunk, created_s: int, include_usage: bool
+    answer: Answer, reading: Reading, first: Chunk, created_s: int, include_usage: bool
 ) -> AsyncIterator[bytes]:
     """The stream of one answer; an error in its middle becomes an error event, because the status is long sent."""
     yield event(chunk_object(answer, created_s, first, first=True))
     try:
-        async for chunk in _with_keep_alive(chunks):
+        async for chunk in _with_keep_alive(reading):
             if chunk is None:
                 yield KEEP_ALIVE
             elif chunk.text or chunk.nodes or chunk.finish_reason or answer.with_token_ids:
@@ -103,25 +150,15 @@ def _head(answer: Answer, created_s: int, kind: str) -> dict[str, Any]:
     }
 
 
-async def _with_keep_alive(chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk | None]:
+async def _with_keep_alive(reading: Reading) -> AsyncIterator[Chunk | None]:
     """The chunks, with None in between whenever nothing came for KEEP_ALIVE_S."""
-    waiting: asyncio.Task[Chunk] | None = None
-    try:
-        while True:
-            waiting = waiting or asyncio.ensure_future(_next(chunks))
-            done, _ = await asyncio.wait({waiting}, timeout=KEEP_ALIVE_S)
-            if not done:
-                yield None
-                continue
-            finished, waiting = waiting, None
-            try:
-                yield finished.result()
-            except StopAsyncIteration:
-                return
-    finally:
-        if waiting is not None:
-            waiting.cancel()
-
-
-async def _next(chunks: AsyncIterator[Chunk]) -> Chunk:
-    return await anext(chunks)
+    while True:
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_S):
+                chunk = await reading.next()
+        except TimeoutError:
+            yield None
+            continue
+        if chunk is None:
+            return
+        yield chunk

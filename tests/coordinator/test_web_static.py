@@ -12,7 +12,14 @@ WEB = Path(__file__).parents[2] / "coordinator" / "web"
 STATIC = WEB / "static"
 # Both lists are those of coordinator/web/scripts/record-build.mjs, which writes build.json.
 SOURCES = (
-    "index.html", "package.json", "package-lock.json", "tsconfig.json", "vite.config.ts", "public", "scripts", "src",
+    "index.html",
+    "package.json",
+    "package-lock.json",
+    "tsconfig.json",
+    "vite.config.ts",
+    "public",
+    "scripts",
+    "src",
 )
 TEXT_SUFFIXES = {".css", ".html", ".js", ".json", ".mjs", ".svg", ".ts", ".tsx", ".txt"}
 # Names of XML vocabularies and, in the highlighter's warnings, of its documentation: written there, never fetched.

@@ -58,7 +58,10 @@ def frames(draw: st.DrawFn) -> Frame:
 
 def small_frame(num_tokens: int = 3, **changes: object) -> Frame:
     segment = Segment(SESSION, 1, 7, num_tokens, 2, 1, Phase.DECODE)
-    return replace(Frame(FrameKind.HIDDEN, WireDtype.FLOAT16, 4, (segment,), bytes(range(num_tokens * 8))), **changes)
+    return replace(
+        Frame(FrameKind.HIDDEN, WireDtype.FLOAT16, 4, (segment,), bytes(i % 256 for i in range(num_tokens * 8))),
+        **changes,
+    )
 
 
 def with_crc(data: bytes) -> bytes:

@@ -89,7 +89,7 @@ def test_the_first_message_says_what_the_worker_is_and_the_end_of_file_ends_it()
 def test_the_end_of_file_ends_a_worker_that_is_busy(folder: Path) -> None:
     with WorkerProcess() as process:
         process.ready()
-        load(process, folder)
+        load(process, folder, kv_bytes=2**23)
         process.send(start(num_new=2000))
         process.expect(SessionStarted)
         process.send_frame(prompt_frame(0, PROMPT))

@@ -1,0 +1,380 @@
+"""One stay in the pool: a real worker program, a real pool server, a real mirror."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from websockets.asyncio.client import connect
+
+from client.agent import contribution as contribution_module
+from client.agent.contribution import MAX_RECONNECT_S, Contribution, worker_command
+from client.config import NodeConfig
+from client.errors import JoinError
+from client.status import AgentState
+from protocol.messages import (
+    DeviceFailed,
+    DeviceMeasured,
+    Heartbeat,
+    Hello,
+    Leaving,
+    PeerHello,
+    Refused,
+    SessionOpened,
+    SliceReady,
+    Welcome,
+    encode_message,
+)
+from protocol.values import Hop
+from shell import AsyncioEnv
+from tests.client.agent.mirror import Mirror, running_mirror
+from tests.client.agent.pool_server import PoolServer
+from tests.client.agent.samples import CPU, LEFT, NODE, RIGHT, assign, measure, open_session, rows, segment
+from tests.client.agent.waiting import is_alive, our_tasks, until
+
+MakeWorker = Callable[[str], str]
+
+
+class Stay:
+    """A Contribution at work, with the pool and the mirror behind one address."""
+
+    def __init__(self, pool: PoolServer, env: AsyncioEnv, config: NodeConfig) -> None:
+        self.pool = pool
+        self.contribution = Contribution(config, NODE, (CPU,), env, lambda: None)
+        self.task = asyncio.create_task(self.contribution.run())
+
+    @property
+    def state(self) -> AgentState:
+        return self.contribution.status().state
+
+    @property
+    def message(self) -> str:
+        return self.contribution.status().message
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return self.contribution.status().worker_pids
+
+    async def until(self, state: AgentState) -> None:
+        await until(lambda: self.state is state)
+
+    async def serve(self) -> None:
+        """Joined, assigned and ready."""
+        await self.pool.hears(Hello)
+        await self.pool.say(assign())
+        await self.pool.hears(SliceReady)
+
+    async def end(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@pytest.fixture
+async def mirror() -> AsyncIterator[Mirror]:
+    async with running_mirror() as mirror:
+        yield mirror
+
+
+@pytest.fixture
+def staying(
+    pool: PoolServer,
+    env: AsyncioEnv,
+    mirror: Mirror,
+    worker_python: MakeWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], object]:
+    monkeypatch.setattr(contribution_module, "RECONNECT_BASE_S", 0.02)
+    monkeypatch.setattr("client.agent.core.RESTART_BASE_S", 0.02)
+    get = env.network.get
+
+    def get_from_mirror(url: str, *span: int) -> AsyncIterator[bytes]:
+        return get(url.replace(pool.url, mirror.url), *span)
+
+    monkeypatch.setattr(env.network, "get", get_from_mirror)
+
+    @asynccontextmanager
+    async def stay(play: str = "good", **changes: str) -> AsyncIterator[Stay]:
+        settings = {"worker_python": worker_python(play), **changes}
+        stay = Stay(pool, env, NodeConfig(pool.url, tmp_path / "data", "node", **settings))
+        try:
+            yield stay
+        finally:
+            await stay.end()
+
+    return stay
+
+
+# ---------------------------------------------------------------- the way to serving
+
+
+async def test_a_node_says_hello_once_its_worker_is_up(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        hello = await pool.hears(Hello)
+        assert (hello.node_id, hello.name, hello.devices) == (NODE, "node", (CPU,))
+        await stay.until(AgentState.WAITING)
+        assert stay.contribution.status().pool_name == "The pool"
+        assert all(map(is_alive, stay.pids))
+
+
+async def test_a_device_is_measured_when_asked(pool: PoolServer, staying: Callable) -> None:
+    async with staying():
+        await pool.hears(Hello)
+        await pool.say(measure())
+        assert (await pool.hears(DeviceMeasured)).device_id == "cpu"
+
+
+async def test_a_slice_is_downloaded_loaded_and_served(pool: PoolServer, staying: Callable, tmp_path: Path) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        await stay.until(AgentState.SERVING)
+        await pool.say(open_session())
+        assert await pool.hears(SessionOpened) == SessionOpened(open_session().session_id, 1, 1)
+        assert stay.contribution.status().num_sessions == 1
+
+
+async def test_heartbeats_come_as_often_as_the_pool_wants(pool: PoolServer, staying: Callable) -> None:
+    async def greet(connection: object, hello: Hello) -> None:
+        await connection.send(encode_message(Welcome(1, "The pool", 0.02)))  # type: ignore[attr-defined]
+
+    pool.greet = greet
+    async with staying():
+        for _ in range(3):
+            assert await pool.hears(Heartbeat) == Heartbeat(0, 0, 0)
+
+
+async def test_rows_go_from_a_neighbour_through_the_worker_to_the_next_by_the_relay(
+    pool: PoolServer, staying: Callable
+) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        await pool.say(open_session(following=Hop(RIGHT, 2)))
+        await pool.hears(SessionOpened)
+        frame = rows(segment(num_tokens=4))
+        await pool.say(frame)
+        async with asyncio.timeout(20):
+            assert await pool.frames.get() == frame
+
+
+async def test_rows_come_in_over_a_direct_link(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        hello = await pool.hears(Hello)
+        await pool.say(assign())
+        await pool.hears(SliceReady)
+        await pool.say(open_session(following=Hop(RIGHT, 2)))
+        await pool.hears(SessionOpened)
+        frame = rows(segment(num_tokens=4))
+        async with connect(hello.peer_address) as neighbour, asyncio.timeout(20):
+            await neighbour.send(encode_message(PeerHello(1, LEFT, hello.peer_ticket)))
+            await neighbour.send(frame)
+            assert await pool.frames.get() == frame
+        assert stay.contribution.core.switch.num_refused == 0
+
+
+async def test_rows_for_this_node_itself_take_no_link(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        await pool.say(open_session(following=Hop(NODE, 2)))
+        await pool.hears(SessionOpened)
+        await pool.say(rows(segment(num_tokens=4)))
+        await until(lambda: stay.contribution.core.switch.num_refused == 1)
+        assert pool.frames.empty()
+
+
+# ---------------------------------------------------------------- trouble that is waited out
+
+
+@pytest.mark.expected_logs("not connected to the pool")
+async def test_the_node_comes_back_after_the_coordinator_died(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        pids = stay.pids
+        pool.crash()
+        await stay.until(AgentState.CONNECTING)
+        await pool.hears(Hello)
+        await stay.until(AgentState.WAITING)
+        await pool.say(assign(generation=2))
+        assert (await pool.hears(SliceReady)).generation == 2
+        assert stay.pids == pids
+
+
+@pytest.mark.expected_logs("not connected to the pool")
+async def test_a_coordinator_that_is_away_is_tried_again_and_the_volunteer_is_told(
+    pool: PoolServer, staying: Callable
+) -> None:
+    await pool.stop()
+    async with staying() as stay:
+        await until(lambda: stay.message.startswith("The pool does not answer; trying again."))
+        assert stay.state is AgentState.CONNECTING
+        await pool.start()
+        await pool.hears(Hello)
+        await stay.until(AgentState.WAITING)
+
+
+def test_the_delay_between_tries_grows_to_a_limit_and_for_ever(env: AsyncioEnv, tmp_path: Path) -> None:
+    env.random = SimpleNamespace(uniform=lambda low, high: high, token_hex=lambda num_bytes: "0" * 32)  # type: ignore[assignment]
+    contribution = Contribution(NodeConfig("http://pool", tmp_path, "node"), NODE, (CPU,), env, lambda: None)
+    delays = [contribution._backoff_s(num_failures) for num_failures in (0, 1, 2, 10, 2000)]
+    assert delays == [0.5, 1.0, 2.0, MAX_RECONNECT_S, MAX_RECONNECT_S]
+
+
+@pytest.mark.expected_logs("worker cpu ended with status -9")
+async def test_a_worker_that_is_killed_is_told_and_started_again(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        (pid,) = stay.pids
+        os.kill(pid, signal.SIGKILL)
+        failed = await pool.hears(DeviceFailed)
+        assert (failed.code, failed.generation) == ("worker_died", 1)
+        await stay.until(AgentState.WAITING)
+        assert stay.pids != (pid,)
+        await pool.say(assign(generation=2))
+        assert (await pool.hears(SliceReady)).generation == 2
+
+
+@pytest.mark.expected_logs("worker cpu ended with status -9", "not connected to the pool")
+async def test_a_node_that_lost_pool_and_worker_at_once_says_hello_only_with_a_device(
+    pool: PoolServer, staying: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        os.kill(stay.pids[0], signal.SIGKILL)
+        await pool.hears(DeviceFailed)
+        pool.crash()
+        assert (await pool.hears(Hello)).devices == (CPU,)
+
+
+@pytest.mark.expected_logs("worker cpu ended with status 3")
+async def test_a_worker_that_never_comes_up_is_told_to_the_volunteer(staying: Callable) -> None:
+    async with staying("short") as stay:
+        sentence = "The worker ended with status 3; it is started again."
+        await until(lambda: stay.message == sentence)
+        assert stay.state is AgentState.CONNECTING
+
+
+@pytest.mark.expected_logs("cannot be started", "ended with status 127")
+async def test_an_interpreter_that_does_not_exist_is_told_to_the_volunteer(staying: Callable) -> None:
+    async with staying(worker_python="/no/such/python") as stay:
+        await until(lambda: "cannot be started (No such file or directory)" in stay.message)
+
+
+@pytest.mark.expected_logs("worker cpu ended with status 4")
+async def test_a_worker_that_dies_while_loading_is_told_with_its_status(pool: PoolServer, staying: Callable) -> None:
+    async with staying("die-on-load"):
+        await pool.hears(Hello)
+        await pool.say(assign())
+        failed = await pool.hears(DeviceFailed)
+        assert (failed.code, failed.message) == ("worker_died", "The worker ended with status 4; it is started again.")
+
+
+async def test_a_load_that_fails_is_told_to_pool_and_volunteer(pool: PoolServer, staying: Callable) -> None:
+    async with staying("no-load") as stay:
+        await pool.hears(Hello)
+        await pool.say(assign())
+        assert (await pool.hears(DeviceFailed)).message == "The layers do not fit."
+        assert (stay.state, stay.message) == (AgentState.WAITING, "The layers do not fit.")
+
+
+@pytest.mark.expected_logs("download interrupted", "Cannot get the model's weights")
+async def test_weights_that_cannot_be_had_are_told_to_the_pool(
+    pool: PoolServer, mirror: Mirror, staying: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.agent.weights.RETRY_BASE_S", 0.001)
+    mirror.habit = "corrupt"
+    async with staying():
+        await pool.hears(Hello)
+        await pool.say(assign())
+        failed = await pool.hears(DeviceFailed)
+        assert (failed.code, failed.generation) == ("bad_weights", 1)
+
+
+@pytest.mark.expected_logs("worker cpu: frame for link 7 of 0", "worker cpu ended")
+async def test_a_worker_that_names_a_link_it_was_never_given_is_ended(staying: Callable) -> None:
+    async with staying("bad-link") as stay:
+        await until(lambda: stay.contribution.core.devices["cpu"].num_crashes)
+
+
+# ---------------------------------------------------------------- the end
+
+
+@pytest.mark.parametrize("refusal", [Refused("banned", "This node is banned."), None])
+async def test_a_refusal_ends_the_stay_with_its_sentence(
+    pool: PoolServer, staying: Callable, refusal: Refused | None
+) -> None:
+    async with staying() as stay:
+        await pool.hears(Hello)
+        (pid,) = stay.pids
+        await pool.say(refusal or "{}")
+        with pytest.raises(JoinError, match="banned" if refusal else "cannot read"):
+            await stay.task
+        await until(lambda: pool.closed)
+        assert not is_alive(pid)
+
+
+async def test_an_address_that_cannot_be_listened_on_ends_the_stay_with_a_sentence(staying: Callable) -> None:
+    async with staying(peer_host="203.0.113.1") as stay:
+        with pytest.raises(JoinError, match=r"Other nodes could not reach this one: cannot listen on 203\.0\.113\.1"):
+            await stay.task
+
+
+async def test_leaving_tells_the_pool_and_kills_the_worker_for_good(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        (pid,) = stay.pids
+        await stay.end()
+        assert not is_alive(pid)
+        assert await pool.hears(Leaving) == Leaving("The volunteer paused or quit.")
+        await until(lambda: pool.closed == [(1000, "leaving")])
+        await asyncio.sleep(0.2)  # longer than a restart's delay here
+        assert stay.pids == ()
+        assert our_tasks() == []
+
+
+@pytest.mark.parametrize("num_turns", [0, 1, 2, 5, 20, 100])
+async def test_leaving_at_any_moment_leaves_no_worker(pool: PoolServer, staying: Callable, num_turns: int) -> None:
+    async with staying() as stay:
+        for _ in range(num_turns):
+            await asyncio.sleep(0.002)
+        pids = stay.pids
+        await stay.end()
+        assert not any(map(is_alive, pids))
+        await asyncio.sleep(0.05)
+        assert stay.pids == ()
+        assert our_tasks() == []
+
+
+async def test_leaving_in_the_middle_of_a_download_ends_it(pool: PoolServer, mirror: Mirror, staying: Callable) -> None:
+    mirror.habit = "stalls"
+    async with staying() as stay:
+        await pool.hears(Hello)
+        await pool.say(assign())
+        async with asyncio.timeout(20):
+            await mirror.stalled.wait()
+        assert stay.state is AgentState.DOWNLOADING
+        await stay.end()
+        assert await pool.hears(Leaving)
+
+
+async def test_leaving_while_the_pool_does_not_welcome_closes_the_connection(
+    pool: PoolServer, staying: Callable
+) -> None:
+    async def say_nothing(connection: object, hello: Hello) -> None:
+        return
+
+    pool.greet = say_nothing
+    async with staying() as stay:
+        await pool.hears(Hello)
+        await stay.end()
+        await until(lambda: pool.closed)
+
+
+def test_the_worker_runs_in_this_interpreter_or_the_one_that_is_named(tmp_path: Path) -> None:
+    config = NodeConfig("http://pool", tmp_path, "node", worker_python="/env/bin/python")
+    assert worker_command(config) == ("/env/bin/python", "-m", "client.runtime")
+    assert worker_command(NodeConfig("http://pool", tmp_path, "node"))[1:] == ("-m", "client.runtime")

@@ -1,0 +1,247 @@
+"""Direct links between two nodes on real sockets, and the relay when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from client.agent import peers as peers_module
+from client.agent.peers import PeerCallbacks, Peers
+from protocol import PROTOCOL_VERSION
+from protocol.errors import CloseCode
+from protocol.messages import PeerHello, encode_message
+from protocol.values import Hop, NodeId
+from shell import AsyncioEnv
+from tests.client.agent.samples import LEFT, NODE, RIGHT
+from tests.client.agent.waiting import until
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Side:
+    """One node's peers, and what they reported."""
+
+    peers: Peers = field(init=False)
+    frames: list[tuple[bytes, NodeId]] = field(default_factory=list)
+    relayed: list[bytes] = field(default_factory=list)
+    lost: list[NodeId] = field(default_factory=list)
+    address: str = ""
+
+    @classmethod
+    async def make(cls, node_id: NodeId, env: AsyncioEnv) -> Side:
+        side = cls()
+        callbacks = PeerCallbacks(
+            lambda frame, sender: side.frames.append((frame, sender)), side.relayed.append, side.lost.append
+        )
+        side.peers = Peers(node_id, env, callbacks)
+        side.address = await side.peers.listen(HOST)
+        return side
+
+    def hop(self, node_id: NodeId = RIGHT, ticket: str | None = None) -> Hop:
+        """The way to this side."""
+        return Hop(node_id, 1, self.address, self.peers.ticket if ticket is None else ticket)
+
+    async def greeted(self, **changes: object) -> ClientConnection:
+        """A link to this side by hand."""
+        fields = {"protocol_version": PROTOCOL_VERSION, "node_id": LEFT, "ticket": self.peers.ticket, **changes}
+        connection = await connect(self.address)
+        await connection.send(encode_message(PeerHello(**fields)))  # type: ignore[arg-type]
+        return connection
+
+
+@pytest.fixture
+async def there(env: AsyncioEnv) -> AsyncIterator[Side]:
+    side = await Side.make(RIGHT, env)
+    yield side
+    await side.peers.close()
+
+
+@pytest.fixture
+async def here(there: Side, env: AsyncioEnv) -> AsyncIterator[Side]:
+    """The side that sends; it closes first, so that its links do not break."""
+    side = await Side.make(NODE, env)
+    yield side
+    await side.peers.close()
+
+
+async def close_code(connection: ClientConnection) -> int | None:
+    with pytest.raises(ConnectionClosed):
+        async with asyncio.timeout(20):
+            await connection.recv()
+    return connection.close_code
+
+
+# ---------------------------------------------------------------- sending
+
+
+async def test_frames_arrive_directly_in_order_with_their_sender(here: Side, there: Side) -> None:
+    frames = [number.to_bytes(4, "big") * 1000 for number in range(100)]
+    for frame in frames:
+        here.peers.send(there.hop(), frame)
+    await until(lambda: len(there.frames) == 100)
+    assert there.frames == [(frame, NODE) for frame in frames]
+    assert here.relayed == []
+
+
+async def test_a_neighbour_without_an_address_is_reached_by_the_relay(here: Side) -> None:
+    here.peers.send(Hop(RIGHT, 1), b"frame")
+    assert here.relayed == [b"frame"]
+
+
+@pytest.mark.expected_logs("using the relay")
+async def test_a_neighbour_that_cannot_be_reached_is_reached_by_the_relay_in_order(here: Side, there: Side) -> None:
+    await there.peers.close()
+    frames = [bytes([number]) for number in range(1, 20)]
+    for frame in frames[:10]:
+        here.peers.send(there.hop(), frame)
+    await until(lambda: here.relayed)
+    for frame in frames[10:]:
+        here.peers.send(there.hop(), frame)
+    assert here.relayed == frames
+    assert here.lost == []
+
+
+@pytest.mark.expected_logs("using the relay")
+async def test_an_address_that_is_none_is_reached_by_the_relay(here: Side) -> None:
+    here.peers.send(Hop(RIGHT, 1, "nonsense"), b"frame")
+    await until(lambda: here.relayed == [b"frame"])
+
+
+@pytest.mark.expected_logs("using the relay")
+async def test_the_direct_link_is_tried_again_after_a_while(
+    here: Side, there: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers_module, "DIRECT_AGAIN_AFTER_S", 0.05)
+    here.peers.send(Hop(RIGHT, 1, "ws://127.0.0.1:1"), b"first")
+    await until(lambda: here.relayed == [b"first"])
+    await asyncio.sleep(0.06)
+    here.peers.send(there.hop(), b"second")
+    await until(lambda: there.frames == [(b"second", NODE)])
+
+
+@pytest.mark.expected_logs("broke")
+async def test_a_broken_link_is_reported_and_the_relay_takes_over(here: Side, there: Side) -> None:
+    here.peers.send(there.hop(), b"first")
+    await until(lambda: there.frames)
+    await there.peers.close()
+    await until(lambda: here.lost == [RIGHT])
+    here.peers.send(there.hop(), b"second")
+    assert here.relayed == [b"second"]
+
+
+@pytest.mark.expected_logs("broke")
+async def test_a_link_that_the_neighbour_refuses_counts_as_broken(here: Side, there: Side) -> None:
+    here.peers.send(there.hop(ticket="wrong"), b"frame")
+    await until(lambda: here.lost == [RIGHT])
+    assert there.frames == []
+
+
+async def test_a_neighbour_that_came_back_elsewhere_is_reached_there(here: Side, there: Side, env: AsyncioEnv) -> None:
+    here.peers.send(there.hop(), b"first")
+    await until(lambda: there.frames)
+    elsewhere = await Side.make(RIGHT, env)
+    here.peers.send(elsewhere.hop(), b"second")
+    await until(lambda: elsewhere.frames == [(b"second", NODE)])
+    await here.peers.close()
+    await elsewhere.peers.close()
+    assert here.lost == []
+
+
+async def test_closing_ends_every_link_and_is_quick(here: Side, there: Side) -> None:
+    here.peers.send(there.hop(), b"frame")
+    await until(lambda: there.frames)
+    async with asyncio.timeout(10):
+        await here.peers.close()
+    assert here.lost == []
+
+
+async def test_closing_does_not_wait_for_a_neighbour_that_is_stuck(here: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "CLOSE_TIMEOUT_S", 0.1)
+    reader, writer = await asyncio.open_connection(HOST, int(here.address.rpartition(":")[2]))
+    handshake = (
+        "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    writer.write(handshake.encode())
+    await reader.readuntil(b"\r\n\r\n")
+    async with asyncio.timeout(5):
+        await here.peers.close()
+    writer.close()
+
+
+# ---------------------------------------------------------------- taking
+
+
+async def test_a_link_with_the_right_ticket_is_taken(here: Side) -> None:
+    async with await here.greeted() as connection:
+        await connection.send(b"frame")
+        await until(lambda: here.frames == [(b"frame", LEFT)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"ticket": "wrong"}, CloseCode.BAD_TICKET),
+        ({"ticket": ""}, CloseCode.BAD_TICKET),
+        ({"protocol_version": 99}, CloseCode.PROTOCOL_VERSION),
+        ({"protocol_version": 0}, CloseCode.PROTOCOL_VERSION),
+    ],
+)
+async def test_a_wrong_hello_is_refused_with_its_code(here: Side, changes: dict[str, object], code: int) -> None:
+    connection = await here.greeted(**changes)
+    await connection.send(b"frame")
+    assert await close_code(connection) == code
+    assert here.frames == []
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        "",
+        "hello",
+        "{}",
+        b"\xff\x00",
+        '{"type":"peerhello"}',
+        '{"type":"peerhello","protocol_version":1,"node_id":"x","ticket":""}',
+        '{"type":"peerhello","' + "é" * 500 + '":1}',
+        "[" * 100_000,
+    ],
+)
+async def test_a_hello_that_cannot_be_read_is_refused(here: Side, hello: str | bytes) -> None:
+    connection = await connect(here.address)
+    await connection.send(hello)
+    assert await close_code(connection) == CloseCode.BAD_MESSAGE
+
+
+async def test_a_link_without_a_hello_is_closed(here: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "HELLO_TIMEOUT_S", 0.1)
+    connection = await connect(here.address)
+    assert await close_code(connection) == CloseCode.BAD_MESSAGE
+    assert connection.close_reason == "no hello"
+
+
+async def test_text_on_a_data_link_closes_it(here: Side) -> None:
+    connection = await here.greeted()
+    await connection.send("text")
+    assert await close_code(connection) == CloseCode.BAD_MESSAGE
+
+
+async def test_a_frame_that_is_too_large_closes_the_link(here: Side) -> None:
+    connection = await here.greeted()
+    await connection.send(bytes(peers_module.MAX_FRAME_BYTES + 1))
+    assert await close_code(connection) == 1009
+    assert here.frames == []
+
+
+async def test_a_neighbour_that_leaves_early_is_no_trouble(here: Side) -> None:
+    connection = await connect(here.address)
+    await connection.close()
+    async with await here.greeted() as connection:
+        await connection.send(b"frame")
+        await until(lambda: here.frames)

@@ -1,0 +1,261 @@
+"""Which frames pass, where they go, and what is refused and counted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.agent.switch import Delivery, Gap, Shape, Switch
+from client.ipc import EndSession, IpcError
+from protocol.frames import FrameLimits, WireDtype, decode_frame
+from protocol.messages import OpenSession
+from protocol.values import Hop, NodeId
+from tests.client.agent.samples import (
+    CPU,
+    GPU,
+    GPU_1,
+    HIDDEN_SIZE,
+    LEFT,
+    NODE,
+    OTHER_SESSION,
+    RIGHT,
+    SESSION,
+    open_session,
+    rows,
+    segment,
+    tokens,
+)
+
+SHAPE = Shape(HIDDEN_SIZE, WireDtype.FLOAT32)
+NOTHING: tuple[list[Delivery], list[Gap]] = ([], [])
+
+
+def switch_with(*messages: OpenSession) -> Switch:
+    switch = Switch(NODE)
+    for message in messages:
+        switch.open(message, SHAPE)
+        switch.validate()
+    return switch
+
+
+# ---------------------------------------------------------------- frames that pass
+
+
+def test_a_frame_in_order_is_delivered_as_it_came() -> None:
+    switch = switch_with(open_session())
+    for position, num_tokens in ((0, 4), (4, 1), (5, 1)):
+        frame = rows(segment(position=position, num_tokens=num_tokens))
+        assert switch.admit(frame, LEFT) == ([Delivery(CPU.device_id, frame)], [])
+    assert switch.num_refused == 0
+
+
+def test_a_head_takes_tokens_from_the_coordinator_and_from_its_tail() -> None:
+    switch = switch_with(open_session(stage=0, previous=RIGHT))
+    for position, sender in ((0, None), (1, RIGHT)):
+        deliveries, _ = switch.admit(tokens(segment(position=position, stage=0)), sender)
+        assert len(deliveries) == 1
+
+
+def test_a_frame_for_two_devices_is_split_with_each_its_rows_in_order() -> None:
+    switch = switch_with(open_session(device=GPU), open_session(OTHER_SESSION, device=GPU_1))
+    parts = (segment(num_tokens=2), segment(OTHER_SESSION, num_tokens=1), segment(position=2))
+    deliveries, gaps = switch.admit(rows(*parts), LEFT)
+    assert gaps == []
+    first, second = (decode_frame(delivery.frame) for delivery in deliveries)
+    assert [delivery.device_id for delivery in deliveries] == [GPU.device_id, GPU_1.device_id]
+    assert (first.segments, second.segments) == ((parts[0], parts[2]), (parts[1],))
+    row = HIDDEN_SIZE * 4
+    assert bytes(first.payload) == bytes([0]) * row + bytes([1]) * row + bytes([3]) * row
+    assert bytes(second.payload) == bytes([2]) * row
+
+
+def test_good_segments_pass_beside_a_bad_one() -> None:
+    switch = switch_with(open_session())
+    deliveries, gaps = switch.admit(rows(segment(OTHER_SESSION), segment()), LEFT)
+    assert [decode_frame(delivery.frame).segments for delivery in deliveries] == [(segment(),)]
+    assert (switch.num_refused, gaps) == (1, [])
+
+
+def test_two_stages_of_a_session_on_one_node_are_told_apart() -> None:
+    switch = switch_with(
+        open_session(stage=1, device=GPU, following=Hop(NODE, 2)), open_session(stage=2, device=GPU_1, previous=NODE)
+    )
+    first, second = rows(segment(stage=1)), rows(segment(stage=2))
+    assert switch.admit(first, LEFT) == ([Delivery(GPU.device_id, first)], [])
+    assert switch.admit(second, NODE) == ([Delivery(GPU_1.device_id, second)], [])
+    assert switch.num_sessions == 1
+
+
+def test_a_single_stage_session_has_no_next_link() -> None:
+    start = Switch(NODE).open(open_session(stage=0, num_stages=1, following=Hop(NODE, 0)), SHAPE)
+    assert start.next_link is None
+
+
+# ---------------------------------------------------------------- frames that do not
+
+
+@pytest.mark.parametrize("data", [b"", b"DLLM", b"x" * 100, rows(segment())[:-1], rows(segment()) + b"x"])
+def test_what_is_no_frame_is_refused_and_counted(data: bytes) -> None:
+    switch = switch_with(open_session())
+    assert switch.admit(data, LEFT) == NOTHING
+    assert switch.num_refused == 1
+
+
+def test_a_frame_over_the_limits_is_refused() -> None:
+    switch = Switch(NODE, FrameLimits(max_rows=3))
+    switch.open(open_session(), SHAPE)
+    assert switch.admit(rows(segment(num_tokens=4)), LEFT) == NOTHING
+    assert switch.num_refused == 1
+
+
+BAD_FRAMES = {
+    "unknown session": rows(segment(OTHER_SESSION)),
+    "another stage": rows(segment(stage=2)),
+    "an older epoch": rows(segment(epoch=1)),
+    "a newer epoch": rows(segment(epoch=3)),
+    "tokens for a middle stage": tokens(segment(epoch=2)),
+    "rows too narrow": rows(segment(epoch=2), row_width=HIDDEN_SIZE - 1),
+    "another dtype": rows(segment(epoch=2), dtype=WireDtype.BFLOAT16),
+}
+
+
+@pytest.mark.parametrize("frame", BAD_FRAMES.values(), ids=BAD_FRAMES)
+def test_a_frame_that_does_not_belong_is_refused_and_the_session_goes_on(frame: bytes) -> None:
+    switch = switch_with(open_session(epoch=2))
+    assert switch.admit(frame, LEFT) == NOTHING
+    assert switch.num_refused == 1
+    assert len(switch.admit(rows(segment(epoch=2)), LEFT)[0]) == 1
+
+
+def test_hidden_rows_for_a_head_are_refused() -> None:
+    switch = switch_with(open_session(stage=0))
+    assert switch.admit(rows(segment(stage=0)), None) == NOTHING
+
+
+def test_a_frame_from_another_node_than_the_neighbour_is_refused() -> None:
+    switch = switch_with(open_session())
+    assert switch.admit(rows(segment()), RIGHT) == NOTHING
+    assert switch.num_refused == 1
+
+
+def test_a_duplicate_is_dropped_and_counted_without_a_gap() -> None:
+    switch = switch_with(open_session())
+    frame = rows(segment(num_tokens=3))
+    switch.admit(frame, LEFT)
+    assert switch.admit(frame, LEFT) == NOTHING
+    assert switch.num_refused == 1
+    assert len(switch.admit(rows(segment(position=3)), LEFT)[0]) == 1
+
+
+def test_a_duplicate_within_one_frame_is_dropped() -> None:
+    switch = switch_with(open_session())
+    deliveries, _ = switch.admit(rows(segment(), segment()), LEFT)
+    assert decode_frame(deliveries[0].frame).segments == (segment(),)
+
+
+def test_lost_rows_are_reported_once_and_every_later_frame_is_refused() -> None:
+    switch = switch_with(open_session())
+    assert switch.admit(rows(segment(position=5)), LEFT) == ([], [Gap(SESSION, 1, 1)])
+    assert switch.admit(rows(segment(position=6)), LEFT) == NOTHING
+    assert switch.num_refused == 2
+
+
+def test_a_new_epoch_starts_at_the_first_position_and_forgets_the_gap() -> None:
+    switch = switch_with(open_session())
+    switch.admit(rows(segment(position=5)), LEFT)
+    switch.open(open_session(epoch=2), SHAPE)
+    assert len(switch.admit(rows(segment(epoch=2)), LEFT)[0]) == 1
+    assert switch.admit(rows(segment(position=9, epoch=2)), LEFT)[1] == [Gap(SESSION, 2, 1)]
+
+
+_parts = st.builds(
+    segment,
+    session_id=st.sampled_from([SESSION, OTHER_SESSION]),
+    position=st.integers(0, 5),
+    num_tokens=st.integers(1, 3),
+    epoch=st.integers(1, 2),
+    stage=st.integers(1, 2),
+)
+
+
+@given(st.lists(st.lists(_parts, min_size=1, max_size=4), max_size=8))
+def test_each_row_is_delivered_at_most_once_and_in_order(frames: list[list[object]]) -> None:
+    switch = switch_with(open_session(device=GPU), open_session(OTHER_SESSION, device=GPU_1))
+    positions: dict[tuple[object, ...], int] = {}
+    for parts in frames:
+        for delivery in switch.admit(rows(*parts), LEFT)[0]:  # type: ignore[arg-type]
+            for part in decode_frame(delivery.frame).segments:
+                key = (part.session_id, part.epoch, part.stage)
+                assert positions.get(key, 0) == part.position
+                positions[key] = part.position + part.num_tokens
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise(data: bytes) -> None:
+    assert switch_with(open_session()).admit(data, LEFT)[0] == []
+
+
+# ---------------------------------------------------------------- sessions
+
+
+def test_closing_ends_every_stage_up_to_that_epoch() -> None:
+    switch = switch_with(open_session(stage=1, device=GPU), open_session(stage=2, device=GPU_1, epoch=2))
+    assert switch.close(SESSION, 1) == [(GPU.device_id, EndSession(SESSION, 1))]
+    assert switch.close(SESSION, 2) == [(GPU_1.device_id, EndSession(SESSION, 2))]
+    assert switch.close(SESSION, 9) == []
+    assert switch.num_sessions == 0
+    switch.validate()
+
+
+def test_closing_all_of_a_device_leaves_the_others() -> None:
+    switch = switch_with(open_session(device=GPU), open_session(OTHER_SESSION, device=GPU_1))
+    assert switch.close_all(GPU.device_id) == [(GPU.device_id, EndSession(SESSION, 1))]
+    assert switch.devices == {GPU_1.device_id}
+    assert len(switch.close_all()) == 1
+    switch.validate()
+
+
+def test_a_leg_is_found_by_session_epoch_and_device_only() -> None:
+    switch = switch_with(open_session(epoch=2, device=GPU))
+    assert switch.leg(SESSION, 2, GPU.device_id) is not None
+    assert switch.leg(SESSION, 1, GPU.device_id) is None
+    assert switch.leg(SESSION, 2, GPU_1.device_id) is None
+    assert switch.leg(OTHER_SESSION, 2, GPU.device_id) is None
+
+
+def test_the_device_that_a_stage_moves_away_from_is_told() -> None:
+    switch = switch_with(open_session(device=GPU))
+    assert switch.displaced(open_session(epoch=2, device=GPU)) is None
+    assert switch.displaced(open_session(epoch=2, device=GPU_1)) == (GPU.device_id, EndSession(SESSION, 1))
+
+
+# ---------------------------------------------------------------- links
+
+
+def test_neighbours_are_numbered_and_one_neighbour_has_one_link() -> None:
+    switch = Switch(NODE)
+    right, left = Hop(RIGHT, 2, "ws://r:1"), Hop(LEFT, 2, "ws://l:1")
+    links = [
+        switch.open(open_session(f"{number:032x}", following=hop), SHAPE).next_link
+        for number, hop in enumerate((right, left, right))
+    ]
+    assert links == [0, 1, 0]
+    assert (switch.neighbour(0), switch.neighbour(1)) == (right, left)
+
+
+def test_a_neighbour_that_came_back_elsewhere_is_reached_there() -> None:
+    switch = switch_with(open_session(following=Hop(RIGHT, 2, "ws://old:1")))
+    switch.open(open_session(OTHER_SESSION, following=Hop(RIGHT, 2, "ws://new:2", "ticket")), SHAPE)
+    assert switch.neighbour(0) == Hop(RIGHT, 2, "ws://new:2", "ticket")
+
+
+def test_a_link_that_was_never_given_is_an_ipc_error() -> None:
+    with pytest.raises(IpcError, match="link 1 of 1"):
+        switch_with(open_session()).neighbour(1)
+
+
+def test_legs_towards_a_neighbour_are_those_whose_rows_go_there() -> None:
+    switch = switch_with(open_session(), open_session(OTHER_SESSION, following=Hop(LEFT, 2)))
+    assert [session_id for session_id, _ in switch.legs_towards(RIGHT)] == [SESSION]
+    assert switch.legs_towards(NodeId("e" * 32)) == []

@@ -1,0 +1,214 @@
+"""OpenAI's formats: whole and as server-sent events; and what happens when a client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from coordinator.api.streaming import DONE, KEEP_ALIVE, KEEP_ALIVE_S, event
+from tests.fakes.api_driver import CHAT, TEXT, ApiDriver, events_of, question, running_api, says, speaker, text_of
+from tests.fakes.asgi_client import JSON
+from tests.fakes.virtual_loop import on_virtual_time
+
+
+def body(**fields: object) -> list[bytes]:
+    return [json.dumps(question(**fields)).encode()]
+
+
+@pytest.mark.parametrize(
+    "text", ["data: x\n\ndata: [DONE]\n\n", "\r\n\r\nevent: error\n\n", "\u2028\u0085\x00", "字😀"]
+)
+def test_no_text_of_a_model_can_break_an_event(text: str) -> None:
+    assert events_of(event({"text": text})) == [{"text": text}]
+
+
+@on_virtual_time
+async def test_a_stream_is_openais_chunks_and_done() -> None:
+    async with running_api(speaker()) as api:
+        reply = await api.client.post(CHAT, question(stream=True))
+        assert reply.status == 200
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        assert reply.headers["cache-control"] == "no-store"
+        assert reply.headers["x-accel-buffering"] == "no"
+        events = events_of(reply.body)
+        assert events[-1] == "[DONE]"
+        assert text_of(events) == TEXT
+        chunks = events[:-1]
+        assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+        assert {chunk["model"] for chunk in chunks} == {"tiny"}
+        assert len({chunk["id"] for chunk in chunks}) == 1
+        assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert [c["choices"][0]["finish_reason"] for c in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+        assert chunks[0]["decentllm"]["nodes"] == [{"name": "node 1", "layers": "0-7"}]
+        assert set(chunks[-1]["decentllm"]["timing"]) == {"compute_us", "codec_us"}
+        assert not any("usage" in chunk for chunk in chunks)
+
+
+@on_virtual_time
+async def test_usage_comes_last_when_asked_for() -> None:
+    async with running_api(speaker()) as api:
+        reply = await api.client.post(CHAT, question(stream=True, stream_options={"include_usage": True}))
+        last = events_of(reply.body)[-2]
+        assert last["choices"] == []
+        assert last["usage"] == {"prompt_tokens": 9, "completion_tokens": 14, "total_tokens": 23}
+
+
+@on_virtual_time
+async def test_a_whole_answer_has_the_same_text() -> None:
+    async with running_api(speaker()) as api:
+        answer = (await api.client.post(CHAT, question())).json()
+        assert answer["object"] == "chat.completion"
+        [choice] = answer["choices"]
+        assert choice["message"] == {"role": "assistant", "content": TEXT, "refusal": None}
+        assert choice["finish_reason"] == "stop"
+        assert answer["usage"] == {"prompt_tokens": 9, "completion_tokens": 14, "total_tokens": 23}
+        assert answer["decentllm"]["nodes"] == [{"name": "node 1", "layers": "0-7"}]
+
+
+@pytest.mark.parametrize("text", ["a\n\nb\n\ndata: [DONE]\n\n", '"quoted" \\ {"x":1}', "Grüße, 世界 😀\u2028", "x"])
+@pytest.mark.parametrize("stream", [True, False])
+@on_virtual_time
+async def test_any_text_arrives_as_it_was(text: str, stream: bool) -> None:
+    async with running_api(speaker(text=text)) as api:
+        reply = await api.client.post(CHAT, question(stream=stream))
+        shown = text_of(events_of(reply.body)) if stream else reply.json()["choices"][0]["message"]["content"]
+        assert shown == text
+
+
+# ---------------------------------------------------------------- silence
+
+
+@on_virtual_time
+async def test_a_silent_answer_is_kept_alive_with_comments() -> None:
+    node = speaker()
+    async with running_api(node) as api, api.client.exchange("POST", CHAT, body(stream=True), JSON) as exchange:
+        await exchange.started()
+        api.pool.world.network.hold("node 1")
+        await asyncio.sleep(KEEP_ALIVE_S * 0.6)
+        before = exchange.reply.body
+        api.pool.world.network.release("node 1")
+        reply = await exchange.finished()
+        assert KEEP_ALIVE not in before
+        assert reply.body.endswith(DONE)
+
+
+@on_virtual_time
+async def test_every_quarter_minute_of_silence_brings_one_comment() -> None:
+    node = speaker()
+    async with running_api(node) as api:
+        played = node._receive
+        node._receive = lambda frame: []  # type: ignore[method-assign,assignment]
+        async with api.client.exchange("POST", CHAT, body(stream=True), JSON) as exchange:
+            await exchange.started()
+            await asyncio.sleep(KEEP_ALIVE_S * 3 + 1)
+            assert exchange.reply.body.count(KEEP_ALIVE) == 3
+        node._receive = played  # type: ignore[method-assign]
+        await api.still_works()
+
+
+# ---------------------------------------------------------------- clients that leave
+
+
+async def leave_after(api: ApiDriver, num_chunks: int, stream: bool) -> None:
+    async with api.client.exchange("POST", CHAT, body(stream=stream, max_tokens=900), JSON) as exchange:
+        if stream:
+            chunks = exchange.chunks()
+            for _ in range(num_chunks):
+                await anext(chunks)
+        else:
+            await asyncio.sleep(0.05 * num_chunks)
+        assert api.num_open_sessions()
+        await exchange.disconnect()
+        assert exchange._task.exception() is None
+
+
+@pytest.mark.parametrize("num_chunks", [1, 2, 7])
+@pytest.mark.parametrize("stream", [True, False])
+@on_virtual_time
+async def test_a_client_that_leaves_ends_the_generation_on_the_nodes(num_chunks: int, stream: bool) -> None:
+    nodes = [speaker(number, "word " * 500, max_layers=4) for number in (1, 2)]
+    async with running_api(*nodes) as api:
+        await leave_after(api, num_chunks, stream)
+        await api.pool.until(lambda: api.num_open_sessions() == 0)
+        for node in nodes:
+            node.rule = says(TEXT)
+        await api.still_works()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@on_virtual_time
+async def test_a_client_that_leaves_while_nothing_comes_is_noticed(stream: bool) -> None:
+    """Leaving while the next token is awaited: what a press on the stop button does."""
+    node = speaker(text="word " * 500)
+    async with running_api(node) as api:
+        async with api.client.exchange("POST", CHAT, body(stream=stream), JSON) as exchange:
+            await asyncio.sleep(0.2)
+            node._receive = lambda frame: []  # type: ignore[method-assign,assignment]
+            await asyncio.sleep(5)
+            await exchange.disconnect()
+            assert exchange._task.exception() is None
+        await api.pool.until(lambda: not api.pool.hub.core.sessions)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@on_virtual_time
+async def test_a_client_that_leaves_before_its_request_has_a_chain_is_noticed(stream: bool) -> None:
+    async with running_api(speaker()) as api:
+        blocker = asyncio.ensure_future(api.client.post(CHAT, question(max_tokens=900)))
+        await api.pool.until(lambda: api.pool.hub.core.scheduler.state.running)
+        for device in api.pool.hub.core.scheduler.state.devices.values():
+            device.num_kv_tokens = 1000
+        async with api.client.exchange("POST", CHAT, body(stream=stream), JSON) as exchange:
+            await asyncio.sleep(0)
+            await exchange.disconnect()
+            assert exchange._task.exception() is None
+        await blocker
+        await api.pool.until(lambda: api.num_open_sessions() == 0)
+
+
+# ---------------------------------------------------------------- errors in mid-stream
+
+
+@pytest.mark.expected_logs("broke off: no_capacity")
+@on_virtual_time
+async def test_an_error_in_the_middle_of_a_stream_becomes_an_event() -> None:
+    async with running_api(speaker(text="word " * 500)) as api:
+        async with api.client.exchange("POST", CHAT, body(stream=True), JSON) as exchange:
+            chunks = exchange.chunks()
+            for _ in range(5):
+                await anext(chunks)
+            api.pool.world.network.cut("node 1")
+            reply = await exchange.finished()
+        *_, last = events_of(reply.body)
+        assert last["error"]["code"] == "no_capacity"
+        assert last["error"]["type"] == "server_error"
+        assert last["error"]["message"]
+        assert DONE not in reply.body
+
+
+@on_virtual_time
+async def test_an_error_in_the_middle_of_a_whole_answer_is_its_status() -> None:
+    async with running_api(speaker(text="word " * 500)) as api:
+        asking = asyncio.ensure_future(api.client.post(CHAT, question()))
+        await asyncio.sleep(0.5)
+        api.pool.world.network.cut("node 1")
+        reply = await asking
+        assert reply.error == (503, "no_capacity", None)
+
+
+@on_virtual_time
+async def test_a_stream_survives_a_nodes_death_and_tells_the_new_chain() -> None:
+    async with running_api(*(speaker(n, "word " * 100, max_layers=4) for n in range(1, 5))) as api:
+        async with api.client.exchange("POST", CHAT, body(stream=True, max_tokens=300), JSON) as exchange:
+            chunks = exchange.chunks()
+            first = events_of(await anext(chunks))[0]["decentllm"]["nodes"]
+            for _ in range(10):
+                await anext(chunks)
+            api.pool.world.network.cut(first[1]["name"])
+            reply = await exchange.finished()
+        events: Sequence[dict[str, object]] = [e for e in events_of(reply.body) if e != "[DONE]"]
+        assert text_of(events) == ("word " * 100)[:300]
+        assert len([e for e in events if "nodes" in e.get("decentllm", {})]) == 2  # type: ignore[operator]

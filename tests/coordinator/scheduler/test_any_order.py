@@ -1,0 +1,226 @@
+"""Any order of events keeps the scheduler's invariants, and what it commands always makes sense to a node."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from coordinator.scheduler import Scheduler
+from coordinator.scheduler import commands as cmd
+from coordinator.scheduler import events as ev
+from coordinator.scheduler.scheduler import QUEUE_TTL_S
+from coordinator.scheduler.state import DeviceKey, DeviceState
+from protocol.values import HeldSlice, LayerRange, SessionId, Variant
+from tests.fakes import pool_facts as facts
+
+OTHER = "3d" * 32
+MODELS = {model.manifest_hash: model for model in (facts.model(6), facts.model(3, digest=OTHER))}
+NODES = st.integers(1, 5)
+SESSIONS = st.integers(1, 6)
+DIGESTS = st.sampled_from(sorted(MODELS))
+GPU = facts.DeviceId("cuda:0")
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Keeps what an outside observer knows: which devices exist, what each was last told, which requests are open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler()
+        self.now_s = 0.0
+        self.told: dict[DeviceKey, cmd.Command | None] = {}
+        self.open: set[SessionId] = set()
+        self.loaded: set[tuple[DeviceKey, int]] = set()
+
+    def tell(self, event: ev.Event) -> None:
+        for command in self.scheduler.handle(event, self.now_s):
+            match command:
+                case cmd.Measure(device) | cmd.Assign(device):
+                    self.check_order(command)
+                    self.told[device] = command
+                case cmd.Release(device, generation):
+                    last = self.told[device]
+                    assert isinstance(last, cmd.Assign)
+                    assert last.generation == generation
+                    self.told[device] = None
+                case cmd.StartChain(session_id, chain):
+                    assert session_id in self.open
+                    self.check_chain(chain)
+                case cmd.RefuseRequest(session_id):
+                    self.open.remove(session_id)
+
+    def check_order(self, command: cmd.Measure | cmd.Assign) -> None:
+        last = self.told[command.device]
+        if isinstance(command, cmd.Assign):
+            assert not isinstance(last, cmd.Assign) or command.generation > last.generation
+            assert command.layers.stop <= MODELS[command.manifest_hash].num_layers
+
+    def check_chain(self, chain: tuple[cmd.ChainStage, ...]) -> None:
+        """Every layer once, in order, on devices that were told to hold exactly that, all of one variant."""
+        orders = [self.told[stage.device] for stage in chain]
+        assert all(isinstance(order, cmd.Assign) for order in orders)
+        assigned = [order for order in orders if isinstance(order, cmd.Assign)]
+        assert [(o.layers, o.generation) for o in assigned] == [(s.layers, s.generation) for s in chain]
+        assert {(stage.device, stage.generation) for stage in chain} <= self.loaded
+        assert len({(order.manifest_hash, order.variant) for order in assigned}) == 1
+        layers = [layer for stage in chain for layer in range(stage.layers.start, stage.layers.stop)]
+        assert layers == list(range(MODELS[assigned[0].manifest_hash].num_layers))
+
+    # ------------------------------------------------------------ what may happen
+
+    @initialize()
+    def begin_with_a_pool_that_serves(self) -> None:
+        self.tell(ev.ModelAdded(MODELS[facts.DIGEST]))
+        for number in (1, 2, 3, 4):
+            self.join_or_rejoin(number, [3], Variant.FLOAT32, 0)
+        self.everybody_does_what_they_were_told()
+
+    @rule()
+    def add_another_model(self) -> None:
+        self.tell(ev.ModelAdded(MODELS[OTHER]))
+
+    @rule()
+    def everybody_does_what_they_were_told(self) -> None:
+        """The common case: without it too few runs get as far as serving."""
+        for _ in range(3):
+            for order in list(self.told.values()):
+                if isinstance(order, cmd.Measure):
+                    self.told[order.device] = None
+                    self.tell(ev.DeviceMeasured(order.device, order.manifest_hash, facts.benchmark()))
+                elif isinstance(order, cmd.Assign) and (order.device, order.generation) not in self.loaded:
+                    self.say_ready(order.device, order.generation, 300)
+
+    @rule(
+        number=NODES,
+        sizes=st.lists(st.integers(0, 8), min_size=1, max_size=2),
+        variant=st.sampled_from([Variant.FLOAT32, Variant.FLOAT32, Variant.BFLOAT16]),
+        held=st.integers(0, 9),
+    )
+    def join_or_rejoin(self, number: int, sizes: list[int], variant: Variant, held: int) -> None:
+        ids = [facts.CPU, GPU][: len(sizes)]
+        specs = [facts.spec(size, device_id=d, variant=variant) for d, size in zip(ids, sizes, strict=True)]
+        self.forget(number)
+        self.told |= {facts.key(number, device_id): None for device_id in ids}
+        slices = (HeldSlice(facts.CPU, facts.DIGEST, variant, LayerRange(0, 1), held, 0),) if held else ()
+        self.tell(ev.NodeJoined(facts.node_id(number), tuple(specs), slices))
+
+    @rule(number=NODES)
+    def leave(self, number: int) -> None:
+        self.forget(number)
+        self.tell(ev.NodeLeft(facts.node_id(number)))
+
+    @precondition(lambda self: any(isinstance(order, cmd.Measure) for order in self.told.values()))
+    @rule(data=st.data(), layer_s=st.floats(1e-4, 1))
+    def measured(self, data: st.DataObject, layer_s: float) -> None:
+        order = data.draw(st.sampled_from([o for o in self.told.values() if isinstance(o, cmd.Measure)]))
+        self.told[order.device] = None
+        self.tell(ev.DeviceMeasured(order.device, order.manifest_hash, facts.benchmark(layer_s)))
+
+    @precondition(lambda self: any(isinstance(order, cmd.Assign) for order in self.told.values()))
+    @rule(data=st.data(), num_kv_tokens=st.integers(0, 300), generations_old=st.sampled_from([0, 1]))
+    def ready(self, data: st.DataObject, num_kv_tokens: int, generations_old: int) -> None:
+        orders = [order for order in self.told.values() if isinstance(order, cmd.Assign)]
+        loading = [order for order in orders if (order.device, order.generation) not in self.loaded]
+        order = data.draw(st.sampled_from(loading or orders))
+        self.say_ready(order.device, order.generation - generations_old, num_kv_tokens)
+
+    @precondition(lambda self: self.told)
+    @rule(data=st.data(), generations_old=st.sampled_from([0, 1]))
+    def failed(self, data: st.DataObject, generations_old: int) -> None:
+        device = data.draw(st.sampled_from(sorted(self.told)))
+        order = self.told[device]
+        generation = order.generation - generations_old if isinstance(order, cmd.Assign) else 0
+        if order is not None and not generations_old:
+            self.told[device] = None
+        self.tell(ev.DeviceFailed(device, generation))
+
+    @rule(number=NODES, generation=st.integers(0, 3), digest=DIGESTS)
+    def nonsense(self, number: int, generation: int, digest: str) -> None:
+        """News of a device that does not exist."""
+        device = DeviceKey(facts.node_id(number), facts.DeviceId("cuda:7"))
+        self.tell(ev.SliceReady(device, generation, 100))
+        self.tell(ev.DeviceFailed(device, generation))
+        self.tell(ev.DeviceMeasured(device, digest, facts.benchmark()))
+
+    @rule(number=SESSIONS, num_tokens=st.integers(1, 300), digest=st.sampled_from([facts.DIGEST, facts.DIGEST, OTHER]))
+    def request(self, number: int, num_tokens: int, digest: str) -> None:
+        session_id = facts.session_id(number)
+        if digest in self.scheduler.state.models and session_id not in self.open:
+            self.open.add(session_id)
+            self.tell(ev.RequestArrived(session_id, digest, num_tokens))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), avoid=st.sets(NODES, max_size=2))
+    def resume(self, data: st.DataObject, avoid: set[int]) -> None:
+        session_id = data.draw(st.sampled_from(sorted(self.open)))
+        avoided = frozenset(facts.key(number) for number in avoid)
+        if facts.DIGEST in self.scheduler.state.models:
+            self.tell(ev.RequestArrived(session_id, facts.DIGEST, 50, resumed=True, avoid=avoided))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        session_id = data.draw(st.sampled_from(sorted(self.open)))
+        self.open.remove(session_id)
+        self.tell(ev.RequestFinished(session_id))
+
+    @rule()
+    def finish_what_is_not_there(self) -> None:
+        self.tell(ev.RequestFinished(facts.session_id(99)))
+
+    @rule(seconds=st.sampled_from([1.0, 15.0, QUEUE_TTL_S]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.tell(ev.TimePassed())
+
+    def say_ready(self, device: DeviceKey, generation: int, num_kv_tokens: int) -> None:
+        self.loaded.add((device, generation))
+        self.tell(ev.SliceReady(device, generation, num_kv_tokens))
+
+    def forget(self, number: int) -> None:
+        self.loaded = {(key, generation) for key, generation in self.loaded if key.node_id != facts.node_id(number)}
+        self.told = {key: order for key, order in self.told.items() if key.node_id != facts.node_id(number)}
+
+    # ------------------------------------------------------------ what must hold
+
+    @invariant()
+    def scheduler_is_valid(self) -> None:
+        self.scheduler.validate()
+
+    @invariant()
+    def only_open_requests_are_known(self) -> None:
+        state = self.scheduler.state
+        assert set(state.waiting) | set(state.running) <= self.open
+
+    @invariant()
+    def nothing_is_reserved_without_requests(self) -> None:
+        state = self.scheduler.state
+        if not state.running:
+            assert all(d.num_reserved_tokens == d.num_requests == 0 for d in state.devices.values())
+
+    @invariant()
+    def no_device_is_given_more_than_it_has(self) -> None:
+        for device in self.scheduler.state.devices.values():
+            assert device.num_free_kv_tokens >= 0 or not device.num_requests
+
+    @invariant()
+    def what_was_told_is_what_is_known(self) -> None:
+        for key, device in self.scheduler.state.devices.items():
+            order = self.told[key]
+            if device.state is DeviceState.MEASURING:
+                assert isinstance(order, cmd.Measure)
+            if device.state in (DeviceState.ASSIGNED, DeviceState.READY):
+                assert isinstance(order, cmd.Assign)
+                assert (order.layers, order.generation) == (device.layers, device.generation)
+            if device.state is DeviceState.READY:
+                assert (key, device.generation) in self.loaded
+
+    @invariant()
+    def a_shortfall_is_a_sentence_exactly_when_not_ready(self) -> None:
+        for digest in self.scheduler.state.models:
+            assert bool(self.scheduler.shortfall(digest)) != self.scheduler.is_ready(digest)
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

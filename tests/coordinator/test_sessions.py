@@ -1,0 +1,302 @@
+"""One generation as a state machine: what happened in, actions out."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from coordinator.scheduler.commands import ChainStage
+from coordinator.sessions import (
+    MAX_BREAKS,
+    TRANSITIONS,
+    Action,
+    Contact,
+    Deliver,
+    Failed,
+    NeedChain,
+    Order,
+    Rerouted,
+    SendFrame,
+    SendMessage,
+    Session,
+    SessionSignal,
+    SessionState,
+)
+from protocol.frames import FrameKind, Phase, Segment, decode_frame
+from protocol.messages import CloseSession, OpenSession, TokensSampled
+from protocol.values import FinishReason, LayerRange, Sampling, StopRule
+from tests.fakes import pool_facts as facts
+
+ORDER = Order(facts.session_id(1), facts.DIGEST, (5, 6, 7), 4, Sampling(0.5, seed=9), (2,))
+HEAD, MIDDLE, TAIL = (facts.node_id(number) for number in (1, 2, 3))
+CHAIN = tuple(
+    ChainStage(facts.key(number), 10 + number, LayerRange(2 * number - 2, 2 * number)) for number in (1, 2, 3)
+)
+SPARE = (ChainStage(facts.key(4), 1, LayerRange(0, 6)),)
+
+
+def opened() -> Session:
+    """A session that runs over three stages, with no token yet."""
+    session = Session(ORDER)
+    session.start(CHAIN, {})
+    for stage, node_id in enumerate((HEAD, MIDDLE, TAIL)):
+        session.stage_opened(node_id, 1, stage)
+    assert session.state is SessionState.RUNNING
+    return session
+
+
+def sampled(*tokens: int, position: int = 3, epoch: int = 1, finish: FinishReason | None = None) -> TokensSampled:
+    return TokensSampled(ORDER.session_id, epoch, position, tokens, finish_reason=finish)
+
+
+def opens(actions: list[Action]) -> list[OpenSession]:
+    return [a.message for a in actions if isinstance(a, SendMessage) and isinstance(a.message, OpenSession)]
+
+
+def closed_nodes(actions: list[Action]) -> list[str]:
+    return [a.node_id for a in actions if isinstance(a, SendMessage) and isinstance(a.message, CloseSession)]
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_every_state_but_the_last_can_end() -> None:
+    assert {s for s, signal in TRANSITIONS if signal is SessionSignal.END} == set(SessionState) - {SessionState.ENDED}
+
+
+def test_nothing_follows_the_end() -> None:
+    session = Session(ORDER)
+    assert session.end() == []
+    for step in (session.end, lambda: session.start(CHAIN, {})):
+        with pytest.raises(KeyError):
+            step()
+
+
+# ---------------------------------------------------------------- opening
+
+
+def test_a_chain_is_opened_tail_first_and_the_user_learns_it() -> None:
+    actions = Session(ORDER).start(CHAIN, {MIDDLE: Contact("ws://m", "t")})
+    assert actions[0] == Rerouted(ORDER.session_id, CHAIN)
+    assert [order.stage for order in opens(actions)] == [2, 1, 0]
+    tail, middle, head = opens(actions)
+    assert (head.previous.node_id, head.next.node_id) == (TAIL, MIDDLE)
+    assert (head.next.address, head.next.ticket, head.next.stage) == ("ws://m", "t", 1)
+    assert (middle.previous.node_id, middle.next.node_id) == (HEAD, TAIL)
+    assert (tail.previous.node_id, tail.next.node_id, tail.next.stage) == (MIDDLE, HEAD, 0)
+    assert middle.previous.address is None
+    assert [order.generation for order in (head, middle, tail)] == [11, 12, 13]
+
+
+def test_only_the_tail_learns_how_to_sample_and_what_was_said() -> None:
+    tail, *others = opens(Session(ORDER).start(CHAIN, {}))
+    assert (tail.sampling, tail.stop, tail.history) == (ORDER.sampling, StopRule(7, (2,)), (5, 6, 7))
+    assert all((o.sampling, o.stop, o.history) == (None, None, ()) for o in others)
+    assert all((o.num_prompt_tokens, o.num_reserved_tokens, o.num_stages) == (3, 7, 3) for o in (tail, *others))
+
+
+def test_one_stage_is_head_and_tail() -> None:
+    [order] = opens(Session(ORDER).start(SPARE, {}))
+    assert order.previous.node_id == order.next.node_id == facts.node_id(4)
+    assert (order.stage, order.next.stage, order.previous.stage) == (0, 0, 0)
+    assert order.sampling is not None
+
+
+def test_the_prompt_leaves_only_when_every_stage_is_open() -> None:
+    session = Session(ORDER)
+    session.start(CHAIN, {})
+    assert session.stage_opened(TAIL, 1, 2) == []
+    assert session.stage_opened(HEAD, 1, 0) == []
+    assert session.stage_opened(HEAD, 1, 0) == []
+    [action] = session.stage_opened(MIDDLE, 1, 1)
+    assert isinstance(action, SendFrame)
+    assert action.node_id == HEAD
+    frame = decode_frame(action.frame)
+    assert frame.kind is FrameKind.TOKENS
+    assert frame.segments == (Segment(ORDER.session_id, 1, 0, 3, 0, 0, Phase.PREFILL),)
+    assert struct.unpack("<3i", frame.payload) == (5, 6, 7)
+    assert session.stage_opened(MIDDLE, 1, 1) == []
+
+
+@pytest.mark.parametrize(("node_id", "epoch", "stage"), [(TAIL, 0, 2), (TAIL, 2, 2), (HEAD, 1, 2), (TAIL, 1, 3)])
+def test_opened_by_somebody_else_or_in_another_epoch_does_not_count(node_id: str, epoch: int, stage: int) -> None:
+    session = Session(ORDER)
+    session.start(CHAIN, {})
+    session.stage_opened(HEAD, 1, 0)
+    session.stage_opened(MIDDLE, 1, 1)
+    assert session.stage_opened(node_id, epoch, stage) == []  # type: ignore[arg-type]
+    assert session.state is SessionState.OPENING
+
+
+def test_a_long_log_is_cut_into_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.sessions.MAX_ROWS_PER_FRAME", 2)
+    session = Session(ORDER)
+    session.start(SPARE, {})
+    actions = session.stage_opened(facts.node_id(4), 1, 0)
+    segments = [decode_frame(action.frame).segments[0] for action in actions if isinstance(action, SendFrame)]
+    assert [(s.position, s.num_tokens, s.seq) for s in segments] == [(0, 2, 0), (2, 1, 1)]
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_tokens_are_logged_and_delivered() -> None:
+    session = opened()
+    [deliver] = session.sampled(TAIL, sampled(8, 9))
+    assert isinstance(deliver, Deliver)
+    assert (deliver.position, deliver.tokens, deliver.finish_reason) == (3, (8, 9), None)
+    assert session.log == (5, 6, 7, 8, 9)
+
+
+def test_the_last_token_closes_the_chain() -> None:
+    session = opened()
+    deliver, *closes = session.sampled(TAIL, sampled(8, 2, finish=FinishReason.STOP))
+    assert isinstance(deliver, Deliver)
+    assert deliver.finish_reason is FinishReason.STOP
+    assert closed_nodes(closes) == [HEAD, MIDDLE, TAIL]
+    assert session.state is SessionState.ENDED
+
+
+def test_the_token_limit_ends_it_even_if_the_tail_does_not_say_so() -> None:
+    session = opened()
+    deliver, *closes = session.sampled(TAIL, sampled(8, 9, 8, 9))
+    assert isinstance(deliver, Deliver)
+    assert deliver.finish_reason is FinishReason.LENGTH
+    assert len(closes) == 3
+
+
+@pytest.mark.parametrize(
+    ("node_id", "message"),
+    [
+        (HEAD, sampled(8)),
+        (facts.node_id(9), sampled(8)),
+        (TAIL, sampled(8, epoch=0)),
+        (TAIL, sampled(8, epoch=2)),
+        (TAIL, sampled(8, position=2)),
+        (TAIL, sampled(8, position=4)),
+    ],
+)
+def test_anything_but_the_next_tokens_from_the_tail_is_dropped(node_id: str, message: TokensSampled) -> None:
+    session = opened()
+    assert session.sampled(node_id, message) == []  # type: ignore[arg-type]
+    assert session.tokens == []
+
+
+def test_tokens_repeated_by_the_tail_are_delivered_once() -> None:
+    session = opened()
+    assert len(session.sampled(TAIL, sampled(8))) == 1
+    assert session.sampled(TAIL, sampled(8)) == []
+    assert session.tokens == [8]
+
+
+def test_more_tokens_than_asked_for_break_the_chain() -> None:
+    session = opened()
+    actions = session.sampled(TAIL, sampled(1, 2, 3, 4, 5))
+    assert session.tokens == []
+    assert actions[-1] == NeedChain(ORDER.session_id, frozenset({facts.key(3)}))
+
+
+# ---------------------------------------------------------------- recovery
+
+
+def test_a_lost_device_means_a_new_chain_away_from_it() -> None:
+    session = opened()
+    session.sampled(TAIL, sampled(8))
+    actions = session.devices_lost({facts.key(2), facts.key(77)})
+    assert closed_nodes(actions) == [HEAD, MIDDLE, TAIL]
+    assert actions[-1] == NeedChain(ORDER.session_id, frozenset({facts.key(2)}))
+    assert session.state is SessionState.QUEUED
+    [order] = opens(session.start(SPARE, {}))
+    assert (order.epoch, order.num_prompt_tokens, order.history) == (2, 4, (5, 6, 7, 8))
+    assert order.num_reserved_tokens == 7
+    [frame] = session.stage_opened(facts.node_id(4), 2, 0)
+    assert isinstance(frame, SendFrame)
+    assert struct.unpack("<4i", decode_frame(frame.frame).payload) == (5, 6, 7, 8)
+    assert decode_frame(frame.frame).segments[0].epoch == 2
+
+
+def test_a_device_of_no_concern_changes_nothing() -> None:
+    session = opened()
+    assert session.devices_lost({facts.key(9)}) == []
+    assert Session(ORDER).devices_lost({facts.key(1)}) == []
+
+
+def test_devices_to_avoid_add_up() -> None:
+    session = opened()
+    session.devices_lost({facts.key(1)})
+    session.start(SPARE, {})
+    assert session.devices_lost({facts.key(4)})[-1] == NeedChain(
+        ORDER.session_id, frozenset({facts.key(1), facts.key(4)})
+    )
+
+
+def test_a_broken_stage_is_believed_only_for_itself_and_now() -> None:
+    session = opened()
+    for node_id, epoch, stage in ((HEAD, 1, 1), (MIDDLE, 0, 1), (MIDDLE, 2, 1), (MIDDLE, 1, 5)):
+        assert session.broken(node_id, epoch, stage, "kv_full", "x") == []
+    assert isinstance(session.broken(MIDDLE, 1, 1, "kv_full", "x")[-1], NeedChain)
+    assert session.broken(MIDDLE, 1, 1, "kv_full", "x") == []
+
+
+def test_too_many_breaks_end_it_but_lost_devices_do_not_count() -> None:
+    session = Session(ORDER)
+    for _ in range(9):
+        session.start(SPARE, {})
+        assert isinstance(session.devices_lost({facts.key(4)})[-1], NeedChain)
+    for epoch in range(10, 10 + MAX_BREAKS):
+        session.start(SPARE, {})
+        actions = session.broken(facts.node_id(4), epoch, 0, "non_finite", "NaN.")
+    assert closed_nodes(actions) == [facts.node_id(4)]
+    failed = actions[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.started, session.state) == ("non_finite", False, SessionState.ENDED)
+
+
+def test_failing_says_whether_the_user_saw_something() -> None:
+    session = opened()
+    session.sampled(TAIL, sampled(8))
+    failed = session.fail("no_capacity", "Sorry.", 10.0)[-1]
+    assert failed == Failed(ORDER.session_id, "no_capacity", "Sorry.", 10.0, started=True)
+
+
+def test_a_node_that_holds_two_stages_is_closed_once() -> None:
+    gpu = ChainStage(facts.key(1, facts.DeviceId("cuda:0")), 1, LayerRange(2, 6))
+    session = Session(ORDER)
+    session.start((CHAIN[0], gpu), {})
+    assert closed_nodes(session.end()) == [HEAD]
+
+
+# ---------------------------------------------------------------- the relay
+
+
+def test_rows_go_to_the_stage_they_name_if_the_sender_is_the_one_before() -> None:
+    session = opened()
+
+    def target(sender: str, stage: int) -> str | None:
+        segment = Segment(ORDER.session_id, 1, 3, 1, 0, stage, Phase.DECODE)
+        return session.relay_target(sender, segment)  # type: ignore[arg-type]
+
+    assert [target(HEAD, stage) for stage in range(4)] == [None, MIDDLE, None, None]
+    assert [target(MIDDLE, stage) for stage in range(4)] == [None, None, TAIL, None]
+    assert [target(TAIL, stage) for stage in range(4)] == [HEAD, None, None, None]
+
+
+def test_only_the_present_epoch_of_a_session_with_a_chain_is_current() -> None:
+    session = opened()
+    assert [session.is_current(epoch) for epoch in (0, 1, 2)] == [False, True, False]
+    session.devices_lost({facts.key(1)})
+    assert not session.is_current(1)
+
+
+def test_validate_holds_in_every_state() -> None:
+    session = Session(ORDER)
+    session.validate()
+    session.start(CHAIN, {})
+    session.validate()
+    session.stage_opened(TAIL, 1, 2)
+    session.validate()
+    session.devices_lost({facts.key(1)})
+    session.validate()
+    session.end()
+    session.validate()

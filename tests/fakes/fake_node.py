@@ -1,0 +1,136 @@
+"""A node without torch: plays its stages with a toy model whose every token depends on all tokens before it.
+
+Pure: `hear` takes what the coordinator sent and returns what the node answers. A row of "hidden state" is the token
+itself, so a stage that got a wrong, missing or repeated row gives a wrong answer, as a real one would.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from protocol import messages as m
+from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, decode_frame, encode_frame
+from protocol.values import DeviceSpec, FinishReason, LayerBenchmark, NodeId, SessionId, StepTiming
+from tests.fakes import pool_facts as facts
+
+Rule = Callable[[Sequence[int]], int]
+"""The next token, given all before it."""
+
+
+def next_token(history: Sequence[int]) -> int:
+    """The toy model: never 0, 1 or 2, and different after any change of the history."""
+    return sum((place + 1) * token for place, token in enumerate(history)) % 997 + 3
+
+
+def answer_to(prompt: Sequence[int], num_tokens: int, rule: Rule = next_token) -> list[int]:
+    """What an undisturbed pool says."""
+    history = list(prompt)
+    for _ in range(num_tokens):
+        history.append(rule(history))
+    return history[len(prompt) :]
+
+
+@dataclass
+class Leg:
+    """One stage of one session."""
+
+    order: m.OpenSession
+    kv: list[int] = field(default_factory=list)
+    seq: int = 0
+
+    @property
+    def is_tail(self) -> bool:
+        return self.order.stage == self.order.num_stages - 1
+
+
+class FakeNode:
+    """One node. `silent` makes it a hung one: it hears and says nothing; `loads` False: it never becomes ready."""
+
+    def __init__(
+        self,
+        number: int,
+        *devices: DeviceSpec,
+        rule: Rule = next_token,
+        layer_s: float = 0.01,
+        num_kv_tokens: int = 10_000,
+        address: str | None = None,
+    ) -> None:
+        self.node_id: NodeId = facts.node_id(number)
+        self.hello = facts.hello(number, *devices, address=address)
+        self.rule = rule
+        self.benchmark: LayerBenchmark = facts.benchmark(layer_s)
+        self.num_kv_tokens = num_kv_tokens
+        self.loads = True
+        self.silent = False
+        self.heard: list[m.CoordinatorMessage | bytes] = []
+        self.legs: dict[tuple[SessionId, int], Leg] = {}
+        self.num_refused_rows = 0
+
+    def hear(self, data: m.CoordinatorMessage | bytes) -> list[m.NodeMessage | bytes]:
+        """Everything the node has to say to that."""
+        if self.silent:
+            return []
+        self.heard.append(data)
+        match data:
+            case bytes():
+                return self._receive(decode_frame(data))
+            case m.MeasureDevice(device_id, digest):
+                return [m.DeviceMeasured(device_id, digest, self.benchmark)]
+            case m.AssignSlice():
+                return self._load(data)
+            case m.OpenSession():
+                self.legs[SessionId(data.session_id), data.stage] = Leg(data)
+                return [m.SessionOpened(data.session_id, data.epoch, data.stage)]
+            case m.CloseSession(session_id, epoch):
+                for key, leg in list(self.legs.items()):
+                    if key[0] == session_id and leg.order.epoch <= epoch:
+                        del self.legs[key]
+        return []
+
+    def of_type(self, kind: type) -> list[m.CoordinatorMessage | bytes]:
+        return [data for data in self.heard if isinstance(data, kind)]
+
+    def _load(self, order: m.AssignSlice) -> list[m.NodeMessage | bytes]:
+        progress = m.SliceProgress(order.device_id, order.generation, True, 50, 100)
+        ready = m.SliceReady(order.device_id, order.generation, self.num_kv_tokens, True)
+        return [progress, ready] if self.loads else [progress]
+
+    def _receive(self, frame: Frame) -> list[m.NodeMessage | bytes]:
+        answers: list[m.NodeMessage | bytes] = []
+        code = "i" if frame.kind is FrameKind.TOKENS else "f"
+        values = [int(value) for value in struct.unpack(f"<{frame.num_rows}{code}", bytes(frame.payload))]
+        for segment in frame.segments:
+            rows, values = values[: segment.num_tokens], values[segment.num_tokens :]
+            leg = self.legs.get((segment.session_id, segment.stage))
+            if leg is None or segment.epoch != leg.order.epoch or segment.position != len(leg.kv):
+                self.num_refused_rows += len(rows)
+            else:
+                leg.kv += rows
+                answers += self._sample(leg) if leg.is_tail else [self._pass_on(leg, rows)]
+        return answers
+
+    def _pass_on(self, leg: Leg, rows: Sequence[int]) -> bytes:
+        return _frame(leg, FrameKind.HIDDEN, leg.order.stage + 1, len(leg.kv) - len(rows), rows)
+
+    def _sample(self, leg: Leg) -> list[m.NodeMessage | bytes]:
+        if len(leg.kv) < leg.order.num_prompt_tokens or leg.order.stop is None:
+            return []
+        token, position = self.rule(leg.kv), len(leg.kv)
+        is_last = position + 1 >= leg.order.stop.max_position
+        finish = FinishReason.STOP if token in leg.order.stop.stop_tokens else FinishReason.LENGTH if is_last else None
+        sampled = m.TokensSampled(
+            leg.order.session_id, leg.order.epoch, position, (token,), (), finish, StepTiming(100, 10)
+        )
+        return [sampled] if finish else [sampled, _frame(leg, FrameKind.TOKENS, 0, position, [token])]
+
+
+def _frame(leg: Leg, kind: FrameKind, stage: int, position: int, rows: Sequence[int]) -> bytes:
+    dtype, code = (WireDtype.INT32, "i") if kind is FrameKind.TOKENS else (WireDtype.FLOAT32, "f")
+    phase = Phase.DECODE if position >= leg.order.num_prompt_tokens else Phase.PREFILL
+    segment = Segment(
+        SessionId(leg.order.session_id), leg.order.epoch, position, len(rows), leg.seq, stage, phase, 100, 10
+    )
+    leg.seq += 1
+    return encode_frame(Frame(kind, dtype, 1, (segment,), struct.pack(f"<{len(rows)}{code}", *rows)))

@@ -1,0 +1,77 @@
+"""Small models, devices and measurements with round numbers, for tests of the scheduler and what stands on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coordinator.scheduler.state import DeviceKey, ModelFacts
+from protocol.messages import Hello
+from protocol.values import (
+    BatchTime,
+    DeviceId,
+    DeviceKind,
+    DeviceSpec,
+    HeldSlice,
+    LayerBenchmark,
+    NodeId,
+    SessionId,
+    Variant,
+)
+
+CPU = DeviceId("cpu")
+DIGEST = "2c" * 32
+GIB = 2**30
+
+
+def model(num_layers: int = 8, *, digest: str = DIGEST, context_length: int = 1000) -> ModelFacts:
+    """Each layer has 1,000,000 weights; KV, embedding and head are small beside them."""
+    return ModelFacts(
+        name=f"model-{digest[:2]}",
+        manifest_hash=digest,
+        context_length=context_length,
+        layer_numels=(1_000_000,) * num_layers,
+        embedding_numel=100_000,
+        head_numel=100_000,
+        kv_numel_per_token=10,
+    )
+
+
+def node_id(number: int) -> NodeId:
+    return NodeId(f"{number:032x}")
+
+
+def session_id(number: int) -> SessionId:
+    return SessionId(f"{number:032x}")
+
+
+def key(number: int, device_id: DeviceId = CPU) -> DeviceKey:
+    return DeviceKey(node_id(number), device_id)
+
+
+def spec(
+    max_layers: int | None = None,
+    *,
+    device_id: DeviceId = CPU,
+    memory_bytes: int = GIB,
+    variant: Variant = Variant.FLOAT32,
+) -> DeviceSpec:
+    return DeviceSpec(device_id, DeviceKind.CPU, "a CPU", memory_bytes, variant, max_layers)
+
+
+def benchmark(layer_s: float = 0.01, head_s: float = 0.0) -> LayerBenchmark:
+    return LayerBenchmark((BatchTime(1, layer_s),), layer_s / 10, head_s)
+
+
+def hello(
+    number: int, *devices: DeviceSpec, name: str = "", address: str | None = None, held: Sequence[HeldSlice] = ()
+) -> Hello:
+    return Hello(
+        protocol_version=1,
+        node_id=node_id(number),
+        app_version="test",
+        name=name or f"node {number}",
+        devices=devices or (spec(),),
+        peer_address=address,
+        peer_ticket="ticket" if address else None,
+        held=tuple(held),
+    )
