@@ -5,6 +5,7 @@ Nothing heavy is imported before it is known which of the two this process is (H
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from client.config import NodeConfig, parse_join_url, parse_size
 from client.errors import ClientError
 from client.paths import FolderError, data_dir, private_folder
+from protocol.version import app_version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +42,6 @@ def node_config(arguments: argparse.Namespace) -> NodeConfig:
         max_memory_bytes=arguments.max_memory,
         max_layers=arguments.max_layers,
         use_gpu=not arguments.cpu,
-        peer_host=arguments.peer_host,
         worker_python=arguments.worker_python,
         attached=arguments.attached,
     )
@@ -54,14 +55,34 @@ def clean_name(name: str) -> str:
 def _gui(arguments: argparse.Namespace) -> int:
     from client.app import GuiSettings, run_gui
 
-    return run_gui(GuiSettings(join_url=arguments.join or None, data_dir=arguments.data_dir))
+    return run_gui(
+        GuiSettings(
+            join_url=arguments.join or None,
+            data_dir=arguments.data_dir,
+            agent_arguments=agent_arguments(arguments),
+            start_contributing=arguments.contribute,
+            start_hidden=arguments.hidden,
+        )
+    )
+
+
+def agent_arguments(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The limits that the volunteer gave the app, as the words that give them to its agent."""
+    words = ["--name", arguments.name] if arguments.name else []
+    words += ["--max-memory", str(arguments.max_memory)] if arguments.max_memory is not None else []
+    words += ["--max-layers", str(arguments.max_layers)] if arguments.max_layers is not None else []
+    return (*words, *(["--cpu"] if arguments.cpu else []))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="decentllm", description="Contribute a GPU to a pool.")
-    parser.set_defaults(what="gui")
+    parser.set_defaults(what="gui", name="", max_memory=None, max_layers=None, cpu=False)
+    parser.add_argument("--version", action="version", version=f"decentllm {app_version()}")
     parser.add_argument("--join", metavar="ADDRESS", default="", help="the pool's address, such as http://host:8000")
+    parser.add_argument("--contribute", action="store_true", help="contribute at once, without a click")
+    parser.add_argument("--hidden", action="store_true", help="start in the tray, without the window")
     parser.add_argument("--data-dir", type=Path, help="where weights are kept")
+    _limit_arguments(parser)
     commands = parser.add_subparsers(metavar="COMMAND")
     node = commands.add_parser("node", help="the agent without a window").add_subparsers(required=True, metavar="run")
     _node_arguments(node.add_parser("run", help="contribute until stopped"))
@@ -72,13 +93,18 @@ def _node_arguments(run: argparse.ArgumentParser) -> None:
     run.set_defaults(what="node")
     run.add_argument("--join", metavar="ADDRESS", required=True, help="the pool's address, such as http://host:8000")
     run.add_argument("--data-dir", type=Path, default=argparse.SUPPRESS, help="where weights are kept")
-    run.add_argument("--name", default="", help="what the pool calls this node (default: the machine's name)")
-    run.add_argument("--max-memory", type=_size, metavar="SIZE", help="per device, such as 6GB")
-    run.add_argument("--max-layers", type=_count, metavar="N", help="hold at most this many layers per device")
-    run.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    run.add_argument("--peer-host", default="127.0.0.1", help=argparse.SUPPRESS)
+    _limit_arguments(run)
     run.add_argument("--worker-python", default=os.environ.get("DECENTLLM_WORKER_PYTHON", ""), help=argparse.SUPPRESS)
     run.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
+
+
+def _limit_arguments(parser: argparse.ArgumentParser) -> None:
+    """The same before and after `node run`: what is not given in one place does not undo the other."""
+    add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
+    add("--name", help="what the pool calls this node (default: the machine's name)")
+    add("--max-memory", type=_size, metavar="SIZE", help="per device, such as 6GB")
+    add("--max-layers", type=_count, metavar="N", help="hold at most this many layers per device")
+    add("--cpu", action="store_true", help="do not use a GPU")
 
 
 def _size(text: str) -> int:

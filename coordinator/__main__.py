@@ -12,6 +12,7 @@ from pathlib import Path
 from coordinator.config import PoolConfig, default_data_dir
 from coordinator.errors import PoolError
 from coordinator.models.errors import ModelError
+from protocol.version import app_version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except (PoolError, ModelError) as error:
         print(f"decentllm-coordinator: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # the data folder cannot be written, the disk is full
+        where = f": {error.filename}" if error.filename else ""
+        print(f"decentllm-coordinator: {error.strerror or error}{where}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -69,6 +74,7 @@ def _remove_model(arguments: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="decentllm-coordinator", description="Run a pool.")
+    parser.add_argument("--version", action="version", version=f"decentllm-coordinator {app_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="start the pool: scheduler, API, chat page and weight mirror")
     serve.set_defaults(run=_serve)

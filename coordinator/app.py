@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import uvicorn
@@ -28,6 +27,7 @@ from coordinator.token_log import MemoryTokenLog
 from protocol.env import Env
 from protocol.frames import FrameLimits
 from protocol.values import Sampling
+from protocol.version import app_version
 from shell import AsyncioEnv
 
 log = logging.getLogger(__name__)
@@ -130,14 +130,6 @@ def default_sampling(folder: Path) -> Sampling:
         top_p=min(1.0, float(usable.get("top_p", 1.0)) or 1.0),
         top_k=int(usable.get("top_k", 0)),
     )
-
-
-def app_version() -> str:
-    """This build's version; "source" when it runs without having been installed."""
-    try:
-        return version("decentllm")
-    except PackageNotFoundError:
-        return "source"
 
 
 def _lifespan(hub: Hub) -> Lifespan:

@@ -123,7 +123,8 @@ class Hub:
 
     async def _handshake(self, connection: Connection) -> Hello | None:
         try:
-            text = await asyncio.wait_for(connection.recv(), HELLO_TIMEOUT_S)
+            async with asyncio.timeout(HELLO_TIMEOUT_S):  # wait_for can lose a cancellation on Python 3.11 (gh-86296)
+                text = await connection.recv()
         except ConnectionClosed:
             return None
         except TimeoutError:  # a slow machine may try again, so this is no BAD_MESSAGE

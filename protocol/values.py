@@ -29,6 +29,11 @@ Sentence = Annotated[str, Meta(max_length=400)]
 Url = Annotated[str, Meta(max_length=400)]
 
 
+MEMORY_FOR_ACTIVATIONS = 0.1
+"""Share of a device's memory that is neither weights nor KV: activations, the allocator's own. Planner and node reckon
+with the same, or a slice that was planned to fit would not."""
+
+
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every value and message: frozen, strict, no unknown fields within a negotiated version."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from urllib.parse import urlsplit
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed as WebsocketClosed
-from websockets.exceptions import InvalidHandshake, InvalidURI
+from websockets.exceptions import WebSocketException
 
 from protocol.env import Connection, ConnectionClosed, NetworkError
 
@@ -69,7 +70,7 @@ class WebNetwork:
                 open_timeout=CONNECT_TIMEOUT_S,
                 close_timeout=2,
             )
-        except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
+        except (OSError, WebSocketException, TimeoutError, ValueError) as error:  # ValueError: a port like 99999
             raise NetworkError(f"cannot connect to {url}: {error}") from None
         return WebConnection(websocket)
 
@@ -92,11 +93,12 @@ class WebNetwork:
         if start is not None and stop is not None:
             headers["Range"] = f"bytes={start}-{stop - 1}"
         try:
+            _ = urlsplit(url).port  # raises ValueError where httpx would fail in one of its tasks
             async with self._http().stream("GET", url, headers=headers) as response:
                 _check_status(response, url, start)
                 async for piece in response.aiter_bytes(PIECE_BYTES):
                     yield piece
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise NetworkError(f"download of {url} failed: {error or type(error).__name__}") from None
 
     async def close(self) -> None:

@@ -25,6 +25,7 @@ class _Collector(logging.Handler):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "expected_logs(*parts): warnings or errors with these words belong to the test")
+    config.addinivalue_line("markers", "allowed_logs(*parts): the same, but they need not come")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,8 @@ def _no_unexpected_logs(request: pytest.FixtureRequest) -> Iterator[None]:
         logging.getLogger(name).removeHandler(collector)
     expected = [part for mark in request.node.iter_markers("expected_logs") for part in mark.args]
     lines = [f"{record.levelname} {record.name}: {record.getMessage()}" for record in collector.records]
-    unexpected = [line for line in lines if not any(part in line for part in expected)]
+    allowed = expected + [part for mark in request.node.iter_markers("allowed_logs") for part in mark.args]
+    unexpected = [line for line in lines if not any(part in line for part in allowed)]
     assert not unexpected, "unexpected log lines:\n" + "\n".join(unexpected)
     missing = [part for part in expected if not any(part in line for line in lines)]
     assert not missing, f"log lines that were expected did not come: {missing}"

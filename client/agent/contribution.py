@@ -6,29 +6,29 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Coroutine
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from client.agent.core import (
-    MAX_DOUBLINGS,
-    AgentCore,
+from client.agent.commands import (
     Command,
     Download,
-    Downloaded,
-    Event,
-    FetchFailed,
     FetchManifest,
-    FrameArrived,
-    ManifestArrived,
     PassFrame,
-    PeerLost,
-    PoolLost,
-    PoolSaid,
-    RestartDue,
     StartWorker,
     StopDownload,
     TellPool,
     TellWorker,
+)
+from client.agent.core import MAX_DOUBLINGS, AgentCore
+from client.agent.events import (
+    Downloaded,
+    Event,
+    FetchFailed,
+    FrameArrived,
+    ManifestArrived,
+    PeerLost,
+    PoolLost,
+    PoolSaid,
+    RestartDue,
     WorkerDied,
     WorkerSaid,
 )
@@ -44,6 +44,7 @@ from protocol import PROTOCOL_VERSION
 from protocol.env import ConnectionClosed, Env, NetworkError
 from protocol.messages import Heartbeat, Hello, Leaving
 from protocol.values import DeviceId, DeviceSpec, NodeId
+from protocol.version import app_version
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class Contribution:
             node_id=self._node_id,
             app_version=app_version(),
             name=self._config.name,
-            devices=self.core.usable_devices,
+            devices=tuple(device.spec for device in self.core.devices.values()),
             peer_address=address,
             peer_ticket=self._peers.ticket,
         )
@@ -290,11 +291,3 @@ class Contribution:
 def worker_command(config: NodeConfig) -> tuple[str, ...]:
     """The worker runs in its own interpreter: this one, or the one that the settings name."""
     return (config.worker_python or sys.executable, "-m", "client.runtime")
-
-
-def app_version() -> str:
-    """This build's version; "source" when it runs without having been installed."""
-    try:
-        return version("decentllm")
-    except PackageNotFoundError:
-        return "source"

@@ -7,161 +7,43 @@ returns is to be carried out in order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from client import ipc
+from client.agent.commands import (
+    Command,
+    Download,
+    FetchManifest,
+    PassFrame,
+    StartWorker,
+    StopDownload,
+    TellPool,
+    TellWorker,
+)
 from client.agent.device import Device, Job, Loaded, Stage, Step
+from client.agent.events import (
+    Downloaded,
+    Event,
+    FetchFailed,
+    FrameArrived,
+    ManifestArrived,
+    PeerLost,
+    PoolLost,
+    PoolSaid,
+    RestartDue,
+    WorkerDied,
+    WorkerSaid,
+)
 from client.agent.switch import DTYPE_OF_VARIANT, Gap, Shape, Switch
 from protocol import messages as msg
 from protocol.frames import FrameLimits
 from protocol.manifest import Manifest
-from protocol.values import DeviceId, DeviceSpec, NodeId, SessionId
+from protocol.values import MEMORY_FOR_ACTIVATIONS, DeviceSpec, NodeId, SessionId
 
-MEMORY_FOR_ACTIVATIONS = 0.1
-"""Share of a device's memory left for activations; the scheduler reckons with the same (scheduler/cost.py)."""
 RESTART_BASE_S = 1.0
 MAX_RESTART_S = 300.0
 MAX_DOUBLINGS = 20
 """Of a delay: a worker that never comes up would else bring 2.0 ** n to its overflow within days."""
-
-# ------------------------------------------------------------ events
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSaid:
-    device_id: DeviceId
-    message: ipc.WorkerMessage
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerDied:
-    """A worker ended by itself, was ended (`reason` says why) or could not be started (`reason` too)."""
-
-    device_id: DeviceId
-    status: int
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RestartDue:
-    device_id: DeviceId
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSaid:
-    message: msg.CoordinatorMessage
-
-
-@dataclass(frozen=True, slots=True)
-class PoolLost:
-    """The connection to the coordinator is gone: what runs here is nobody's any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestArrived:
-    manifest_hash: str
-    manifest: Manifest
-
-
-@dataclass(frozen=True, slots=True)
-class FetchFailed:
-    """A manifest or weights could not be had."""
-
-    device_id: DeviceId
-    job: Job
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Downloaded:
-    """More of the weights are there; `folder` is set when all are."""
-
-    device_id: DeviceId
-    job: Job
-    done_bytes: int
-    total_bytes: int
-    folder: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FrameArrived:
-    """A data frame from a neighbour, or (sender None) through the coordinator."""
-
-    data: bytes
-    sender: NodeId | None
-
-
-@dataclass(frozen=True, slots=True)
-class PeerLost:
-    """The direct link to a neighbour broke with rows on it."""
-
-    node_id: NodeId
-
-
-Event = (
-    WorkerSaid
-    | WorkerDied
-    | RestartDue
-    | PoolSaid
-    | PoolLost
-    | ManifestArrived
-    | FetchFailed
-    | Downloaded
-    | FrameArrived
-    | PeerLost
-)
-
-# ------------------------------------------------------------ commands
-
-
-@dataclass(frozen=True, slots=True)
-class TellPool:
-    message: msg.NodeMessage
-
-
-@dataclass(frozen=True, slots=True)
-class TellWorker:
-    device_id: DeviceId
-    message: ipc.AgentMessage
-
-
-@dataclass(frozen=True, slots=True)
-class PassFrame:
-    """A checked frame for a worker."""
-
-    device_id: DeviceId
-    frame: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StartWorker:
-    device_id: DeviceId
-    delay_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class FetchManifest:
-    device_id: DeviceId
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Download:
-    device_id: DeviceId
-    job: Job
-    manifest: Manifest
-    tensor_names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StopDownload:
-    device_id: DeviceId
-
-
-Command = TellPool | TellWorker | PassFrame | StartWorker | FetchManifest | Download | StopDownload
-
 
 _AT_WORK = (Stage.MEASURING, Stage.PLANNING, Stage.LOADING)
 """Stages in which the worker owes an answer."""

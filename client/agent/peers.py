@@ -22,6 +22,8 @@ MAX_REASON_BYTES = 120
 """RFC 6455, section 5.5: a control frame has at most 125 bytes, two of which are the code."""
 DIRECT_AGAIN_AFTER_S = 30.0
 """After a direct link failed its neighbour is reached through the relay for this long."""
+RELAY_QUIET_S = 2.0
+"""Rows that went through the relay have arrived, or never will, after this long."""
 MAX_FRAME_BYTES = FrameLimits().max_payload_bytes + 2**20
 
 
@@ -74,13 +76,21 @@ class Peers:
     def send(self, hop: Hop, frame: bytes) -> None:
         """Send towards the neighbour, in order: directly when that works, else through the coordinator."""
         node_id = NodeId(hop.node_id)
-        if hop.address is None or self._relay_until_s.get(node_id, 0.0) > self._env.clock.monotonic():
+        if hop.address is None or self._is_relayed(node_id):
             self._callbacks.relay(frame)
             return
         outgoing = self._outgoing.get(node_id)
         if outgoing is None or outgoing.hop.address != hop.address:
             outgoing = self._open(node_id, hop)
         outgoing.outbox.put_nowait(frame)
+
+    def _is_relayed(self, node_id: NodeId) -> bool:
+        """Whether the relay is still in use for this neighbour; if so it stays so until it has been quiet for a while:
+        a direct row must not overtake one that is still on its way through the coordinator."""
+        now_s, until_s = self._env.clock.monotonic(), self._relay_until_s.get(node_id, 0.0)
+        if until_s > now_s:
+            self._relay_until_s[node_id] = max(until_s, now_s + RELAY_QUIET_S)
+        return until_s > now_s
 
     def _open(self, node_id: NodeId, hop: Hop) -> _Outgoing:
         old = self._outgoing.get(node_id)

@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass
 
 from coordinator.scheduler.state import ITEM_BYTES, Device, ModelFacts
-from protocol.values import Variant
+from protocol.values import MEMORY_FOR_ACTIVATIONS, Variant
 
-MEMORY_FOR_ACTIVATIONS = 0.1
-"""Share of a device's memory that is neither weights nor KV: activations, the allocator's own."""
 MIN_KV_TOKENS = 4096
 """KV room that every slice must leave, so that a stage that holds its layers can also serve somebody."""
 

@@ -111,7 +111,7 @@ class Scheduler:
         device.move(Signal.FAIL)
         device.model = device.layers = None
         device.num_failures += 1
-        device.retry_at_s = now_s + min(MAX_RETRY_S, RETRY_BASE_S * 2 ** (device.num_failures - 1))
+        device.retry_at_s = now_s + min(MAX_RETRY_S, RETRY_BASE_S * 2 ** min(device.num_failures - 1, 10))
         return self._repair(now_s)
 
     def _slice_ready(self, event: ev.SliceReady, now_s: float) -> list[Command]:

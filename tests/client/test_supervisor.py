@@ -240,6 +240,7 @@ def test_another_pool_while_paused_ends_the_agent_and_starts_none(supervisor: Su
     assert supervisor.snapshot().phase is Phase.STOPPED
 
 
+@pytest.mark.expected_logs("was not understood")
 @pytest.mark.parametrize(
     "line",
     [b"hello", b"\xff\xfe\x00", b"[]", b"null", b"{}", b'{"type":"pause"}', b'{"type":"status","state":"dancing"}'],
@@ -250,6 +251,7 @@ def test_a_garbage_line_is_counted_and_not_fatal(supervisor: Supervisor, line: b
     assert (snapshot.num_garbage_lines, snapshot.status.state) == (1, AgentState.SERVING)
 
 
+@pytest.mark.expected_logs("was not understood")
 def test_a_line_without_an_end_is_bounded_and_counted_once(supervisor: Supervisor) -> None:
     run(supervisor, ContributePressed())
     for _ in range(10):
@@ -334,6 +336,7 @@ class World:
             self.num_exits += 1
 
 
+@pytest.mark.allowed_logs("was not understood")
 @pytest.mark.parametrize("seed", range(50))
 def test_whatever_happens_there_is_one_agent_at_most_and_none_after_the_end(seed: int) -> None:
     world = World(seed)

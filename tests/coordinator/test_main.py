@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -51,18 +52,31 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         (["--host", "0.0.0.0"], "--host must be a loopback address"),
         (["--name", "<b>"], "--name"),
         (["--port", "0", "--model", "/nowhere/model"], "/nowhere/model"),
-        (["--port", "0", "--model", "."], "."),
+        (["--port", "0", "--model", "."], "cannot be served"),
     ],
 )
 def test_a_setting_that_cannot_work_is_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
     assert words in sentence_of(run("serve", *arguments, data_dir=tmp_path))
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
+def test_a_broken_model_file_is_one_sentence(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF nonsense")
-    sentence_of(run("model", "add", str(model), data_dir=tmp_path / "file"))
+    ended = run("model", "add", str(model), data_dir=tmp_path / "data")
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("decentllm-coordinator: model.gguf could not be converted")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr("coordinator.models.catalog.Catalog.add", full)
+    assert main(["model", "add", "owner/name", "--data-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"decentllm-coordinator: No space left on device: {tmp_path}\n"
 
 
 @pytest.mark.parametrize("port", ["abc", "-1", "65536", "8000.5", ""])

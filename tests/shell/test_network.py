@@ -176,3 +176,9 @@ async def test_a_server_that_is_not_there_is_a_network_error(network: WebNetwork
         pass
     with pytest.raises(NetworkError, match="failed"):
         await download(network, url)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "http://127.0.0.1:99999/", "http://[::1/", "ftp://127.0.0.1/"])
+async def test_an_address_that_is_none_cannot_be_downloaded(network: WebNetwork, url: str) -> None:
+    with pytest.raises(NetworkError):
+        await download(network, url)

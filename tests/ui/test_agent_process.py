@@ -69,6 +69,7 @@ def test_a_crash_is_shown_within_a_second_and_mended(start_gui: StartGui) -> Non
     assert len(driver.recorded("start")) == 2
 
 
+@pytest.mark.expected_logs("was not understood")
 def test_garbage_is_reported_and_not_fatal(start_gui: StartGui) -> None:
     driver = start_gui("--garbage")
     driver.press()

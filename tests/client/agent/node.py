@@ -5,18 +5,10 @@ from __future__ import annotations
 from typing import TypeVar
 
 from client import ipc
-from client.agent.core import (
-    AgentCore,
-    Command,
-    Downloaded,
-    Event,
-    ManifestArrived,
-    PoolSaid,
-    TellPool,
-    TellWorker,
-    WorkerSaid,
-)
+from client.agent.commands import Command, TellPool, TellWorker
+from client.agent.core import AgentCore
 from client.agent.device import Device, Stage
+from client.agent.events import Downloaded, Event, ManifestArrived, PoolSaid, WorkerSaid
 from protocol.messages import AssignSlice, CoordinatorMessage, NodeMessage
 from protocol.values import DeviceSpec
 from tests.client.agent.samples import CPU, NODE, assign, measure, model

@@ -6,25 +6,19 @@ import msgspec
 import pytest
 
 from client import ipc
-from client.agent.core import (
-    MAX_RESTART_S,
-    Download,
+from client.agent.commands import Download, FetchManifest, PassFrame, StartWorker, StopDownload, TellPool, TellWorker
+from client.agent.core import MAX_RESTART_S
+from client.agent.device import Stage
+from client.agent.events import (
     Downloaded,
     FetchFailed,
-    FetchManifest,
     FrameArrived,
-    PassFrame,
     PeerLost,
     PoolLost,
     PoolSaid,
     RestartDue,
-    StartWorker,
-    StopDownload,
-    TellPool,
-    TellWorker,
     WorkerDied,
 )
-from client.agent.device import Stage
 from protocol import messages as msg
 from protocol.values import FinishReason, Hop, LayerRange, StepTiming
 from tests.client.agent.node import AWAKE, FOLDER, LOADED, READY, Node, node_at

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from client import ipc
-from client.agent.core import (
-    AgentCore,
-    Download,
+from client.agent.commands import Download, StopDownload, TellPool, TellWorker
+from client.agent.core import AgentCore
+from client.agent.device import Stage
+from client.agent.events import (
     Downloaded,
     FetchFailed,
     FrameArrived,
@@ -18,13 +19,9 @@ from client.agent.core import (
     PoolLost,
     PoolSaid,
     RestartDue,
-    StopDownload,
-    TellPool,
-    TellWorker,
     WorkerDied,
     WorkerSaid,
 )
-from client.agent.device import Stage
 from protocol import messages as msg
 from protocol.values import DeviceSpec, NodeId, StepTiming
 from tests.client.agent.node import FOLDER, LOADED, READY

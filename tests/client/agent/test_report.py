@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from client import ipc
-from client.agent.core import FetchFailed, RestartDue, WorkerDied
 from client.agent.device import Stage
+from client.agent.events import FetchFailed, RestartDue, WorkerDied
 from client.agent.report import STATE_OF_STAGE, joined_status, offline_status
 from client.status import AgentState, Status, decode_status, encode_line
 from protocol.values import DeviceId, LayerRange

@@ -1,0 +1,58 @@
+"""What the agent's core wants done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from client import ipc
+from client.agent.device import Job
+from protocol import messages as msg
+from protocol.manifest import Manifest
+from protocol.values import DeviceId
+
+
+@dataclass(frozen=True, slots=True)
+class TellPool:
+    message: msg.NodeMessage
+
+
+@dataclass(frozen=True, slots=True)
+class TellWorker:
+    device_id: DeviceId
+    message: ipc.AgentMessage
+
+
+@dataclass(frozen=True, slots=True)
+class PassFrame:
+    """A checked frame for a worker."""
+
+    device_id: DeviceId
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    device_id: DeviceId
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FetchManifest:
+    device_id: DeviceId
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    device_id: DeviceId
+    job: Job
+    manifest: Manifest
+    tensor_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopDownload:
+    device_id: DeviceId
+
+
+Command = TellPool | TellWorker | PassFrame | StartWorker | FetchManifest | Download | StopDownload
