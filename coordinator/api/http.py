@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.api.errors import REQUEST_ID_HEADER, ApiError, error_body, error_response, pool_error_body, status_of
+from coordinator.api.host_check import HostMiddleware
 from coordinator.api.routes import Routes
 from coordinator.errors import PoolError, RequestRefused
 from protocol.env import Random
@@ -47,6 +48,7 @@ def build_http(routes: Routes, random: Random, lifespan: Lifespan, version: str)
     http.add_exception_handler(HTTPException, _http_error)
     http.add_exception_handler(RequestValidationError, _validation_error)
     http.add_exception_handler(Exception, _internal_error)
+    http.add_middleware(HostMiddleware)
     http.add_middleware(HeaderMiddleware, random=random)
     return http
 

@@ -145,7 +145,10 @@ def _scope(method: str, path: str, headers: Mapping[str, str]) -> Scope:
         "raw_path": plain.encode(),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
+        "headers": [
+            (name.lower().encode(), value.encode("latin-1"))
+            for name, value in ({"host": "127.0.0.1:8000"} | dict(headers)).items()
+        ],
         "client": ("127.0.0.1", 50_000),
         "server": ("127.0.0.1", 8000),
     }

@@ -96,8 +96,11 @@ def test_a_websocket_to_an_unknown_address_is_closed(http_app: Any) -> None:
 
 
 def test_a_web_page_cannot_pose_as_a_node(http_app: Any) -> None:
-    origin = {"origin": "http://evil.test"}
-    with pytest.raises(WebSocketDisconnect) as caught, TestClient(http_app).websocket_connect("/node", headers=origin):
+    origin = {"origin": "http://evil.test", "host": "127.0.0.1:8000"}
+    with (
+        pytest.raises(WebSocketDisconnect) as caught,
+        TestClient(http_app).websocket_connect("/node", headers=origin),
+    ):
         pass
     assert caught.value.code == 4403
 
