@@ -14,6 +14,9 @@ from protocol.values import Variant
 DTYPES = {Variant.FLOAT32: torch.float32, Variant.BFLOAT16: torch.bfloat16}
 """A variant is the dtype of weights, KV cache, residual stream and wire alike."""
 
+FREE_SHARE_FOR_KV = 0.9
+"""The rest is for activations and for whoever else uses the card."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -41,6 +44,15 @@ class Device:
         if self.is_cpu:
             return int(psutil.virtual_memory().available)
         return torch.cuda.mem_get_info(self.torch_device)[0]
+
+    def kv_bytes(self, wanted_bytes: int) -> int:
+        """What of the wanted KV room the device can give now: others may have taken memory since it was planned.
+
+        A CPU commits memory only as it is written, and a process that runs out of it is the system's to judge."""
+        if self.is_cpu:
+            return wanted_bytes
+        self.release_cached()
+        return min(wanted_bytes, int(self.free_bytes() * FREE_SHARE_FOR_KV))
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given: before a clock is read."""

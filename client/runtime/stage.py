@@ -24,7 +24,7 @@ class Stage:
         self.dtype = dtype
         self.device = device
         self.groups_decode = not device.is_cpu
-        self.cache = KvCache(probe_shapes(cut, dtype, device), max_kv_bytes, dtype, device)
+        self.cache = KvCache(probe_shapes(cut, dtype, device), device.kv_bytes(max_kv_bytes), dtype, device)
 
     @property
     def is_first(self) -> bool:
