@@ -53,6 +53,15 @@ class Sample:
         return self.token_ms - self.compute_ms - self.codec_ms
 
 
+@dataclass(frozen=True)
+class Tick:
+    """A token's arrival; the stages' times are sums since the answer began."""
+
+    at_s: float
+    compute_us: int
+    codec_us: int
+
+
 class Clocked:
     """A streamer for `generate` that only notes when each token came."""
 
@@ -99,32 +108,32 @@ class Pool:
         self._url = f"{pool.url}/v1/chat/completions"
 
     def run(self, num_tokens: int) -> Sample:
-        """The stages' own times of the first token (the prefill) are measured apart and taken off."""
-        _, first = self._stream(1)
-        times_s, last = self._stream(num_tokens)
+        """What the stages had spent when the first token came (the prefill) is taken off."""
+        ticks, text = self._stream(num_tokens)
+        first, last = ticks[0], ticks[-1]
         per_token = 1e-3 / (num_tokens - 1)
         return Sample(
-            token_ms=1e3 * (times_s[-1] - times_s[0]) / (num_tokens - 1),
-            compute_ms=(last["compute_us"] - first["compute_us"]) * per_token,
-            codec_ms=(last["codec_us"] - first["codec_us"]) * per_token,
-            text=last["text"],
+            token_ms=1e3 * (last.at_s - first.at_s) / (num_tokens - 1),
+            compute_ms=(last.compute_us - first.compute_us) * per_token,
+            codec_ms=(last.codec_us - first.codec_us) * per_token,
+            text=text,
         )
 
-    def _stream(self, num_tokens: int) -> tuple[list[float], dict[str, Any]]:
-        """Arrival times of the tokens, and the answer's own account."""
+    def _stream(self, num_tokens: int) -> tuple[list[Tick], str]:
+        """When each token came, with the stages' account so far, and the text."""
         messages = [{"role": "user", "content": QUESTION}]
         body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": num_tokens, "stream": True}
-        times_s, account, text = list[float](), dict[str, Any](), ""
+        ticks, text = list[Tick](), ""
         with httpx.stream("POST", self._url, json={**body, "return_token_ids": True}, timeout=300) as response:
             for line in response.iter_lines():
                 if not line.startswith("data: {"):
                     continue
                 event = json.loads(line[6:])
                 choice = event["choices"][0]
-                times_s += [time.perf_counter()] * len(choice.get("token_ids", ()))
                 text += choice["delta"].get("content", "")
-                account |= event.get("decentllm", {}).get("timing", {})
-        return times_s, {**account, "text": text}
+                if choice.get("token_ids"):
+                    ticks.append(Tick(time.perf_counter(), **event["decentllm"]["timing"]))
+        return ticks, text
 
 
 def start_pool(stack: ExitStack, folder: Path, model_folder: Path, num_nodes: int) -> Pool:
@@ -155,7 +164,7 @@ def measure(sides: dict[str, Callable[[int], Sample]], num_rounds: int, num_toke
 
 
 def table(samples: dict[str, list[Sample]]) -> str:
-    """Medians over the rounds, smallest and largest time per token in brackets."""
+    """Time per token: median over the rounds, smallest and largest in brackets. Its parts: means, which add up."""
     head = ["", "ms per token", "over generate", "compute", "serialisation", "transport"]
     rows = [head, ["---"] * len(head)]
     reference = samples["generate"]
@@ -169,10 +178,10 @@ def table(samples: dict[str, list[Sample]]) -> str:
 
 
 def _shares(side: Sequence[Sample]) -> list[str]:
-    total = statistics.median(s.token_ms for s in side)
+    total = statistics.mean(s.token_ms for s in side)
     parts = [[s.compute_ms for s in side], [s.codec_ms for s in side], [s.transport_ms for s in side]]
-    medians = [statistics.median(part) for part in parts]
-    return [f"{value:.2f} ms ({100 * value / total:.1f} %)" for value in medians]
+    means = [statistics.mean(part) for part in parts]
+    return [f"{value:.2f} ms ({100 * value / total:.1f} %)" for value in means]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -198,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _page(text: str, num_rounds: int, num_tokens: int) -> str:
     return f"""# What the pool costs over plain `generate`
 
-{MODEL} in float32, greedy, {num_tokens} tokens, {num_rounds} rounds in turn, medians (smallest to largest).
+{MODEL} in float32, greedy, {num_tokens} tokens, {num_rounds} rounds in turn. Time per token: medians (smallest to
+largest); its parts: means, with their share.
 {describe_machine()}.
 Command: `make benchmark` (`python -m benchmarks.overhead --write`).
 

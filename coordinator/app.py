@@ -68,11 +68,12 @@ def open_models(config: PoolConfig) -> list[Model]:
 
 def show_progress(step: str, done_bytes: int, total_bytes: int) -> None:
     """One line that is rewritten on a terminal, and a line per step elsewhere."""
+    amount = f": {done_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB" if total_bytes else ""
+    ended = done_bytes >= total_bytes
     if sys.stderr.isatty():
-        end = "\n" if total_bytes and done_bytes >= total_bytes else "\r"
-        print(f"  {step}: {done_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB   ", end=end, file=sys.stderr)  # noqa: T201
-    elif done_bytes in (0, total_bytes):
-        print(f"  {step}: {done_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB", file=sys.stderr)  # noqa: T201
+        print(f"\r  {step}{amount}   ", end="\n" if ended else "", flush=True, file=sys.stderr)  # noqa: T201
+    elif ended:
+        print(f"  {step}{amount}", flush=True, file=sys.stderr)  # noqa: T201
 
 
 def build_pool(config: PoolConfig, models: list[Model], env: Env) -> tuple[Hub, FastAPI]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
+from coordinator.app import show_progress
+from coordinator.models.errors import ModelError
+from coordinator.models.sources import run_converter
 from demo.fetch_model import MODELS, FetchError, fetch
 
 
@@ -17,7 +19,7 @@ def main() -> int:
     try:
         for model in MODELS.values():
             prepare(folder, fetch(model, folder))
-    except (FetchError, subprocess.CalledProcessError) as error:
+    except (FetchError, ModelError) as error:
         print(f"models for tests: {error}", file=sys.stderr)
         return 1
     return 0
@@ -28,7 +30,7 @@ def prepare(folder: Path, gguf: Path) -> None:
     target = folder / gguf.stem
     if not target.exists():
         print(f"Converting {gguf.name}.", flush=True)
-        subprocess.run([sys.executable, "-m", "coordinator.models.convert", str(gguf), str(target)], check=True)
+        run_converter(gguf, target, show_progress)
 
 
 if __name__ == "__main__":

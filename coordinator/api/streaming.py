@@ -85,11 +85,11 @@ def usage(answer: Answer) -> dict[str, int]:
 
 
 def extras(answer: Answer, chunk: Chunk) -> dict[str, Any]:
-    """What this pool adds to OpenAI's format: which nodes answered, and where the time went."""
+    """What this pool adds to OpenAI's format: which nodes answered, and where the time went so far."""
     fields: dict[str, Any] = {}
     if chunk.nodes is not None:
         fields["nodes"] = [asdict(node) for node in chunk.nodes]
-    if chunk.finish_reason is not None:
+    if chunk.finish_reason is not None or (answer.with_token_ids and chunk.tokens):
         fields["timing"] = {"compute_us": answer.totals.compute_us, "codec_us": answer.totals.codec_us}
     return fields
 
