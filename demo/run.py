@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -48,17 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ask(pool: LocalPool, model: str, question: str) -> None:
-    """One question through the whole pool; the answer is printed as it comes."""
+    """One question through the whole pool; the answer is printed as it comes, and who gave it."""
     print(f"\n> {question}\n", flush=True)
-    for text in stream_answer(pool.url, model, question):
-        print(text, end="", flush=True)
-    print()
-    served = {n["name"]: n["devices"][0]["layers"] for n in pool.state()["nodes"]}
-    print(f"\nAnswered by {', '.join(f'{name} (layers {layers})' for name, layers in sorted(served.items()))}.")
+    nodes: list[dict[str, str]] = []
+    for event in stream_answer(pool.url, model, question):
+        nodes = event.get("decentllm", {}).get("nodes", nodes)
+        print(_text_of(event), end="", flush=True)
+    chain = " -> ".join(f"{node['name']} (layers {node['layers']})" for node in nodes)
+    print(f"\n\nAnswered by {chain}.")
 
 
-def stream_answer(url: str, model: str, question: str) -> Iterator[str]:
-    """Pieces of a greedy answer. Raises PoolFailed with the API's own sentence."""
+def stream_answer(url: str, model: str, question: str) -> Iterator[dict[str, Any]]:
+    """The events of a greedy answer. Raises PoolFailed with the API's own sentence."""
     messages = [{"role": "user", "content": question}]
     body = {"model": model, "messages": messages, "temperature": 0, "stream": True}
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300) as response:
@@ -66,14 +68,13 @@ def stream_answer(url: str, model: str, question: str) -> Iterator[str]:
             raise PoolFailed(json.loads(response.read())["error"]["message"])
         for line in response.iter_lines():
             if line.startswith("data: {"):
-                yield _text_of(json.loads(line[6:]))
+                yield json.loads(line[6:])
 
 
-def _text_of(event: dict[str, object]) -> str:
-    if isinstance(event.get("error"), dict):
-        raise PoolFailed(str(event["error"]["message"]))  # type: ignore[index]
-    choices = event.get("choices")
-    return str(choices[0]["delta"].get("content", "")) if isinstance(choices, list) and choices else ""
+def _text_of(event: dict[str, Any]) -> str:
+    if "error" in event:
+        raise PoolFailed(event["error"]["message"])
+    return str(event["choices"][0]["delta"].get("content", "")) if event["choices"] else ""
 
 
 def _prepare(arguments: argparse.Namespace) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ def test_one_question_through_two_nodes_prints_a_sensible_answer(models_folder: 
     )
     assert ended.returncode == 0, ended.stderr
     assert "def reverse_string(" in ended.stdout
-    assert "Answered by alice (layers 0-" in ended.stdout or "Answered by alice (layers 1" in ended.stdout
-    assert "bob (layers" in ended.stdout
+    last = ended.stdout.rstrip().splitlines()[-1]
+    assert re.fullmatch(r"Answered by (alice|bob) \(layers 0-\d+\) -> (alice|bob) \(layers \d+-23\)\.", last), last
+    assert last.count("alice") == last.count("bob") == 1
     assert "Traceback" not in ended.stderr
 
 
