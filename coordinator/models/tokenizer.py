@@ -8,6 +8,7 @@ while importing would break every later user of transformers in the process, for
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -169,6 +170,8 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def _load(folder: Path) -> Any:
+    # "PyTorch was not found" is as it should be here, and nothing that an operator should read about.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
     try:
