@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for; returns the exit status. Whatever people did wrong is one sentence, never a traceback."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("httpx", "httpx2"):  # the hub's library logs every request with it
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         return int(arguments.run(arguments))
     except (PoolError, ModelError) as error:

@@ -17,6 +17,8 @@ from coordinator.sessions import Deliver, Order, Rerouted
 from protocol.env import Env
 from protocol.values import FinishReason, Sampling, SessionId, StepTiming
 
+MIN_TEMPERATURE = 1e-4
+"""Below it the likeliest token has all the weight anyway, and dividing logits by it would overflow."""
 DEFAULT_MAX_TOKENS = 2048
 """Answer length when the request names none (and the context and the pool's KV room allow it)."""
 
@@ -173,8 +175,13 @@ class ChatService:
         seed = request.seed if request.seed is not None else self._env.random.below(2**63)
         base = model.default_sampling
         return Sampling(
-            temperature=float(given.get("temperature", base.temperature)),
+            temperature=_usable(float(given.get("temperature", base.temperature))),
             top_p=float(given.get("top_p", base.top_p)),
             top_k=int(given.get("top_k", base.top_k)),
             seed=seed,
         )
+
+
+def _usable(temperature: float) -> float:
+    """A temperature as small as makes no difference is greedy."""
+    return temperature if temperature >= MIN_TEMPERATURE else 0.0

@@ -37,6 +37,13 @@ async def test_an_order_has_what_was_asked_for() -> None:
         assert order.prompt == (*map(ord, "user:Hi\n"), 1)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-5])
+@on_virtual_time
+async def test_a_temperature_that_would_overflow_the_logits_is_greedy(temperature: float) -> None:
+    async with running_api() as api:
+        assert (await start(api, temperature=temperature)).order.sampling.temperature == 0
+
+
 @on_virtual_time
 async def test_what_was_not_asked_for_is_the_models_own() -> None:
     async with running_api(speaker()) as api:
