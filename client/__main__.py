@@ -1,6 +1,6 @@
 """The command `decentllm`: without arguments the tray app, `decentllm node run` the agent alone.
 
-Nothing heavy is imported before it is known which of the two this process is (HOUSE.md, notes for packaging)."""
+Nothing heavy is imported before it is known which of the two this process is: in a frozen app one program is both."""
 
 from __future__ import annotations
 

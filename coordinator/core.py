@@ -322,7 +322,7 @@ class PoolCore:
         return self.nodes[node_id].devices[device_id]
 
     def _forgive_stall(self, now_s: float) -> None:
-        """A coordinator that was itself stopped must not judge others by the time it missed (FAULTS.md, F22)."""
+        """A coordinator that was itself stopped must not judge others by the time it missed."""
         lag_s = now_s - self._last_tick_s - TICK_S if self._last_tick_s is not None else 0.0
         self._last_tick_s = now_s
         if lag_s > TICK_S:

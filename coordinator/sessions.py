@@ -2,7 +2,7 @@
 
 The log (prompt + committed tokens) is the truth about a session; a chain is only the place where its KV happens to
 be. Losing a chain means: new epoch, new chain, the log as the new prompt. The epoch fences: whatever an older chain
-still says is dropped, so that no token is lost, repeated or changed (DESIGN.md, one answer end to end).
+still says is dropped, so that no token is lost, repeated or changed (ARCHITECTURE.md, one chat request).
 """
 
 from __future__ import annotations

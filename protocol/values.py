@@ -56,7 +56,7 @@ class LayerRange(Value, frozen=True, order=True):
 
 
 class Variant(StrEnum):
-    """The arithmetic a slice is served in. A chain never mixes variants (DESIGN.md, decisions)."""
+    """The arithmetic a slice is served in. A chain never mixes variants."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"

@@ -156,7 +156,7 @@ def listen_to_signals(agent: Agent) -> None:
 
 
 async def obey_lines(agent: Agent, reader: asyncio.StreamReader) -> None:
-    """Commands from whoever started us; end-of-file means that it is gone, and so are we (DESIGN.md, processes)."""
+    """Commands from whoever started us; end-of-file means that it is gone, and so are we (ARCHITECTURE.md)."""
     try:
         while (command := await _read_command(reader)) is not None:
             agent.command(command)

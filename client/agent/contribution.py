@@ -154,7 +154,7 @@ class Contribution:
         )
 
     def _backoff_s(self, num_failures: int) -> float:
-        """Full jitter (FAULTS.md, F21): a thousand nodes must not come back in the same instant."""
+        """Full jitter (M. Brooker, "Exponential Backoff And Jitter"): a thousand nodes must not come back at once."""
         limit_s = min(MAX_RECONNECT_S, RECONNECT_BASE_S * 2 ** min(num_failures, MAX_DOUBLINGS))
         return self._env.random.uniform(RECONNECT_BASE_S / 2, limit_s)
 

@@ -85,7 +85,7 @@ def _gpu(nvml: Nvml, index: int, limits: Limits) -> DeviceSpec:
 
 
 def _cpu(limits: Limits) -> DeviceSpec:
-    """bfloat16 is many times slower than float32 on CPUs without AVX-512, so CPUs serve float32 (DESIGN.md)."""
+    """bfloat16 is many times slower than float32 on CPUs without AVX-512, so CPUs serve float32."""
     free = int(psutil.virtual_memory().available * CPU_MEMORY_SHARE)
     return DeviceSpec(
         device_id=DeviceId("cpu"),
