@@ -120,7 +120,7 @@ class Contribution:
         log.warning("not connected to the pool: %s", error)
         self._link = None
         self._handle(PoolLost())
-        self._tell_people(f"The pool does not answer; trying again. ({error})")
+        self._tell_people(f"The pool at {self._config.join_url} does not answer; trying again.")
 
     def _tell_people(self, sentence: str) -> None:
         self._waiting_for = sentence

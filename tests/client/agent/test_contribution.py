@@ -210,7 +210,7 @@ async def test_a_coordinator_that_is_away_is_tried_again_and_the_volunteer_is_to
 ) -> None:
     await pool.stop()
     async with staying() as stay:
-        await until(lambda: stay.message.startswith("The pool does not answer; trying again."))
+        await until(lambda: stay.message.endswith("does not answer; trying again."))
         assert stay.state is AgentState.CONNECTING
         await pool.start()
         await pool.hears(Hello)
