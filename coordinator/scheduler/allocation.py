@@ -28,7 +28,7 @@ def plan_pipeline(model: ModelFacts, devices: Sequence[Device], span: LayerRange
 
     The devices are all of one variant and have measured the model."""
     span = span or LayerRange(0, model.num_layers)
-    by_size = sorted(devices, key=lambda d: (-_max_layers(model, d), d.layer_time_s(model.manifest_hash), d.key))
+    by_size = _roomiest_first(model, devices)
     for num_stages in range(1, min(len(by_size), len(span)) + 1):
         places = _places(model, by_size[:num_stages], span)
         if all(p.max_layers for p in places) and sum(p.max_layers for p in places) >= len(span):
@@ -38,7 +38,7 @@ def plan_pipeline(model: ModelFacts, devices: Sequence[Device], span: LayerRange
 
 def room_for(model: ModelFacts, devices: Sequence[Device]) -> int:
     """How many layers these devices could hold together: what the pool says while it waits for more of them."""
-    usable = [device for device in devices if _max_layers(model, device)]
+    usable = [device for device in _roomiest_first(model, devices) if _max_layers(model, device)]
     return min(model.num_layers, sum(p.max_layers for p in _places(model, usable, LayerRange(0, model.num_layers))))
 
 
@@ -72,7 +72,13 @@ def _max_layers(model: ModelFacts, device: Device) -> int:
     return place(device, model, first=False, last=False).max_layers
 
 
-def _places(model: ModelFacts, devices: Sequence[Device], span: LayerRange) -> list[Place]:
+def _roomiest_first(model: ModelFacts, devices: Sequence[Device]) -> list[Device]:
+    return sorted(devices, key=lambda d: (-_max_layers(model, d), d.layer_time_s(model.manifest_hash), d.key))
+
+
+def _places(model: ModelFacts, roomiest_first: Sequence[Device], span: LayerRange) -> list[Place]:
+    """The devices in pipeline order. The two roomiest take the ends, which also hold the embedding or the head."""
+    devices = [roomiest_first[0], *roomiest_first[2:], *roomiest_first[1:2]] if roomiest_first else []
     end = len(devices) - 1
     starts, stops = span.start == 0, span.stop == model.num_layers
     return [place(d, model, first=starts and i == 0, last=stops and i == end) for i, d in enumerate(devices)]

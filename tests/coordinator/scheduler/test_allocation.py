@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,3 +116,19 @@ def test_a_plan_covers_its_span_once_in_order(sizes: list[tuple[int, float]], le
         assert len({p.device.key for p in placements}) == len(placements)
     else:
         assert sum(min(24, size) for size, _ in sizes) < len(span)
+
+
+def test_the_two_roomiest_devices_take_the_ends_where_embedding_and_head_must_fit_too() -> None:
+    """The small one could hold layers, but neither end: it goes in the middle instead of making the plan fail."""
+    heavy_ends = replace(MODEL, embedding_numel=20_000_000, head_numel=20_000_000)
+    layer_bytes = 4 * (1_000_000 + 10 * 1000)
+    devices = [sized(1, 35 * layer_bytes), sized(2, 2 * layer_bytes), sized(3, 28 * layer_bytes)]
+    placements = plan_pipeline(heavy_ends, devices)
+    assert [int(p.device.key.node_id, 16) for p in placements] == [1, 2, 3]
+    assert [(p.layers.start, p.layers.stop) for p in placements][-1][1] == MODEL.num_layers
+
+
+def sized(number: int, usable_bytes: int) -> Device:
+    made = Device(facts.key(number), facts.spec(memory_bytes=int(usable_bytes / 0.9) + 1))
+    made.benchmarks[MODEL.manifest_hash] = facts.benchmark(0.01, 0.0)
+    return made
