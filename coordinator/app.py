@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -137,6 +138,7 @@ def _lifespan(hub: Hub) -> Lifespan:
     @asynccontextmanager
     async def lifespan(http: FastAPI) -> AsyncIterator[None]:
         running = asyncio.create_task(hub.run())
+        running.add_done_callback(_stop_if_it_failed)
         try:
             yield
         finally:
@@ -145,6 +147,13 @@ def _lifespan(hub: Hub) -> Lifespan:
                 await running
 
     return lifespan
+
+
+def _stop_if_it_failed(running: asyncio.Task[None]) -> None:
+    """A pool whose hub has died answers nobody: better that it ends, and that whoever watches it starts it again."""
+    if not running.cancelled() and running.exception() is not None:
+        log.critical("the hub failed; the coordinator stops", exc_info=running.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _serve(config: PoolConfig, models: list[Model], listener: socket.socket) -> None:

@@ -31,6 +31,8 @@ from protocol.values import NodeId, SessionId
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
+MAX_HELLO_BYTES = 64 * 2**10
+"""Sixty-four devices fit several times over; nobody is known yet who says it."""
 TRY_AGAIN_LATER = 1013
 """Websocket close code of the IANA registry."""
 MAX_OUTBOX = 2048
@@ -234,6 +236,8 @@ def _checked_hello(data: str | bytes) -> Hello:
     """The first message of a node. Raises MessageError."""
     if isinstance(data, bytes):
         raise MessageError(MessageFault.UNEXPECTED, "the first message must be a hello in text, not bytes")
+    if len(data) > MAX_HELLO_BYTES:
+        raise MessageError(MessageFault.TOO_LARGE, f"a hello of {len(data)} bytes, limit {MAX_HELLO_BYTES}")
     message = decode_node_message(data)
     if not isinstance(message, Hello):
         raise MessageError(MessageFault.UNEXPECTED, "the first message must be a hello")

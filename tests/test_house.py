@@ -118,7 +118,6 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 COVERED_ELSEWHERE = {
     "protocol/env.py": "interfaces; what implements them is tested in tests/shell/ and tests/fakes/test_virtual_env.py",
     "coordinator/__main__.py": "tests/coordinator/test_main.py",
-    "coordinator/app.py": "tests/coordinator/test_main.py starts it; tests/integration/ runs it",
     "coordinator/scheduler/commands.py": "values, asserted on in tests/coordinator/scheduler/test_scheduler.py",
     "coordinator/scheduler/events.py": "values, told in tests/coordinator/scheduler/test_scheduler.py",
 }

@@ -76,6 +76,7 @@ BAD_HELLOS: dict[str, tuple[str | bytes, str]] = {
     "not JSON": ("hello?", "not_json"),
     "empty": ("", "not_json"),
     "deep": ("[" * 10_000, "Expected `object`"),
+    "too long": (" " * 70_000 + hello_with(), "limit 65536"),
     "unknown field": (hello_with(surprise=1), "surprise"),
     "a field in another alphabet": (hello_with(**{"\n" + "字" * 300: 1}), "unknown field"),
     "missing field": (hello_with(node_id=None), "node_id"),
