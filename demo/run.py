@@ -30,7 +30,8 @@ SMALL_MODEL = "qwen2.5-coder-0.5b"
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status; everything that was started is stopped by then."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs with it ignored
+        signal.signal(number, _interrupt)
     try:
         model = _prepare(arguments)
         with local_pool(arguments.folder, [str(model.folder)], "--name", "Demo pool", port=arguments.port) as pool:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ask(pool, model.folder.name, arguments.ask)
                 return 0
             print(f"\nChat page: {pool.url}/\nCtrl-C stops everything.", flush=True)
-            threading.Event().wait()
+            _wait_for_ever()
     except KeyboardInterrupt:
         print("\nStopped.")
     except (FetchError, ModelError, PoolFailed) as error:
@@ -107,6 +108,12 @@ class _OncePerLine:
         if line != self._last:
             self._last = line
             print(f"  {line}", flush=True)
+
+
+def _wait_for_ever() -> None:
+    """Until a signal's KeyboardInterrupt. With a timeout, for one that comes just before the wait begins."""
+    while not threading.Event().wait(timeout=1.0):
+        continue
 
 
 def _interrupt(number: int, frame: object) -> None:
