@@ -15,6 +15,7 @@ from enum import Enum, auto
 import msgspec
 
 from client.status import AgentState, Pause, Quit, Resume, Status, decode_status, encode_line
+from protocol.backoff import doubled_s
 
 logger = logging.getLogger(__name__)
 
@@ -448,7 +449,7 @@ class Supervisor:
 
     def _back_off_s(self) -> float:
         # 1, 2, 4, ... s, as Folding@home waits after lost units (cbang Group.cpp, unitComplete).
-        return min(MAX_BACK_OFF_S, 2.0 ** min(self._num_failures - 1, 16))
+        return doubled_s(1.0, self._num_failures - 1, MAX_BACK_OFF_S)
 
 
 def _report_input(status: Status) -> Input:

@@ -18,7 +18,7 @@ from client.agent.commands import (
     TellPool,
     TellWorker,
 )
-from client.agent.core import MAX_DOUBLINGS, AgentCore
+from client.agent.core import AgentCore
 from client.agent.events import (
     Downloaded,
     Event,
@@ -41,6 +41,7 @@ from client.config import NodeConfig
 from client.errors import JoinError, WeightsError
 from client.status import Status
 from protocol import PROTOCOL_VERSION
+from protocol.backoff import doubled_s
 from protocol.env import ConnectionClosed, Env, NetworkError
 from protocol.messages import Heartbeat, Hello, Leaving
 from protocol.values import DeviceId, DeviceSpec, NodeId
@@ -155,7 +156,7 @@ class Contribution:
 
     def _backoff_s(self, num_failures: int) -> float:
         """Full jitter (M. Brooker, "Exponential Backoff And Jitter"): a thousand nodes must not come back at once."""
-        limit_s = min(MAX_RECONNECT_S, RECONNECT_BASE_S * 2 ** min(num_failures, MAX_DOUBLINGS))
+        limit_s = doubled_s(RECONNECT_BASE_S, num_failures, MAX_RECONNECT_S)
         return self._env.random.uniform(RECONNECT_BASE_S / 2, limit_s)
 
     async def _leave(self) -> None:

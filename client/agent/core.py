@@ -36,14 +36,13 @@ from client.agent.events import (
 )
 from client.agent.switch import DTYPE_OF_VARIANT, Gap, Shape, Switch
 from protocol import messages as msg
+from protocol.backoff import doubled_s
 from protocol.frames import FrameLimits
 from protocol.manifest import Manifest
 from protocol.values import MEMORY_FOR_ACTIVATIONS, DeviceSpec, NodeId, SessionId
 
 RESTART_BASE_S = 1.0
 MAX_RESTART_S = 300.0
-MAX_DOUBLINGS = 20
-"""Of a delay: a worker that never comes up would else bring 2.0 ** n to its overflow within days."""
 
 _AT_WORK = (Stage.MEASURING, Stage.PLANNING, Stage.LOADING)
 """Stages in which the worker owes an answer."""
@@ -249,7 +248,7 @@ class AgentCore:
         device.job = device.loaded = None
         device.owed = 0
         device.message = f"{event.reason or f'The worker ended with status {event.status}'}; it is started again."
-        delay_s = min(MAX_RESTART_S, RESTART_BASE_S * 2 ** min(device.num_crashes, MAX_DOUBLINGS))
+        delay_s = doubled_s(RESTART_BASE_S, device.num_crashes, MAX_RESTART_S)
         device.num_crashes += 1
         if job is not None:
             commands.append(TellPool(_failed(job, "worker_died", device.message)))

@@ -19,6 +19,7 @@ from coordinator.scheduler.state import (
     State,
     Waiting,
 )
+from protocol.backoff import doubled_s
 from protocol.values import HeldSlice, NodeId, SessionId, Variant
 
 QUEUE_TTL_S = 120.0
@@ -111,7 +112,7 @@ class Scheduler:
         device.move(Signal.FAIL)
         device.model = device.layers = None
         device.num_failures += 1
-        device.retry_at_s = now_s + min(MAX_RETRY_S, RETRY_BASE_S * 2 ** min(device.num_failures - 1, 10))
+        device.retry_at_s = now_s + doubled_s(RETRY_BASE_S, device.num_failures - 1, MAX_RETRY_S)
         return self._repair(now_s)
 
     def _slice_ready(self, event: ev.SliceReady, now_s: float) -> list[Command]:
