@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from coordinator.config import PoolConfig, default_data_dir
+from coordinator.config import PoolConfig, check_config, checked_public_url, default_data_dir
 from coordinator.errors import PoolError
 from coordinator.models.errors import ModelError
 from protocol.version import app_version
+
+MAX_DAYS = 3650.0
+MAX_USES = 1_000_000
+SETTINGS = (
+    "host",
+    "port",
+    "pool_name",
+    "models",
+    "is_open",
+    "public_url",
+    "behind_proxy",
+    "tls_certificate",
+    "tls_key",
+)
+"""Fields of PoolConfig that the command line can give. An option that was not given is None (or an empty list)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,23 +47,115 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         print(f"decentllm-coordinator: {error.strerror or error}{where}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):  # EOFError: Ctrl-D at a question
         return 130
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    from coordinator.app import serve  # importing the web stack takes a second that `--help` need not wait for
+# ---------------------------------------------------------------- the pool
 
-    serve(
-        PoolConfig(
-            data_dir=arguments.data_dir,
-            host=arguments.host,
-            port=arguments.port,
-            pool_name=arguments.name,
-            models=tuple(arguments.model),
-        )
-    )
+
+def _init(arguments: argparse.Namespace) -> int:
+    from coordinator.first_setup import ask_settings, next_steps, write_settings
+    from coordinator.settings_file import FILE_NAME
+
+    given = _given(arguments)
+    is_new = arguments.force or not (arguments.data_dir / FILE_NAME).exists()
+    if is_new and not given and sys.stdin.isatty():
+        given = ask_settings(input)
+    print(next_steps(write_settings(arguments.data_dir, given, may_replace=arguments.force)))
     return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    from coordinator.app import serve  # importing the web stack takes a second that a wrong setting need not wait for
+
+    serve(config, with_operator_link=arguments.operator_link)
+    return 0
+
+
+def _unit(arguments: argparse.Namespace) -> int:
+    from coordinator.units import coordinator_unit, this_program
+
+    print(coordinator_unit(_config(arguments), this_program(sys.argv[0])), end="")
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> PoolConfig:
+    from coordinator.settings_file import load_config
+
+    config = load_config(arguments.data_dir, _given(arguments))
+    check_config(config)
+    return config
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line has."""
+    options = {name: getattr(arguments, name, None) for name in SETTINGS}
+    given = {name: value for name, value in options.items() if value is not None and value != []}
+    if "models" in given:
+        given["models"] = tuple(given["models"])
+    if "public_url" in given:
+        given["public_url"] = checked_public_url(given["public_url"])
+    return given
+
+
+# ---------------------------------------------------------------- links, invitations, keys
+
+
+def _operator_link(arguments: argparse.Namespace) -> int:
+    from coordinator import administration
+
+    with administration.opened(arguments.data_dir) as (accounts, site):
+        print(administration.operator_link(accounts, site))
+    return 0
+
+
+def _invite(arguments: argparse.Namespace) -> int:
+    from coordinator import administration
+
+    wanted = administration.Invitation(
+        arguments.label, arguments.chat, arguments.nodes, arguments.uses, _days_or_none(arguments.days)
+    )
+    with administration.opened(arguments.data_dir) as (accounts, site):
+        print(administration.invite(accounts, site, wanted))
+    return 0
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    from coordinator import administration
+
+    with administration.opened(arguments.data_dir) as (accounts, _):
+        print(administration.make_key(accounts, arguments.label, _days_or_none(arguments.days)))
+    return 0
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    from coordinator import administration
+
+    with administration.opened(arguments.data_dir) as (accounts, _):
+        print(administration.revoke(accounts, arguments.id))
+    return 0
+
+
+def _listing(what: str) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        from coordinator import administration
+
+        tables = {"invitations": administration.invitations, "keys": administration.keys, "nodes": administration.nodes}
+        with administration.opened(arguments.data_dir) as (accounts, _):
+            print(tables[what](accounts))
+        return 0
+
+    return run
+
+
+def _days_or_none(days: float) -> float | None:
+    """0 on the command line: without end."""
+    return days or None
+
+
+# ---------------------------------------------------------------- models
 
 
 def _add_model(arguments: argparse.Namespace) -> int:
@@ -73,43 +182,126 @@ def _remove_model(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# ---------------------------------------------------------------- the command line
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="decentllm-coordinator", description="Run a pool.")
     parser.add_argument("--version", action="version", version=f"decentllm-coordinator {app_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="start the pool: scheduler, API, chat page and weight mirror")
-    serve.set_defaults(run=_serve)
-    serve.add_argument(
-        "--model", action="append", default=[], metavar="SPEC", help="a folder, a .gguf file or a hub id"
-    )
-    serve.add_argument("--host", default="127.0.0.1", help="loopback only in this version")
-    serve.add_argument("--port", type=_port, default=8000, help="0 takes any free port")
-    serve.add_argument("--name", default="DecentLLM pool", help="what people see")
-    _data_dir(serve)
-    models = commands.add_parser("model", help="the model catalog").add_subparsers(required=True, metavar="ACTION")
-    add = models.add_parser("add", help="check a model, convert it if need be, and remember it")
-    add.set_defaults(run=_add_model)
-    add.add_argument("spec", metavar="SPEC", help="a folder, a .gguf file or a hub id")
-    add.add_argument("--name", default=None, help="what people see (default: from SPEC)")
-    listing = models.add_parser("list", help="names of the models")
-    listing.set_defaults(run=_list_models)
-    remove = models.add_parser("remove", help="forget a model; its files stay")
-    remove.set_defaults(run=_remove_model)
-    remove.add_argument("name")
-    for command in (add, listing, remove):
-        _data_dir(command)
+    _pool_commands(commands)
+    _account_commands(commands)
+    _model_commands(commands)
     return parser
 
 
-def _data_dir(command: argparse.ArgumentParser) -> None:
+def _pool_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    init = _command(commands, "init", _init, "write a file with the settings, each explained")
+    _setting_arguments(init)
+    init.add_argument("--force", action="store_true", help="replace the file that is there")
+    serve = _command(commands, "serve", _serve, "start the pool: scheduler, API, pages and weight mirror")
+    _setting_arguments(serve)
+    _tls_arguments(serve)
+    serve.add_argument("--operator-link", action="store_true", help="print a sign-in link for the operator page")
+    _command(commands, "unit", _unit, "print a systemd unit for this coordinator")
+
+
+def _account_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _command(commands, "operator-link", _operator_link, "make a sign-in link for the operator page")
+    invite = _command(commands, "invite", _invite, "make an invitation: a link that lets people and machines in")
+    invite.add_argument("--label", type=_label, default="invitation", help="to tell it from others")
+    invite.add_argument("--chat", action=argparse.BooleanOptionalAction, default=True, help="allow the chat page")
+    invite.add_argument("--nodes", action=argparse.BooleanOptionalAction, default=True, help="allow new machines")
+    invite.add_argument("--uses", type=_uses, default=None, help="how often it may be used (default: without limit)")
+    invite.add_argument(
+        "--days", type=_days, default=7.0, help="how long it lasts (default: 7; 0: until it is revoked)"
+    )
+    _command(commands, "invitations", _listing("invitations"), "list the invitations")
+    key = _command(commands, "key", _key, "make a key for the API")
+    key.add_argument("--label", type=_label, default="key", help="to tell it from others")
+    key.add_argument("--days", type=_days, default=0.0, help="how long it lasts (default: 0, until it is revoked)")
+    _command(commands, "keys", _listing("keys"), "list the keys, without their secrets")
+    revoke = _command(commands, "revoke", _revoke, "end an invitation or a key")
+    revoke.add_argument("id", metavar="ID", help="as the lists show it")
+    _command(commands, "nodes", _listing("nodes"), "list the machines that have joined")
+
+
+def _model_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    models = commands.add_parser("model", help="the model catalog").add_subparsers(required=True, metavar="ACTION")
+    add = _command(models, "add", _add_model, "check a model, convert it if need be, and remember it")
+    add.add_argument("spec", metavar="SPEC", help="a folder, a .gguf file or a hub id")
+    add.add_argument("--name", default=None, help="what people see (default: from SPEC)")
+    _command(models, "list", _list_models, "names of the models")
+    remove = _command(models, "remove", _remove_model, "forget a model; its files stay")
+    remove.add_argument("name")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    command.set_defaults(run=run)
     default = os.environ.get("DECENTLLM_COORDINATOR_DATA_DIR")
-    command.add_argument("--data-dir", type=Path, default=Path(default) if default else default_data_dir())
+    command.add_argument(
+        "--data-dir", type=Path, default=Path(default) if default else default_data_dir(), help="the pool's folder"
+    )
+    return command
+
+
+def _setting_arguments(command: argparse.ArgumentParser) -> None:
+    """Without a default: what is not given here is in pool.toml or PoolConfig."""
+    add = command.add_argument
+    add("--model", dest="models", action="append", metavar="SPEC", help="a folder, a .gguf file or a hub id")
+    add("--host", help="where to listen: 127.0.0.1 is this machine only, 0.0.0.0 all of its networks, with TLS")
+    add("--port", type=_port, help="0 takes any free port")
+    add("--name", dest="pool_name", help="what people see")
+    add("--public-url", metavar="URL", help="the address in links, such as https://pool.example.org")
+    who = command.add_mutually_exclusive_group()
+    who.add_argument("--open", dest="is_open", action="store_true", default=None, help="let everybody in")
+    who.add_argument("--invite-only", dest="is_open", action="store_false", default=None, help="only who is invited")
+
+
+def _tls_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--tls-cert", dest="tls_certificate", type=Path, metavar="FILE", help="a certificate with its chain (PEM)")
+    add("--tls-key", dest="tls_key", type=Path, metavar="FILE", help="its key (PEM)")
+    add(
+        "--behind-proxy",
+        action="store_true",
+        default=None,
+        help="a reverse proxy on this machine ends TLS; needs --public-url https://...",
+    )
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
+    if not text.isdecimal() or not text.isascii() or len(text) > 5 or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a port number from 0 to 65535")
     return int(text)
+
+
+def _uses(text: str) -> int:
+    if not text.isdecimal() or not text.isascii() or len(text) > 7 or not 1 <= int(text) <= MAX_USES:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to {MAX_USES}")
+    return int(text)
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = math.nan
+    if not 0 <= days <= MAX_DAYS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of days from 0 to {MAX_DAYS:.0f}")
+    return days
+
+
+def _label(text: str) -> str:
+    if not 1 <= len(text.strip()) <= 64 or not text.isprintable():
+        raise argparse.ArgumentTypeError("a label has 1 to 64 characters, all of which can be shown")
+    return text.strip()
 
 
 if __name__ == "__main__":

@@ -3,68 +3,175 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import ipaddress
 import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from dataclasses import dataclass
 
 import uvicorn
 from fastapi import FastAPI
 
-from coordinator.api.chat import ChatService, ServedModel
+from coordinator.accounts import Accounts
+from coordinator.administration import start_tokens
+from coordinator.announcement import StartTokens, announcement
 from coordinator.api.http import Lifespan, build_http
-from coordinator.api.routes import Routes
-from coordinator.config import ConfigError, PoolConfig, check_host, check_pool_name
+from coordinator.api.model_desk import ModelDesk
+from coordinator.api.served import model_facts as model_facts  # also for the demo and the benchmarks
+from coordinator.api.services import Services
+from coordinator.certificate import TlsFiles, given_certificate, own_certificate
+from coordinator.config import (
+    DATABASE_NAME,
+    ConfigError,
+    MachineNames,
+    PoolConfig,
+    Site,
+    check_config,
+    is_loopback,
+    make_site,
+    names_of,
+)
 from coordinator.core import PoolCore
+from coordinator.errors import PoolError
+from coordinator.gate import AccountsGate
 from coordinator.hub import Hub
 from coordinator.models.catalog import Catalog, Model
-from coordinator.models.tokenizer import ChatTokenizer
-from coordinator.scheduler.state import ModelFacts
+from coordinator.models.errors import ModelError
+from coordinator.private_files import make_private_folder
+from coordinator.site_file import write_site
+from coordinator.store import Store
 from coordinator.token_log import MemoryTokenLog
 from protocol.env import Env
 from protocol.frames import FrameLimits
-from protocol.values import Sampling
 from protocol.version import app_version
 from shell import AsyncioEnv
+from shell.clock import SystemClock
+from shell.randomness import SystemRandom
 
 log = logging.getLogger(__name__)
 
 MAX_WEBSOCKET_MESSAGE_BYTES = FrameLimits().max_payload_bytes + 2**20
+WEBSOCKET_PING_S = 10.0
+TRUSTED_PROXIES = "127.0.0.1,::1"
+"""Whose X-Forwarded-For is believed. A proxy elsewhere is taken for the client, which costs no safety."""
+FOREIGN_ADDRESSES = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+"""Documentation addresses (RFC 5737, RFC 3849): nothing is ever sent to them."""
 
 
-def serve(config: PoolConfig) -> None:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a pool needs that was checked and opened before it listens."""
+
+    config: PoolConfig
+    site: Site
+    tls: TlsFiles | None
+    models: list[Model]
+    accounts: Accounts
+    announcement: str
+
+
+def serve(config: PoolConfig, *, with_operator_link: bool = False) -> None:
     """Run a pool until Ctrl-C. Raises PoolError or ModelError, before anything listens, for what cannot work."""
-    check_host(config.host)
-    check_pool_name(config.pool_name)
-    with bind(config.host, config.port) as listener:
+    check_config(config)
+    machine = MachineNames() if is_loopback(config.host) else machine_names()
+    make_private_folder(config.data_dir)
+    tls = tls_files(config, machine)
+    with (
+        bind(config.host, config.port) as listener,
+        contextlib.closing(Store.open(config.data_dir / DATABASE_NAME)) as store,
+    ):
+        site = make_site(config, listener.getsockname()[1], tls.pin if tls else "", machine)
+        accounts = Accounts(store, SystemRandom(), SystemClock().wall)
         models = open_models(config)
-        asyncio.run(_serve(config, models, listener))
+        # Secrets are for a person at a terminal; a service's output goes into the system's log.
+        shows_secrets = with_operator_link or sys.stdout.isatty()
+        tokens = start_tokens(accounts, site, with_operator_link=with_operator_link) if shows_secrets else StartTokens()
+        write_site(config.data_dir, site)
+        text = announcement(site, [model.name for model in models], tokens)
+        asyncio.run(_serve(Opened(config, site, tls, models, accounts, text), listener))
+
+
+def tls_files(config: PoolConfig, machine: MachineNames) -> TlsFiles | None:
+    """The certificate to show: the given one, else the pool's own; None for plain HTTP. Raises ConfigError."""
+    now_s = SystemClock().wall()
+    if config.tls_certificate is not None and config.tls_key is not None:
+        return given_certificate(config.tls_certificate, config.tls_key, now_s)
+    return own_certificate(config.data_dir, names_of(config, machine), now_s) if config.speaks_tls else None
 
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket, taken before the slow work begins. Raises ConfigError when the port is in use."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = None
     try:
-        listener.bind((host, port))
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)  # localhost is both
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":  # every address means those of IPv4 too (RFC 3493, section 5.3)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(address)
         listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        reason = error.strerror or error
-        raise ConfigError(f"Cannot listen on {host} port {port}: {reason}. Choose another with --port.") from None
+    except (OSError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
+        reason = getattr(error, "strerror", None) or "it is no address"
+        sentence = f"Cannot listen on {host} port {port}: {reason}. Choose another with --host or --port."
+        raise ConfigError(sentence) from None
     return listener
 
 
+def machine_names() -> MachineNames:
+    """What others may call this machine: its names, also the one of multicast DNS, and its addresses."""
+    name = socket.gethostname()
+    short = name.partition(".")[0]
+    return MachineNames(
+        names=tuple(dict.fromkeys((name, socket.getfqdn(name), short, f"{short}.local"))),
+        addresses=tuple(dict.fromkeys(filter(_is_shareable, (*_addresses_outwards(), *_addresses_of(name))))),
+    )
+
+
+def _addresses_outwards() -> Iterable[str]:
+    """The addresses that connections to elsewhere leave from. Connecting a datagram socket sends nothing."""
+    for family, foreign in FOREIGN_ADDRESSES:
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:  # no route: no such address
+            probe.connect((foreign, 9))
+            yield probe.getsockname()[0]
+
+
+def _addresses_of(name: str) -> Iterable[str]:
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:  # a machine whose name nobody knows
+        return []
+    return [str(address[0]) for *_, address in found]
+
+
+def _is_shareable(address: str) -> bool:
+    """Whether it means this machine elsewhere too."""
+    parsed = ipaddress.ip_address(address)
+    return not (parsed.is_loopback or parsed.is_link_local or parsed.is_unspecified)
+
+
 def open_models(config: PoolConfig) -> list[Model]:
-    """The models that the settings name, or all of the catalog. Raises ModelError."""
+    """The models that the settings name (raises ModelError), or those of the catalog that can be opened: one whose
+    folder is gone must not keep the others from being served."""
     catalog = Catalog(config.data_dir / "models")
     if config.models:
         return [catalog.add(spec, progress=show_progress) for spec in config.models]
-    return [catalog.open(name, progress=show_progress) for name in catalog.names()]
+    opened = (_opened_or_none(catalog, name) for name in catalog.names())
+    return [model for model in opened if model is not None]
+
+
+def _opened_or_none(catalog: Catalog, name: str) -> Model | None:
+    try:
+        return catalog.open(name, progress=show_progress)
+    except ModelError as error:
+        log.error("the model %s is not served: %s", name, error)
+        return None
 
 
 def show_progress(step: str, done_bytes: int, total_bytes: int) -> None:
@@ -77,116 +184,96 @@ def show_progress(step: str, done_bytes: int, total_bytes: int) -> None:
         print(f"  {step}{amount}", flush=True, file=sys.stderr)  # noqa: T201
 
 
-def build_pool(config: PoolConfig, models: list[Model], env: Env) -> tuple[Hub, FastAPI]:
-    """The hub and the HTTP application of a pool that serves these models."""
-    hub = Hub(PoolCore(), MemoryTokenLog(), env, config.pool_name)
+def terminate() -> None:
+    """End this process as whoever watches it would."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+def build_pool(
+    config: PoolConfig,
+    models: list[Model],
+    env: Env,
+    accounts: Accounts,
+    site: Site,
+    stop: Callable[[], None] = terminate,
+) -> tuple[Hub, FastAPI]:
+    """The hub and the HTTP application of a pool that serves these models. `stop` is called if the hub dies."""
+    gate = AccountsGate(accounts, env, config.is_open)
+    hub = Hub(PoolCore(), MemoryTokenLog(), env, config.pool_name, gate, config.defaults)
+    desk = ModelDesk(hub, env, config.data_dir / "models")
     for model in models:
-        hub.add_model(model_facts(model))
-    created_s = int(env.clock.wall())
-    chat = ChatService(hub, env, {model.name: served_model(model, created_s) for model in models})
-    routes = Routes(hub, chat, {model.manifest_hash: model for model in models}, env)
-    return hub, build_http(routes, env.random, _lifespan(hub), app_version())
+        desk.put(model)
+    services = Services(hub, desk, accounts, site, env)
+    return hub, build_http(services, _lifespan(hub, stop), app_version())
 
 
-def model_facts(model: Model) -> ModelFacts:
-    """What the scheduler knows of a model."""
-    shape = model.shape
-    return ModelFacts(
-        name=model.name,
-        manifest_hash=model.manifest_hash,
-        context_length=shape.context_length,
-        layer_numels=shape.layer_numels,
-        embedding_numel=shape.embedding_numel,
-        head_numel=shape.head_numel,
-        kv_numel_per_token=shape.kv_numel_per_token,
-    )
+def _lifespan(hub: Hub, stop: Callable[[], None]) -> Lifespan:
+    def stop_if_it_failed(running: asyncio.Task[None]) -> None:
+        """A pool whose hub has died answers nobody: better that it ends, and is started again by whoever watches."""
+        if not running.cancelled() and running.exception() is not None:
+            log.critical("the hub failed; the coordinator stops", exc_info=running.exception())
+            stop()
 
-
-def served_model(model: Model, created_s: int) -> ServedModel:
-    """What the API knows of a model."""
-    tokenizer = ChatTokenizer.load(model.tokenizer_folder)
-    return ServedModel(
-        name=model.name,
-        manifest_hash=model.manifest_hash,
-        num_layers=model.shape.num_layers,
-        context_length=model.shape.context_length,
-        tokenizer=tokenizer,
-        stop_tokens=tokenizer.stop_tokens(),
-        default_sampling=default_sampling(model.tokenizer_folder),
-        created_s=created_s,
-    )
-
-
-def default_sampling(folder: Path) -> Sampling:
-    """What the model's makers recommend (generation_config.json); OpenAI's default, temperature 1, without it."""
-    try:
-        config = json.loads((folder / "generation_config.json").read_bytes())
-    except (OSError, ValueError):
-        config = {}
-    given = {name: config.get(name) for name in ("temperature", "top_p", "top_k")}
-    if config.get("do_sample") is False:
-        given["temperature"] = 0.0
-    usable = {name: value for name, value in given.items() if isinstance(value, int | float) and value >= 0}
-    return Sampling(
-        temperature=min(2.0, float(usable.get("temperature", 1.0))),
-        top_p=min(1.0, float(usable.get("top_p", 1.0)) or 1.0),
-        top_k=int(usable.get("top_k", 0)),
-    )
-
-
-def _lifespan(hub: Hub) -> Lifespan:
     @asynccontextmanager
     async def lifespan(http: FastAPI) -> AsyncIterator[None]:
         running = asyncio.create_task(hub.run())
-        running.add_done_callback(_stop_if_it_failed)
+        running.add_done_callback(stop_if_it_failed)
         try:
             yield
         finally:
             running.cancel()
-            with suppress(asyncio.CancelledError):
-                await running
+            await asyncio.wait({running})
 
     return lifespan
 
 
-def _stop_if_it_failed(running: asyncio.Task[None]) -> None:
-    """A pool whose hub has died answers nobody: better that it ends, and that whoever watches it starts it again."""
-    if not running.cancelled() and running.exception() is not None:
-        log.critical("the hub failed; the coordinator stops", exc_info=running.exception())
-        signal.raise_signal(signal.SIGTERM)
-
-
-async def _serve(config: PoolConfig, models: list[Model], listener: socket.socket) -> None:
-    env = AsyncioEnv()
-    _, http = build_pool(config, models, env)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            http,
-            log_level="warning",
-            access_log=False,
-            ws="websockets-sansio",
-            ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=3,
-        )
+def server_settings(http: FastAPI, config: PoolConfig, tls: TlsFiles | None) -> uvicorn.Config:
+    """h11, because it is strict and written in Python: who serves a laboratory does not need the faster parser."""
+    return uvicorn.Config(
+        http,
+        http="h11",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="websockets-sansio",
+        ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=WEBSOCKET_PING_S,
+        ws_ping_timeout=WEBSOCKET_PING_S,
+        timeout_graceful_shutdown=3,
+        proxy_headers=config.behind_proxy,
+        forwarded_allow_ips=TRUSTED_PROXIES if config.behind_proxy else "",
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
     )
-    host, port = listener.getsockname()[:2]
-    _announce(f"http://{'[' + host + ']' if ':' in host else host}:{port}", models)
+
+
+class AnnouncedServer(uvicorn.Server):
+    """Says that it is there once it is: from then on Ctrl-C is heard too."""
+
+    def __init__(self, config: uvicorn.Config, announcement: str) -> None:
+        super().__init__(config)
+        self._announcement = announcement
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._announcement, flush=True)  # noqa: T201 - what it is for
+
+
+async def _serve(opened: Opened, listener: socket.socket) -> None:
+    """Raises PoolError when the hub failed: whatever watches this process (systemd) then starts it again."""
+    has_failed = False
+
+    def stop() -> None:
+        nonlocal has_failed
+        has_failed = server.should_exit = True
+
+    env = AsyncioEnv()
+    _, http = build_pool(opened.config, opened.models, env, opened.accounts, opened.site, stop)
+    server = AnnouncedServer(server_settings(http, opened.config, opened.tls), opened.announcement)
     try:
         await server.serve(sockets=[listener])
     finally:
         await env.close()
-
-
-def _announce(url: str, models: list[Model]) -> None:
-    """What an operator needs to go on."""
-    names = ", ".join(model.name for model in models)
-    lines = [
-        f"Models: {names}"
-        if names
-        else "This pool has no model yet: add one with --model FOLDER, FILE.gguf or HUB-ID.",
-        f"Chat page: {url}/",
-        f"API: {url}/v1",
-        f"Contribute a machine: decentllm node run --join {url}",
-    ]
-    print("\n".join(lines), flush=True)  # noqa: T201 - this is the program's output
+    if has_failed:
+        raise PoolError("hub_failed", "The pool stopped because of a defect of its own; the log has the details.")

@@ -14,6 +14,7 @@ from coordinator.nodes import DeviceView, NodeView
 from coordinator.scheduler import Scheduler
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
+from coordinator.scheduler.queue_forecast import QueuePlace
 from coordinator.scheduler.state import DeviceKey, ModelFacts
 from coordinator.sessions import (
     Action,
@@ -22,6 +23,7 @@ from coordinator.sessions import (
     Failed,
     NeedChain,
     Order,
+    Queued,
     Rerouted,
     SendFrame,
     SendMessage,
@@ -49,10 +51,13 @@ from protocol.messages import (
 )
 from protocol.values import DeviceId, NodeId, SessionId
 
-LEASE_S = 10.0
-"""A node that says nothing for this long is lost; it sends a heartbeat every HEARTBEAT_S."""
-HEARTBEAT_S = 2.0
-TICK_S = 1.0
+LEASE_S = 4.0
+"""A node that says nothing for this long is lost; it sends a heartbeat every HEARTBEAT_S. With a tick on top, a dead
+machine is out of the view and out of all chains within 5 s."""
+HEARTBEAT_S = 1.0
+TICK_S = 0.5
+QUEUE_NEWS_S = 1.0
+"""Who waits hears of a new place at most this often."""
 MAX_FAULTS = 100
 
 
@@ -69,7 +74,7 @@ class ToUser:
     """News for the consumer of a session; Deliver must be committed to the token log before it is passed on."""
 
     session_id: SessionId
-    item: Deliver | Rerouted | Failed
+    item: Queued | Deliver | Rerouted | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,8 @@ class PoolCore:
         self.nodes: dict[NodeId, NodeView] = {}
         self.sessions: dict[SessionId, Session] = {}
         self._models: dict[str, ModelFacts] = {}
+        self._told_queued: dict[SessionId, tuple[Queued, float]] = {}
+        """What those who wait for their first chain were told last, and when."""
         self._last_tick_s: float | None = None
         self._message_handlers: dict[type, Callable[[NodeId, Any, float], list[Effect]]] = {
             DeviceMeasured: self._device_measured,
@@ -111,11 +118,31 @@ class PoolCore:
         self._models[model.manifest_hash] = model
         return self._schedule(ev.ModelAdded(model), now_s)
 
+    def remove_model(self, manifest_hash: str, now_s: float) -> list[Effect]:
+        """Serve it no more: its answers fail with `model_unloaded`. Harmless for a model that is not served."""
+        for view in self.nodes.values():
+            view.drop_measuring(manifest_hash)
+        effects = self._schedule(ev.ModelRemoved(manifest_hash), now_s)
+        self._models.pop(manifest_hash, None)
+        return effects
+
+    def drain_node(self, node_id: NodeId, on: bool, now_s: float) -> list[Effect]:
+        """Nothing new for this node, or all of it again. It is remembered for a node that is not connected now."""
+        if node_id in self.nodes:
+            self.nodes[node_id].is_draining = on
+        return self._schedule(ev.NodeDraining(node_id, on), now_s)
+
+    def remove_node(self, node_id: NodeId, reason: str, now_s: float) -> list[Effect]:
+        """The operator does not want it here. Harmless for a node that is not connected."""
+        if node_id not in self.nodes:
+            return []
+        return [*self.node_lost(node_id, now_s), DropNode(node_id, reason, CloseCode.NOT_ALLOWED)]
+
     def node_joined(self, hello: Hello, now_s: float) -> list[Effect]:
         """A node said hello. An older connection of the same node counts as lost."""
         node_id = NodeId(hello.node_id)
         effects = self.node_lost(node_id, now_s) if node_id in self.nodes else []
-        self.nodes[node_id] = NodeView(hello, now_s)
+        self.nodes[node_id] = NodeView(hello, now_s, is_draining=node_id in self.scheduler.state.draining)
         return [*effects, *self._schedule(ev.NodeJoined(node_id, hello.devices, hello.held), now_s)]
 
     def node_lost(self, node_id: NodeId, now_s: float) -> list[Effect]:
@@ -144,9 +171,15 @@ class PoolCore:
         return [ToNode(target, data)] if target is not None else []
 
     def request(self, order: Order, now_s: float) -> list[Effect]:
-        """A user wants an answer. The first ToUser effect of this session is Rerouted, or Failed."""
+        """A user wants an answer. What this session's user hears first is Queued, Rerouted or Failed."""
         self.sessions[order.session_id] = Session(order)
-        return self._schedule(ev.RequestArrived(order.session_id, order.manifest_hash, order.num_tokens), now_s)
+        effects = self._schedule(ev.RequestArrived(order.session_id, order.manifest_hash, order.num_tokens), now_s)
+        place = self.queue_place(order.session_id)
+        return [*effects, self._tell_queued(order.session_id, place, now_s)] if place else effects
+
+    def queue_place(self, session_id: SessionId) -> QueuePlace | None:
+        """Where it stands in the queue; None if it does not wait."""
+        return self.scheduler.queue_places().get(session_id)
 
     def cancel(self, session_id: SessionId, now_s: float) -> list[Effect]:
         """The user went away. Harmless for a session that has ended."""
@@ -160,7 +193,7 @@ class PoolCore:
         effects: list[Effect] = []
         for node_id in silent:
             effects += [*self.node_lost(node_id, now_s), DropNode(node_id, f"silent for {LEASE_S:.0f} s")]
-        return [*effects, *self._schedule(ev.TimePassed(), now_s)]
+        return [*effects, *self._schedule(ev.TimePassed(), now_s), *self._queue_news(now_s)]
 
     # ------------------------------------------------------------ what nodes say
 
@@ -174,7 +207,7 @@ class PoolCore:
 
     def _device_failed(self, node_id: NodeId, message: DeviceFailed, now_s: float) -> list[Effect]:
         view = self._current_view(node_id, message.device_id, message.generation)
-        if view is None:
+        if view is None or view.manifest_hash != message.manifest_hash:
             return []
         view.fail(message.message)
         device = DeviceKey(node_id, message.device_id)
@@ -211,7 +244,7 @@ class PoolCore:
         return self._act(session, session.sampled(node_id, message), now_s) if session else []
 
     def _heartbeat(self, node_id: NodeId, message: Heartbeat, now_s: float) -> list[Effect]:
-        self.nodes[node_id].num_tokens = message.num_tokens
+        self.nodes[node_id].beat(message, now_s)
         return []
 
     def _leaving(self, node_id: NodeId, message: Leaving, now_s: float) -> list[Effect]:
@@ -274,6 +307,8 @@ class PoolCore:
                 case Deliver() | Rerouted() | Failed():
                     effects.append(ToUser(session.order.session_id, action))
         session_id = session.order.session_id
+        if session.state is not SessionState.QUEUED:
+            self._told_queued.pop(session_id, None)
         if session.state is SessionState.ENDED and session_id in self.sessions:
             del self.sessions[session_id]
             effects += self._schedule(ev.RequestFinished(session_id), now_s)
@@ -283,6 +318,22 @@ class PoolCore:
         event = ev.RequestArrived(order.session_id, order.manifest_hash, order.num_tokens, resumed=True, avoid=avoid)
         return self._schedule(event, now_s)
 
+    def _queue_news(self, now_s: float) -> list[Effect]:
+        """For those who wait for their first chain and whose place is another one than they were told."""
+        if not self._told_queued:
+            return []
+        places = self.scheduler.queue_places()
+        return [
+            self._tell_queued(session_id, places[session_id], now_s)
+            for session_id, (told, at_s) in self._told_queued.items()
+            if _is_news(places[session_id], told) and now_s - at_s >= QUEUE_NEWS_S
+        ]
+
+    def _tell_queued(self, session_id: SessionId, place: QueuePlace, now_s: float) -> Effect:
+        queued = Queued(place.place, place.num_waiting, place.expected_wait_s)
+        self._told_queued[session_id] = (queued, now_s)
+        return ToUser(session_id, queued)
+
     def _move_sessions(self, lost: set[DeviceKey], now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         for session in list(self.sessions.values()):
@@ -291,7 +342,10 @@ class PoolCore:
 
     def _contacts(self, chain: tuple[cmd.ChainStage, ...]) -> dict[NodeId, Contact]:
         hellos = {node_id: self.nodes[node_id].hello for node_id in {stage.device.node_id for stage in chain}}
-        return {node_id: Contact(hello.peer_address, hello.peer_ticket) for node_id, hello in hellos.items()}
+        return {
+            node_id: Contact(hello.peer_address, hello.peer_ticket, hello.peer_fingerprint)
+            for node_id, hello in hellos.items()
+        }
 
     def _relay_target(self, sender: NodeId, frame: Frame) -> NodeId | None:
         """The one node that all rows of a batch are for; None if all of them are late.
@@ -322,12 +376,14 @@ class PoolCore:
         return self.nodes[node_id].devices[device_id]
 
     def _forgive_stall(self, now_s: float) -> None:
-        """A coordinator that was itself stopped must not judge others by the time it missed."""
+        """A coordinator that was itself stopped must not judge others by the time it missed.
+
+        What was read since it woke was heard now; nobody is heard in the future."""
         lag_s = now_s - self._last_tick_s - TICK_S if self._last_tick_s is not None else 0.0
         self._last_tick_s = now_s
         if lag_s > TICK_S:
             for view in self.nodes.values():
-                view.heard_at_s += lag_s
+                view.heard_at_s = min(now_s, view.heard_at_s + lag_s)
 
     def validate(self) -> None:
         """Re-derive the invariants of all parts; raises AssertionError. Tests call it after every step."""
@@ -340,3 +396,11 @@ class PoolCore:
             assert (session_id in state.running) != waits, session
         assert set(state.waiting) | set(state.running) == set(self.sessions)
         assert {key.node_id for key in state.devices} == set(self.nodes)
+        assert all(view.is_draining == (node_id in state.draining) for node_id, view in self.nodes.items())
+        assert set(self._told_queued) <= set(state.waiting)
+        assert set(self._models) == set(state.models)
+
+
+def _is_news(place: QueuePlace, told: Queued) -> bool:
+    """Another place, or the first idea of how long it will take."""
+    return place.place != told.place or (told.expected_wait_s is None and place.expected_wait_s is not None)

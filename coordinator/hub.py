@@ -4,44 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from coordinator.core import HEARTBEAT_S, TICK_S, DropNode, Effect, PoolCore, ToNode, ToUser
 from coordinator.errors import GenerationFailed, PoolError, RequestRefused
+from coordinator.gate import GateFailed, NodeGate
+from coordinator.handshake import TRY_AGAIN_LATER, Handshake, Refusal, bad_message, close_reason, refuse
 from coordinator.scheduler.state import ModelFacts
-from coordinator.sessions import Deliver, Failed, Order, Rerouted
+from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted
 from coordinator.token_log import TokenLog
-from protocol import PROTOCOL_VERSION, SUPPORTED_VERSIONS
+from protocol import PROTOCOL_VERSION
 from protocol.env import Connection, ConnectionClosed, Env
-from protocol.errors import CloseCode, MessageError, MessageFault
-from protocol.messages import (
-    CoordinatorMessage,
-    Hello,
-    Refused,
-    Welcome,
-    claimed_version,
-    decode_node_message,
-    encode_message,
-)
+from protocol.errors import CloseCode, MessageError
+from protocol.messages import CoordinatorMessage, Hello, Welcome, decode_node_message, encode_message
+from protocol.pause import PoolDefaults
 from protocol.values import NodeId, SessionId
 
 log = logging.getLogger(__name__)
 
-HELLO_TIMEOUT_S = 10.0
-MAX_HELLO_BYTES = 64 * 2**10
-"""Sixty-four devices fit several times over; nobody is known yet who says it."""
-TRY_AGAIN_LATER = 1013
-"""Websocket close code of the IANA registry."""
+SEEN_S = 60.0
+"""How often the gate is told who is connected."""
+TOKEN_BYTES = 32
 MAX_OUTBOX = 2048
 """Messages that may wait for one node. A node that falls further behind is dropped: its sessions move elsewhere."""
 
 
 @dataclass(slots=True)
 class _NodeLink:
+    """`weights_key` is the digest of the token that opens the weight mirror while this connection lasts."""
+
     connection: Connection
+    weights_key: bytes
     outbox: asyncio.Queue[str | bytes] = field(default_factory=lambda: asyncio.Queue(MAX_OUTBOX))
 
 
@@ -52,17 +51,30 @@ class _Ended:
     session_id: SessionId
 
 
-Item = Deliver | Rerouted
+Item = Queued | Deliver | Rerouted
 
 
 class Hub:
     """Runs one PoolCore. Every call into the core and the sending of its effects is one step of the event loop."""
 
-    def __init__(self, core: PoolCore, token_log: TokenLog, env: Env, pool_name: str) -> None:
+    def __init__(
+        self,
+        core: PoolCore,
+        token_log: TokenLog,
+        env: Env,
+        pool_name: str,
+        gate: NodeGate,
+        defaults: PoolDefaults = PoolDefaults(),
+    ) -> None:
         self.core = core
         self._token_log = token_log
         self._env = env
         self.pool_name = pool_name
+        self._gate = gate
+        self._handshake = Handshake(env, pool_name, defaults)
+        self._num_removals = 0
+        self._weights_keys: set[bytes] = set()
+        self._left: asyncio.Queue[NodeId] = asyncio.Queue()
         self._links: dict[NodeId, _NodeLink] = {}
         self._readers: dict[SessionId, asyncio.Queue[Item | Failed]] = {}
         self._news: asyncio.Queue[ToUser | _Ended] = asyncio.Queue()
@@ -72,11 +84,33 @@ class Hub:
         """Serve this model too, from now on."""
         self._apply(self.core.add_model(model, self._now()))
 
+    def remove_model(self, manifest_hash: str) -> None:
+        """Serve it no more: its answers fail with the code model_unloaded, its devices serve the other models."""
+        self._apply(self.core.remove_model(manifest_hash, self._now()))
+
+    def drain_node(self, node_id: str, on: bool) -> None:
+        """The node finishes what runs on it and gets nothing new; off: it is as good as any other at once."""
+        self._apply(self.core.drain_node(NodeId(node_id), on, self._now()))
+
+    def remove_node(self, node_id: str, reason: str) -> None:
+        """Close its connection with this sentence; what ran there goes on elsewhere. Whether it may come back is the
+        gate's decision, so the accounts are told first."""
+        self._num_removals += 1
+        self._apply(self.core.remove_node(NodeId(node_id), reason, self._now()))
+
+    def is_weights_token(self, token: str) -> bool:
+        """Whether a node that is connected now was given this token.
+
+        What is compared are digests, so that the time it takes says nothing about any token."""
+        return _digest(token) in self._weights_keys
+
     async def run(self) -> None:
         """Tick and deliver until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick())
             tasks.create_task(self._deliver())
+            tasks.create_task(self._note_connected())
+            tasks.create_task(self._note_left())
 
     # ------------------------------------------------------------ users
 
@@ -100,17 +134,12 @@ class Hub:
 
     # ------------------------------------------------------------ nodes
 
-    async def serve_node(self, connection: Connection) -> None:
-        """One node's connection, from its hello to its end."""
-        hello = await self._handshake(connection)
-        if hello is None:
+    async def serve_node(self, connection: Connection, audience: str = "") -> None:
+        """One node's connection, from the challenge to its end. `audience`: the host and port it was reached by."""
+        hello = await self._handshake.run(connection, audience)
+        if hello is None or not await self._is_admitted(connection, hello):
             return
-        node_id, link = NodeId(hello.node_id), _NodeLink(connection)
-        self._drop(node_id, "the node connected again", CloseCode.REPLACED)
-        self._links[node_id] = link
-        link.outbox.put_nowait(encode_message(Welcome(PROTOCOL_VERSION, self.pool_name, HEARTBEAT_S)))
-        log.info("node %s (%s) joined with %d device(s)", node_id[:8], hello.name, len(hello.devices))
-        self._apply(self.core.node_joined(hello, self._now()))
+        node_id, link = NodeId(hello.node_id), self._welcome(connection, hello)
         writer = asyncio.create_task(_write(link))
         try:
             await self._read(node_id, link)
@@ -118,29 +147,39 @@ class Hub:
             log.info("node %s: %s", node_id[:8], error)
         except MessageError as error:
             log.warning("node %s: %s", node_id[:8], error)
-            await _refuse(connection, CloseCode.BAD_MESSAGE, str(error))
+            await refuse(connection, bad_message(error))
         finally:
             writer.cancel()
             self._gone(node_id, link)
 
-    async def _handshake(self, connection: Connection) -> Hello | None:
+    async def _is_admitted(self, connection: Connection, hello: Hello) -> bool:
+        """Ask the gate, again if a node was removed meanwhile: it could be this one."""
+        num_removals = -1
         try:
-            async with asyncio.timeout(HELLO_TIMEOUT_S):  # wait_for can lose a cancellation on Python 3.11 (gh-86296)
-                text = await connection.recv()
-        except ConnectionClosed:
-            return None
-        except TimeoutError:  # a slow machine may try again, so this is no BAD_MESSAGE
-            await connection.close(TRY_AGAIN_LATER, f"no hello within {HELLO_TIMEOUT_S:.0f} s")
-            return None
-        try:
-            hello = _checked_hello(text)
-        except MessageError as error:
-            await _refuse(connection, *_handshake_fault(text, error))
-            return None
-        if hello.protocol_version not in SUPPORTED_VERSIONS:
-            await _refuse(connection, CloseCode.PROTOCOL_VERSION, _version_sentence(hello.protocol_version))
-            return None
-        return hello
+            while num_removals != self._num_removals:
+                num_removals = self._num_removals
+                await self._gate.admit(NodeId(hello.node_id), hello.public_key, hello.name, hello.invite)
+        except GateFailed as error:
+            log.error("node %s could not be let in: %s", hello.node_id[:8], error.code)
+            await connection.close(TRY_AGAIN_LATER, close_reason(error.message))
+            return False
+        except PoolError as error:
+            log.info("node %s (%s) refused: %s", hello.node_id[:8], hello.name, error.code)
+            await refuse(connection, Refusal(CloseCode.NOT_ALLOWED, error.code, error.message))
+            return False
+        return True
+
+    def _welcome(self, connection: Connection, hello: Hello) -> _NodeLink:
+        """The node is in; its invitation is needed no more and kept nowhere."""
+        node_id, token = NodeId(hello.node_id), self._env.random.token_hex(TOKEN_BYTES)
+        link = _NodeLink(connection, _digest(token))
+        self._drop(node_id, "the node connected again", CloseCode.REPLACED)
+        self._links[node_id] = link
+        self._weights_keys.add(link.weights_key)
+        link.outbox.put_nowait(encode_message(Welcome(PROTOCOL_VERSION, self.pool_name, HEARTBEAT_S, token)))
+        log.info("node %s (%s) joined with %d device(s)", node_id[:8], hello.name, len(hello.devices))
+        self._apply(self.core.node_joined(msgspec.structs.replace(hello, invite=None), self._now()))
+        return link
 
     async def _read(self, node_id: NodeId, link: _NodeLink) -> None:
         while self._links.get(node_id) is link:
@@ -154,9 +193,32 @@ class Hub:
 
     def _gone(self, node_id: NodeId, link: _NodeLink) -> None:
         if self._links.get(node_id) is link:
-            del self._links[node_id]
+            self._unlink(node_id)
             log.info("node %s left", node_id[:8])
             self._apply(self.core.node_lost(node_id, self._now()))
+
+    def _unlink(self, node_id: NodeId) -> _NodeLink | None:
+        """This connection is the node's no more, and its token opens nothing."""
+        link = self._links.pop(node_id, None)
+        if link is not None:
+            self._weights_keys.discard(link.weights_key)
+            self._left.put_nowait(node_id)
+        return link
+
+    async def _note_connected(self) -> None:
+        while True:
+            await self._env.clock.sleep(SEEN_S)
+            await self._note_seen(set(self._links))
+
+    async def _note_left(self) -> None:
+        while True:
+            await self._note_seen({await self._left.get()})
+
+    async def _note_seen(self, node_ids: set[NodeId]) -> None:
+        try:
+            await self._gate.note_seen(node_ids)
+        except Exception:  # only people read these times: a full disk under the accounts must not end the answers
+            log.exception("the times at which nodes were seen could not be written")
 
     # ------------------------------------------------------------ effects
 
@@ -185,10 +247,10 @@ class Hub:
         return []
 
     def _drop(self, node_id: NodeId, reason: str, code: int) -> None:
-        link = self._links.pop(node_id, None)
+        link = self._unlink(node_id)
         if link is not None:
             log.info("node %s dropped: %s", node_id[:8], reason)
-            task = asyncio.create_task(link.connection.close(code, reason))
+            task = asyncio.create_task(link.connection.close(code, close_reason(reason)))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
@@ -226,40 +288,11 @@ async def _write(link: _NodeLink) -> None:
             await link.connection.send(await link.outbox.get())
 
 
-async def _refuse(connection: Connection, code: CloseCode, sentence: str) -> None:
-    with contextlib.suppress(ConnectionClosed):  # it left before it was told why
-        await connection.send(encode_message(Refused(code.name.lower(), sentence[:400])))
-        await connection.close(code, sentence[:120])
-
-
-def _checked_hello(data: str | bytes) -> Hello:
-    """The first message of a node. Raises MessageError."""
-    if isinstance(data, bytes):
-        raise MessageError(MessageFault.UNEXPECTED, "the first message must be a hello in text, not bytes")
-    if len(data) > MAX_HELLO_BYTES:
-        raise MessageError(MessageFault.TOO_LARGE, f"a hello of {len(data)} bytes, limit {MAX_HELLO_BYTES}")
-    message = decode_node_message(data)
-    if not isinstance(message, Hello):
-        raise MessageError(MessageFault.UNEXPECTED, "the first message must be a hello")
-    if len({spec.device_id for spec in message.devices}) < len(message.devices):
-        raise MessageError(MessageFault.INVALID, "two devices have the same device_id - at `$.devices`")
-    return message
-
-
-def _handshake_fault(text: str | bytes, error: MessageError) -> tuple[CloseCode, str]:
-    """A hello of another version may have other fields: then the version is the answer, not the field."""
-    version = claimed_version(text)
-    if version is not None and version not in SUPPORTED_VERSIONS:
-        return CloseCode.PROTOCOL_VERSION, _version_sentence(version)
-    return CloseCode.BAD_MESSAGE, str(error)
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _error_of(failed: Failed) -> PoolError:
     if failed.started:
         return GenerationFailed(failed.code, failed.message)
     return RequestRefused(failed.code, failed.message, failed.retry_after_s)
-
-
-def _version_sentence(version: int) -> str:
-    supported = ", ".join(str(v) for v in sorted(SUPPORTED_VERSIONS))
-    return f"This pool speaks protocol version {supported}, the node speaks {version}; update the older one."

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.scheduler.commands import Assign, Measure
-from protocol.messages import Hello, SliceProgress
+from protocol.messages import Heartbeat, Hello, SliceProgress
 from protocol.values import DeviceId, DeviceSpec
+
+SPEED_WINDOW_S = 10.0
+"""Tokens per second are counted over about this time."""
+MAX_BEATS = 32
+"""Heartbeats kept of a node that sends more of them than it should."""
 
 
 class DeviceActivity(StrEnum):
@@ -55,13 +61,38 @@ class DeviceView:
 
 @dataclass(slots=True)
 class NodeView:
-    """A connected node. `num_faults` counts what it sent that was refused."""
+    """A connected node. `num_faults` counts what it sent that was refused; the other counts are its own."""
 
     hello: Hello
     heard_at_s: float
+    is_draining: bool = False
     devices: dict[DeviceId, DeviceView] = field(init=False)
     num_faults: int = 0
     num_tokens: int = 0
+    num_sessions: int = 0
+    _beats: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=MAX_BEATS))
+    """When, and how many tokens by then: the last SPEED_WINDOW_S and one before."""
 
     def __post_init__(self) -> None:
         self.devices = {spec.device_id: DeviceView(spec) for spec in self.hello.devices}
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The work of the last seconds; 0 before the second heartbeat."""
+        if len(self._beats) < 2:
+            return 0.0
+        (first_s, first), (last_s, last) = self._beats[0], self._beats[-1]
+        return max(0, last - first) / (last_s - first_s) if last_s > first_s else 0.0
+
+    def beat(self, message: Heartbeat, now_s: float) -> None:
+        """The node has said how it is doing."""
+        self.num_sessions, self.num_tokens = message.num_sessions, message.num_tokens
+        self._beats.append((now_s, message.num_tokens))
+        while len(self._beats) > 2 and self._beats[1][0] <= now_s - SPEED_WINDOW_S:
+            self._beats.popleft()
+
+    def drop_measuring(self, manifest_hash: str) -> None:
+        """Nobody waits for measurements of this model any more."""
+        for device in self.devices.values():
+            if device.activity is DeviceActivity.MEASURING and device.manifest_hash == manifest_hash:
+                device.idle()

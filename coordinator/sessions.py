@@ -66,10 +66,13 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """How a node's neighbours reach it; address None: only through the coordinator's relay."""
+    """How a node's neighbours reach it; address None: only through the coordinator's relay.
 
-    address: str | None
-    ticket: str | None
+    `fingerprint` is that of the certificate it shows there (wss only)."""
+
+    address: str | None = None
+    ticket: str | None = None
+    fingerprint: str | None = None
 
 
 # ------------------------------------------------------------ actions
@@ -96,6 +99,15 @@ class Deliver:
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None
     timing: StepTiming
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """No chain has been free for the request yet; `place` 1 is next. `expected_wait_s` is None if nothing is known."""
+
+    place: int
+    num_waiting: int
+    expected_wait_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +258,8 @@ class Session:
 
     def _hop(self, stage: int, contacts: dict[NodeId, Contact]) -> Hop:
         node_id = self.chain[stage].device.node_id
-        contact = contacts.get(node_id, Contact(None, None))
-        return Hop(node_id, stage, contact.address, contact.ticket)
+        contact = contacts.get(node_id, Contact())
+        return Hop(node_id, stage, contact.address, contact.ticket, contact.fingerprint)
 
     def _prompt_frames(self) -> list[bytes]:
         log, frames = self.log, []

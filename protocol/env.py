@@ -7,6 +7,7 @@ file or starts a process but through an Env; blocking work goes through `run_blo
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -67,17 +68,64 @@ class Listener(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate that signs itself, and its key. `fingerprint` is the SHA-256 of the certificate's DER, in hex."""
+
+    certificate_pem: bytes
+    key_pem: bytes = field(repr=False)
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a server is trusted and what opens it. Empty `pin`: the system's authorities decide (https, wss).
+
+    With a pin the server must show the very certificate of that SHA-256, and no authority counts. `token` goes into
+    the Authorization header (RFC 6750)."""
+
+    pin: str = ""
+    token: str = field(default="", repr=False)
+
+
+class WrongCertificate(NetworkError):  # noqa: N818 - reads as what happened
+    """The server is not the one that the link names: never connect, and tell the person."""
+
+
+class NotAWebsocket(NetworkError):  # noqa: N818 - reads as what happened
+    """Something answers at that address, and it is no websocket."""
+
+
 class Network(Protocol):
-    async def connect(self, url: str, max_size_bytes: int) -> Connection:
-        """Open a websocket; raises NetworkError."""
+    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> Connection:
+        """Open a websocket; raises NetworkError, WrongCertificate and NotAWebsocket among them."""
 
     async def listen(
-        self, host: str, port: int, handler: Callable[[Connection], Awaitable[None]], max_size_bytes: int
+        self,
+        host: str,
+        port: int,
+        handler: Callable[[Connection], Awaitable[None]],
+        max_size_bytes: int,
+        certificate: Certificate | None = None,
     ) -> Listener:
-        """Serve websockets; port 0 lets the system choose. Raises NetworkError when the port is taken."""
+        """Serve websockets (with TLS if there is a certificate); port 0 lets the system choose. Raises NetworkError
+        when the port is taken."""
 
-    def get(self, url: str, start: int | None = None, stop: int | None = None) -> AsyncIterator[bytes]:
+    def get(
+        self, url: str, start: int | None = None, stop: int | None = None, access: Access = Access()
+    ) -> AsyncIterator[bytes]:
         """The body of an HTTP GET, of bytes [start, stop) if given, in pieces. Raises NetworkError."""
+
+    async def local_host_towards(self, url: str) -> str:
+        """The address of this machine that connections to that URL leave from. Raises NetworkError."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a file takes on the disk (a sparse one less than its size), and when it was last written to."""
+
+    used_bytes: int
+    written_s: float
 
 
 class Disk(Protocol):
@@ -88,6 +136,12 @@ class Disk(Protocol):
 
     def write_atomic(self, path: Path, data: bytes) -> None:
         """Replace the file: readers see the old or the new content, never a half."""
+
+    def write_private(self, path: Path, data: bytes) -> None:
+        """As write_atomic, and at no moment can another user read it."""
+
+    def list_files(self, folder: Path) -> dict[str, FileFacts]:
+        """Every file below the folder, by its path relative to it (with slashes); {} if there is no such folder."""
 
     def reserve(self, path: Path, size_bytes: int) -> None:
         """Make a (sparse) file of that size if there is none of that size."""
@@ -100,6 +154,9 @@ class Disk(Protocol):
     def free_bytes(self, path: Path) -> int: ...
 
     def remove(self, path: Path) -> None: ...
+
+    def remove_folder(self, folder: Path) -> None:
+        """With everything in it; nothing happens if there is none."""
 
 
 class ByteChannel(Protocol):

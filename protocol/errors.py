@@ -16,6 +16,8 @@ class CloseCode(IntEnum):
     """Websocket close codes of this protocol (RFC 6455, section 7.4.2: 4000-4999 are private)."""
 
     BAD_MESSAGE = 4400
+    NOT_ALLOWED = 4401
+    """The node is not enrolled here, its invitation is no good, or the operator removed it."""
     BAD_TICKET = 4403
     PROTOCOL_VERSION = 4406
     REPLACED = 4409

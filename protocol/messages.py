@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.errors import MessageError, MessageFault
+from protocol.pause import PoolDefaults
 from protocol.values import (
     Bytes,
     Count,
@@ -27,6 +28,7 @@ from protocol.values import (
     LayerRange,
     Name,
     Sampling,
+    Secret,
     Sentence,
     StepTiming,
     StopRule,
@@ -51,15 +53,23 @@ class _Message(Value, frozen=True, tag_field="type", tag=str.lower):
 
 
 class Hello(_Message, frozen=True):
-    """First message of a node. `peer_address` is where other nodes may reach it directly, with `peer_ticket`."""
+    """A node's first message, in answer to Challenge.
+
+    `signature` is Ed25519 by `public_key` over protocol.identity.hello_bytes(...): who holds the key is the node, and
+    `node_id` follows from the key. `invite` is needed once, by a pool that is not open. `peer_address` is where other
+    nodes may reach this one directly, with `peer_ticket`; `peer_fingerprint` is its certificate's there (wss only)."""
 
     protocol_version: Count
     node_id: Hex32
+    public_key: Digest
+    signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
     app_version: Name
     name: Name
     devices: Annotated[tuple[DeviceSpec, ...], Meta(min_length=1, max_length=64)]
     peer_address: Url | None = None
-    peer_ticket: Annotated[str, Meta(max_length=128)] | None = None
+    peer_ticket: Secret | None = None
+    peer_fingerprint: Digest | None = None
+    invite: Secret | None = None
     held: tuple[HeldSlice, ...] = ()
 
 
@@ -155,10 +165,22 @@ NodeMessage = (
 # ---------------------------------------------------------------- coordinator -> node
 
 
+class Challenge(_Message, frozen=True):
+    """The coordinator's first message on a connection. `nonce` is used once, and is what the hello signs."""
+
+    protocol_versions: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=16)]
+    nonce: Digest
+    pool_name: Name
+    defaults: PoolDefaults = PoolDefaults()
+
+
 class Welcome(_Message, frozen=True):
+    """The node is in. `weights_token` opens the weight mirror while the connection lasts (a bearer token)."""
+
     protocol_version: Count
     pool_name: Name
     heartbeat_s: Annotated[float, Meta(gt=0, le=600)]
+    weights_token: Secret
 
 
 class Refused(_Message, frozen=True):
@@ -224,7 +246,9 @@ class CloseSession(_Message, frozen=True):
     epoch: Count
 
 
-CoordinatorMessage = Welcome | Refused | MeasureDevice | AssignSlice | ReleaseSlice | OpenSession | CloseSession
+CoordinatorMessage = (
+    Challenge | Welcome | Refused | MeasureDevice | AssignSlice | ReleaseSlice | OpenSession | CloseSession
+)
 
 
 # ---------------------------------------------------------------- node -> node
@@ -235,7 +259,7 @@ class PeerHello(_Message, frozen=True):
 
     protocol_version: Count
     node_id: Hex32
-    ticket: Annotated[str, Meta(max_length=128)]
+    ticket: Secret
 
 
 PeerMessage = PeerHello

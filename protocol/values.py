@@ -27,6 +27,8 @@ Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[^\x00-\x1f<>\"'&]*\Z")]
 Sentence = Annotated[str, Meta(max_length=400)]
 Url = Annotated[str, Meta(max_length=400)]
+Secret = Annotated[str, Meta(min_length=8, max_length=128, pattern=r"\A[A-Za-z0-9_-]*\Z")]
+"""Tickets, invitations, bearer tokens: never logged."""
 
 
 MEMORY_FOR_ACTIVATIONS = 0.1
@@ -125,12 +127,14 @@ class StopRule(Value, frozen=True):
 
 
 class Hop(Value, frozen=True):
-    """A neighbour in a chain: where its rows go. `address` is None when only the relay reaches it."""
+    """A neighbour in a chain: where its rows go. `address` is None when only the relay reaches it; `fingerprint` is
+    the SHA-256 of the certificate to expect there (wss only)."""
 
     node_id: Hex32
     stage: Count
     address: Url | None = None
-    ticket: Annotated[str, Meta(max_length=128)] | None = None
+    ticket: Secret | None = None
+    fingerprint: Digest | None = None
 
 
 class StepTiming(Value, frozen=True):

@@ -13,7 +13,7 @@ from coordinator.api.stop_strings import StopStrings
 from coordinator.hub import Hub
 from coordinator.models.errors import ModelError
 from coordinator.models.tokenizer import ChatTokenizer
-from coordinator.sessions import Deliver, Order, Rerouted
+from coordinator.sessions import Deliver, Order, Queued, Rerouted
 from protocol.env import Env
 from protocol.values import FinishReason, Sampling, SessionId, StepTiming
 
@@ -53,10 +53,12 @@ class StageName:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. `nodes` is set when the chain changed, `finish_reason` on the last one."""
+    """A piece of an answer. `queue` is set while the request waits, `nodes` when the chain changed, `finish_reason` on
+    the last one."""
 
     text: str = ""
     tokens: tuple[int, ...] = ()
+    queue: Queued | None = None
     nodes: tuple[StageName, ...] | None = None
     finish_reason: FinishReason | None = None
 
@@ -95,10 +97,13 @@ class Answer:
         """Pieces as they come. Raises RequestRefused or GenerationFailed; stopping early cancels the generation."""
         async with aclosing(self.hub.generate(self.order)) as items:
             async for item in items:
-                if isinstance(item, Rerouted):
-                    yield Chunk(nodes=self._names(item))
-                    continue
-                yield self._chunk(item)
+                match item:
+                    case Queued():
+                        yield Chunk(queue=item)
+                    case Rerouted():
+                        yield Chunk(nodes=self._names(item))
+                    case Deliver():
+                        yield self._chunk(item)
                 if self.stops.found:
                     return
 

@@ -33,5 +33,5 @@ class SocketConnection:
     async def close(self, code: int = 1000, reason: str = "") -> None:
         try:
             await self._websocket.close(code, reason)
-        except RuntimeError:  # closed already, by either side
+        except (WebSocketDisconnect, RuntimeError):  # closed already, by either side
             return

@@ -6,15 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from coordinator.api.chat import ServedModel
+from coordinator.config import Site
 from coordinator.hub import Hub
 from coordinator.nodes import DeviceView, NodeView
 
+PUBLIC_ID_CHARACTERS = 8
+"""Enough to tell nodes of one name apart."""
 
-def pool_view(hub: Hub, models: Mapping[str, ServedModel]) -> dict[str, Any]:
-    """Everything public about the pool at this moment."""
+
+def pool_view(hub: Hub, models: Mapping[str, ServedModel], site: Site) -> dict[str, Any]:
+    """Everything public about the pool at this moment. Only an open pool tells everybody how to join."""
     by_hash = {model.manifest_hash: model for model in models.values()}
-    nodes = [_node(node, by_hash) for node in hub.core.nodes.values()]
-    return {"name": hub.pool_name, "models": model_views(hub, models), "nodes": nodes}
+    nodes = [
+        {"id": node_id[:PUBLIC_ID_CHARACTERS]} | node_view(node, by_hash) for node_id, node in hub.core.nodes.items()
+    ]
+    return {
+        "name": hub.pool_name,
+        "models": model_views(hub, models),
+        "nodes": nodes,
+        "num_waiting": len(hub.core.scheduler.state.waiting),
+        "join_link": site.join_link() if site.is_open else None,
+    }
 
 
 def model_views(hub: Hub, models: Mapping[str, ServedModel]) -> list[dict[str, Any]]:
@@ -35,11 +47,18 @@ def _model(hub: Hub, model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _node(node: NodeView, models: Mapping[str, ServedModel]) -> dict[str, Any]:
+def node_view(node: NodeView, models: Mapping[str, ServedModel]) -> dict[str, Any]:
+    """A connected node, without its id. `models` are by manifest hash."""
     devices = [_device(device, models) for device in node.devices.values()]
     busy = [device["state"] for device in devices]
     state = "serving" if "serving" in busy else next(iter(busy), "idle")
-    return {"name": node.hello.name, "state": state, "num_tokens": node.num_tokens, "devices": devices}
+    return {
+        "name": node.hello.name,
+        "state": state,
+        "is_draining": node.is_draining,
+        "num_tokens": node.num_tokens,
+        "devices": devices,
+    }
 
 
 def _device(device: DeviceView, models: Mapping[str, ServedModel]) -> dict[str, Any]:

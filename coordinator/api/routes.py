@@ -7,30 +7,31 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, WebSocket
-from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from coordinator.api import streaming
+from coordinator.api.bodies import read_body
 from coordinator.api.chat import Answer, ChatService
-from coordinator.api.errors import ApiError, InvalidRequest
+from coordinator.api.errors import ApiError, client_gone
 from coordinator.api.node_socket import SocketConnection
 from coordinator.api.pool_view import model_views, pool_view
-from coordinator.api.schemas import MAX_BODY_BYTES, parse_chat_request
-from coordinator.hub import Hub
+from coordinator.api.schemas import parse_chat_request
+from coordinator.api.services import Services
 from coordinator.models.catalog import Model
-from protocol.env import Env
 
 T = TypeVar("T")
 
 
 class Routes:
-    """All routes of one coordinator."""
+    """The routes for people's programs and for nodes."""
 
-    def __init__(self, hub: Hub, chat: ChatService, weights: dict[str, Model], env: Env) -> None:
-        self._hub = hub
-        self._chat = chat
-        self._weights = weights
-        self._env = env
+    def __init__(self, services: Services) -> None:
+        self._hub = services.hub
+        self._env = services.env
+        self._site = services.site
+        self._models = services.desk.models
+        self._weights = services.desk.weights
+        self._chat = ChatService(services.hub, services.env, services.desk.models)
         self.router = APIRouter()
         self.router.get("/healthz")(self.healthz)
         self.router.get("/pool")(self.pool)
@@ -43,12 +44,12 @@ class Routes:
 
     async def healthz(self) -> dict[str, Any]:
         """Alive, and whether each model can answer."""
-        ready = {name: self._hub.core.scheduler.is_ready(m.manifest_hash) for name, m in self._chat.models.items()}
+        ready = {name: self._hub.core.scheduler.is_ready(m.manifest_hash) for name, m in self._models.items()}
         return {"status": "ok", "models": ready}
 
     async def pool(self) -> dict[str, Any]:
         """What the pool page and the chat page show."""
-        return pool_view(self._hub, self._chat.models)
+        return pool_view(self._hub, self._models, self._site)
 
     async def models(self) -> dict[str, Any]:
         """OpenAI's list of models; `decentllm` adds whether each can answer now."""
@@ -63,7 +64,7 @@ class Routes:
 
     async def chat_completions(self, request: Request) -> Response:
         """OpenAI's chat completions, streamed or whole."""
-        chat_request = parse_chat_request(await _body(request))
+        chat_request = parse_chat_request(await read_body(request))
         answer = await self._chat.start(chat_request)
         created_s = int(self._env.clock.wall())
         if not chat_request.stream:
@@ -83,12 +84,13 @@ class Routes:
         return FileResponse(path, media_type="application/octet-stream")
 
     async def node(self, websocket: WebSocket) -> None:
-        """A node's connection. Browsers send Origin and nodes do not: a web page must not pose as a node."""
+        """A node's connection; its hello signs the host that it asked for. Browsers send Origin and nodes do not: a web
+        page must not pose as a node."""
         if "origin" in websocket.headers:
             await websocket.close(4403, "browser_not_allowed")
             return
         await websocket.accept()
-        await self._hub.serve_node(SocketConnection(websocket))
+        await self._hub.serve_node(SocketConnection(websocket), websocket.headers.get("host", "").lower())
 
     def _opened(self, manifest_hash: str) -> Model:
         opened = self._weights.get(manifest_hash)
@@ -97,7 +99,7 @@ class Routes:
         return opened
 
     def _model_list(self) -> list[dict[str, Any]]:
-        views = {view["id"]: view for view in model_views(self._hub, self._chat.models)}
+        views = {view["id"]: view for view in model_views(self._hub, self._models)}
         return [
             {
                 "id": name,
@@ -106,27 +108,8 @@ class Routes:
                 "owned_by": "decentllm",
                 "decentllm": {key: value for key, value in views[name].items() if key != "id"},
             }
-            for name, model in self._chat.models.items()
+            for name, model in self._models.items()
         ]
-
-
-async def _body(request: Request) -> bytes:
-    """The body, refused before it is read when it is too large or not JSON."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
-        sentence = "Content-Type must be application/json."
-        raise InvalidRequest("unsupported_media_type", sentence, status=415)
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidRequest("unsupported_encoding", "The body must not be compressed.", status=415)
-    body = bytearray()
-    try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MAX_BODY_BYTES:
-                raise InvalidRequest("body_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.", status=413)
-    except ClientDisconnect:
-        raise _gone() from None
-    return bytes(body)
 
 
 async def _stream(request: Request, answer: Answer, created_s: int, include_usage: bool) -> Response:
@@ -137,7 +120,7 @@ async def _stream(request: Request, answer: Answer, created_s: int, include_usag
     except BaseException:
         reading.close()
         raise
-    assert first is not None, "an answer begins with its chain"
+    assert first is not None, "an answer begins with a place in the queue or with its chain"
     return streaming.AnswerStream(reading, streaming.sse(answer, reading, first, created_s, include_usage))
 
 
@@ -148,17 +131,12 @@ async def _unless_gone(request: Request, awaitable: Awaitable[T]) -> T:
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise _gone()
+            raise client_gone()
         return work.result()
     finally:
         work.cancel()
         gone.cancel()
         await asyncio.gather(work, gone, return_exceptions=True)
-
-
-def _gone() -> ApiError:
-    """Nobody reads this answer; 499 is nginx's status for it."""
-    return ApiError(499, "client_closed_request", "The client went away before the answer was complete.")
 
 
 async def _disconnected(request: Request) -> None:

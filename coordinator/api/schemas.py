@@ -1,18 +1,15 @@
-"""What /v1/chat/completions takes. Strict: "true" is not a boolean and NaN is not a number."""
+"""What /v1/chat/completions takes."""
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from coordinator.api.errors import InvalidRequest, shown
+from coordinator.api.bodies import MAX_BODY_BYTES, field_error, parse_object
+from coordinator.api.errors import InvalidRequest
 
-MAX_BODY_BYTES = 4 * 2**20
 MAX_MESSAGES = 2000
-MAX_DIGITS = 100
-"""Of a whole number; Python's own limit is 4,300."""
 
 Text = Annotated[str, Field(max_length=MAX_BODY_BYTES)]
 
@@ -95,14 +92,12 @@ NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
 
 def parse_chat_request(body: bytes) -> ChatRequest:
     """Raises InvalidRequest with the field's path in `param`."""
-    data = _parse_json(body)
-    if not isinstance(data, dict):
-        raise InvalidRequest("invalid_json", "The body must be a JSON object.")
+    data = parse_object(body)
     refuse_unsupported(data)
     try:
         request = ChatRequest.model_validate(data)
     except ValidationError as error:
-        raise _field_error(error) from None
+        raise field_error(error) from None
     if len(request.stop_strings) > 4 or any(not s or len(s) > 256 for s in request.stop_strings):
         raise InvalidRequest("invalid_value", "stop takes up to 4 strings of 1 to 256 characters.", "stop")
     return request
@@ -113,52 +108,3 @@ def refuse_unsupported(data: dict[str, Any]) -> None:
     for name, neutral in NEUTRAL_VALUES.items():
         if name in data and data[name] not in neutral:
             raise InvalidRequest("unsupported_parameter", f"{name} is not supported by this pool yet.", name)
-
-
-def _parse_json(body: bytes) -> Any:
-    try:
-        return json.loads(
-            body.decode(), parse_constant=_refuse_constant, parse_int=_whole_number, object_pairs_hook=_unique_keys
-        )
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("invalid_utf8", f"The body is not UTF-8 (byte {error.start}).") from None
-    except json.JSONDecodeError as error:
-        sentence = f"The body is not JSON: {error.msg} at line {error.lineno} column {error.colno}."
-        raise InvalidRequest("invalid_json", sentence) from None
-    except RecursionError:
-        raise InvalidRequest("invalid_json", "The body is nested too deep.") from None
-
-
-def _whole_number(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise InvalidRequest("invalid_number", f"The body has a number of {len(digits)} digits, limit {MAX_DIGITS}.")
-    return int(digits)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidRequest("invalid_number", f"{name} is not a JSON number.")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in data:
-            raise InvalidRequest("duplicate_key", f"The field {shown(name)} appears twice.", shown(name)[1:-1])
-        data[name] = value
-    return data
-
-
-def _field_error(error: ValidationError) -> InvalidRequest:
-    """The first fault, with its path as people write it: messages[3].role."""
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ""
-    for part in fault["loc"]:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part in ("str", "list[TextPart]", "list[str]", "constrained-str"):
-            break  # which arm of a union was tried last says nothing to the user
-        else:
-            path += f".{part}" if path else str(part)
-    code = "missing_field" if fault["type"] == "missing" else "invalid_value"
-    sentence = f"{path} is missing." if code == "missing_field" else f"{path}: {fault['msg']}."
-    return InvalidRequest(code, sentence, path)

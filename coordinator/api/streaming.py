@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.api.chat import Answer, Chunk
 from coordinator.api.errors import pool_error_body
-from coordinator.errors import PoolError
+from coordinator.errors import PoolError, RequestRefused
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,10 @@ def usage(answer: Answer) -> dict[str, int]:
 
 
 def extras(answer: Answer, chunk: Chunk) -> dict[str, Any]:
-    """What this pool adds to OpenAI's format: which nodes answered, and where the time went so far."""
+    """What this pool adds to OpenAI's format: the place in the queue, which nodes answer, where the time went."""
     fields: dict[str, Any] = {}
+    if chunk.queue is not None:
+        fields["queue"] = asdict(chunk.queue)
     if chunk.nodes is not None:
         fields["nodes"] = [asdict(node) for node in chunk.nodes]
     if chunk.finish_reason is not None or (answer.with_token_ids and chunk.tokens):
@@ -96,7 +98,7 @@ def extras(answer: Answer, chunk: Chunk) -> dict[str, Any]:
 
 def chunk_object(answer: Answer, created_s: int, chunk: Chunk, first: bool) -> dict[str, Any]:
     delta: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
-    if chunk.text or not (first or chunk.finish_reason):
+    if chunk.text or not (first or chunk.finish_reason or chunk.queue):
         delta["content"] = chunk.text
     choice = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason, "logprobs": None}
     if answer.with_token_ids:
@@ -115,15 +117,20 @@ async def sse(
         async for chunk in _with_keep_alive(reading):
             if chunk is None:
                 yield KEEP_ALIVE
-            elif chunk.text or chunk.nodes or chunk.finish_reason or answer.with_token_ids:
+            elif _says_something(chunk) or answer.with_token_ids:
                 yield event(chunk_object(answer, created_s, chunk, first=False))
     except PoolError as error:
-        log.warning("answer %s broke off: %s", answer.order.session_id[:8], error.code)
+        level = logging.INFO if isinstance(error, RequestRefused) else logging.WARNING  # refused: it waited in vain
+        log.log(level, "answer %s broke off: %s", answer.order.session_id[:8], error.code)
         yield event(pool_error_body(error))
         return
     if include_usage:
         yield event(_head(answer, created_s, "chat.completion.chunk") | {"choices": [], "usage": usage(answer)})
     yield DONE
+
+
+def _says_something(chunk: Chunk) -> bool:
+    return bool(chunk.text or chunk.queue or chunk.nodes or chunk.finish_reason)
 
 
 async def completion(answer: Answer, created_s: int) -> dict[str, Any]:

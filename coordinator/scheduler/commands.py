@@ -48,7 +48,7 @@ class StartChain:
 
 @dataclass(frozen=True, slots=True)
 class RefuseRequest:
-    """The pool cannot serve the request now. `retry_after_s` is None when waiting would not help."""
+    """The pool cannot serve the request, or not any more. `retry_after_s` is None when waiting would not help."""
 
     session_id: SessionId
     code: str

@@ -14,6 +14,13 @@ class ModelAdded:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRemoved:
+    """The pool does not serve the model any more: whatever runs ends, whatever holds it is free."""
+
+    manifest_hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeJoined:
     node_id: NodeId
     devices: tuple[DeviceSpec, ...]
@@ -23,6 +30,14 @@ class NodeJoined:
 @dataclass(frozen=True, slots=True)
 class NodeLeft:
     node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDraining:
+    """From now on the node gets nothing new (`on`), or is as good as any other again."""
+
+    node_id: NodeId
+    on: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +87,10 @@ class TimePassed:
 
 Event = (
     ModelAdded
+    | ModelRemoved
     | NodeJoined
     | NodeLeft
+    | NodeDraining
     | DeviceMeasured
     | DeviceFailed
     | SliceReady

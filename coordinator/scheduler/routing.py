@@ -6,7 +6,7 @@ chosen, so that a burst spreads. The full phase 2 replaces this module behind th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from coordinator.scheduler.state import Device, DeviceKey, DeviceState
 from protocol.values import LayerRange
@@ -28,14 +28,20 @@ def cheapest_chain(devices: Sequence[Device], num_layers: int, num_tokens: int) 
 
 def in_some_chain(holders: Sequence[Device], num_layers: int) -> set[DeviceKey]:
     """The holders (loading ones too) that lie on a path from layer 0 to the last one."""
+    whole = on_whole_paths([_layers(d) for d in holders], num_layers)
+    return {d.key for d in holders if _layers(d) in whole}
+
+
+def on_whole_paths(slices: Collection[LayerRange], num_layers: int) -> set[LayerRange]:
+    """The slices that lie on a path of slices from layer 0 to the last one."""
     forward, backward = {0}, {num_layers}
-    for start, stop in sorted(_bounds(d) for d in holders):
-        if start in forward:
-            forward.add(stop)
-    for start, stop in sorted((_bounds(d) for d in holders), reverse=True):
-        if stop in backward:
-            backward.add(start)
-    return {d.key for d in holders if _bounds(d)[0] in forward and _bounds(d)[1] in backward}
+    for piece in sorted(slices, key=lambda piece: piece.start):
+        if piece.start in forward:
+            forward.add(piece.stop)
+    for piece in sorted(slices, key=lambda piece: piece.stop, reverse=True):
+        if piece.stop in backward:
+            backward.add(piece.start)
+    return {piece for piece in slices if piece.start in forward and piece.stop in backward}
 
 
 def missing_layers(devices: Sequence[Device], num_layers: int) -> list[LayerRange]:
@@ -68,9 +74,14 @@ def _runs(marked: Sequence[bool]) -> list[LayerRange]:
     return [LayerRange(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
+def _layers(device: Device) -> LayerRange:
+    assert device.layers is not None, "a holder has layers"
+    return device.layers
+
+
 def _bounds(device: Device) -> tuple[int, int]:
-    assert device.layers is not None, "a ready device has layers"
-    return device.layers.start, device.layers.stop
+    layers = _layers(device)
+    return layers.start, layers.stop
 
 
 def _slice_order(device: Device) -> tuple[int, int, object]:

@@ -1,4 +1,7 @@
-"""The scheduler: one event in, a list of commands out. No clock, no asyncio, no threads."""
+"""The scheduler: one event in, a list of commands out. No clock, no asyncio, no threads.
+
+What an event means is here; the planner (phase 1) and the dispatcher (phase 2) know what follows from the new state.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from coordinator.scheduler import events as ev
-from coordinator.scheduler.allocation import Placement, plan_pipeline, room_for
-from coordinator.scheduler.commands import Assign, ChainStage, Command, Measure, RefuseRequest, Release, StartChain
-from coordinator.scheduler.routing import cheapest_chain, in_some_chain, missing_layers, thinnest_layers
-from coordinator.scheduler.state import (
-    Device,
-    DeviceKey,
-    DeviceState,
-    ModelFacts,
-    Running,
-    Signal,
-    State,
-    Waiting,
-)
+from coordinator.scheduler.commands import Command, RefuseRequest
+from coordinator.scheduler.departed import Departed
+from coordinator.scheduler.dispatcher import Dispatcher
+from coordinator.scheduler.planner import Planner
+from coordinator.scheduler.queue_forecast import QueuePlace
+from coordinator.scheduler.routing import missing_layers
+from coordinator.scheduler.state import Device, DeviceKey, DeviceState, ModelFacts, Signal, State, Waiting
 from protocol.backoff import doubled_s
-from protocol.values import HeldSlice, NodeId, SessionId, Variant
+from protocol.values import HeldSlice, NodeId, SessionId
 
 QUEUE_TTL_S = 120.0
 """How long a request waits for a chain before it is refused."""
@@ -34,10 +31,15 @@ class Scheduler:
 
     def __init__(self) -> None:
         self.state = State()
+        self._planner = Planner(self.state)
+        self._dispatcher = Dispatcher(self.state)
+        self._departed = Departed()
         self._handlers: dict[type, Callable[[Any, float], list[Command]]] = {
             ev.ModelAdded: self._model_added,
+            ev.ModelRemoved: self._model_removed,
             ev.NodeJoined: self._node_joined,
             ev.NodeLeft: self._node_left,
+            ev.NodeDraining: self._node_draining,
             ev.DeviceMeasured: self._device_measured,
             ev.DeviceFailed: self._device_failed,
             ev.SliceReady: self._slice_ready,
@@ -48,13 +50,14 @@ class Scheduler:
 
     def handle(self, event: ev.Event, now_s: float) -> list[Command]:
         """Take one event and say what is to be done about it. `now_s` never goes back."""
-        return self._handlers[type(event)](event, now_s)
+        commands = self._handlers[type(event)](event, now_s)
+        return [*commands, *self._planner.release_drained()]
 
     # ------------------------------------------------------------ questions
 
     def is_ready(self, manifest_hash: str) -> bool:
         """Could an idle pool serve a short request to this model now?"""
-        return any(self._chain(manifest_hash, variant, 0, frozenset()) for variant in Variant)
+        return manifest_hash in self.state.models and self._dispatcher.has_chain(manifest_hash)
 
     def is_current(self, device_key: DeviceKey, generation: int) -> bool:
         """Is news of this generation about what the device does now? 0 stands for measuring."""
@@ -67,34 +70,67 @@ class Scheduler:
         """One sentence on what the model waits for; empty when it is ready."""
         if self.is_ready(manifest_hash):
             return ""
-        model = self.state.models[manifest_hash]
-        if not self.state.devices:
-            return f"No node is connected; {model.name} needs {model.num_layers} layers held."
+        model = self.state.models.get(manifest_hash)
+        if model is None:
+            return "The pool does not serve this model now."
+        if not self.state.usable(*DeviceState):
+            nodes = "Every connected node is being drained" if self.state.devices else "No node is connected"
+            return f"{nodes}; {model.name} needs {model.num_layers} layers held."
         if busy := self.num_preparing(manifest_hash):
             return f"{busy} device(s) are measuring, downloading or loading for {model.name}."
-        if self.state.holders(manifest_hash):
-            holes = missing_layers(self.state.holders(manifest_hash), model.num_layers)
-            named = ", ".join(str(hole) for hole in holes) or "some"
+        if holders := self.state.holders(manifest_hash):
+            named = ", ".join(str(hole) for hole in missing_layers(holders, model.num_layers)) or "some"
             return f"Layers {named} of {model.name} have no holder; more nodes or memory are needed."
-        room = max(self._room(model, variant) for variant in Variant)
+        room = self._planner.room(model)
         return f"The connected nodes have room for {room} of {model.num_layers} layers of {model.name}."
 
-    # ------------------------------------------------------------ nodes and models
+    def num_preparing(self, manifest_hash: str) -> int:
+        """Devices on their way to serve the model, or that may yet be."""
+        return self._planner.num_preparing(manifest_hash)
+
+    def largest_request(self, manifest_hash: str) -> int:
+        """The most tokens that a request could have on an idle pool."""
+        return self._dispatcher.largest_request(manifest_hash)
+
+    def queue_places(self) -> dict[SessionId, QueuePlace]:
+        """Of everybody who waits, counted per model."""
+        return self._dispatcher.queue_places()
+
+    # ------------------------------------------------------------ models
 
     def _model_added(self, event: ev.ModelAdded, now_s: float) -> list[Command]:
         self.state.models[event.model.manifest_hash] = event.model
-        return [*self._measure_idle(), *self._repair(now_s)]
+        return self._settle(now_s)
+
+    def _model_removed(self, event: ev.ModelRemoved, now_s: float) -> list[Command]:
+        model = self.state.models.pop(event.manifest_hash, None)
+        if model is None:
+            return []
+        refused = [_unloaded(session_id, model) for session_id in self._dispatcher.drop_model(event.manifest_hash)]
+        return [*refused, *self._planner.drop_model(event.manifest_hash), *self._settle(now_s)]
+
+    # ------------------------------------------------------------ nodes
 
     def _node_joined(self, event: ev.NodeJoined, now_s: float) -> list[Command]:
         self._forget(event.node_id)
-        for spec in event.devices:
-            key = DeviceKey(event.node_id, spec.device_id)
-            self.state.devices[key] = Device(key, spec, generation=_newest(event.held, spec.device_id))
-        return self._measure_idle()
+        devices = [
+            Device(DeviceKey(event.node_id, spec.device_id), spec, generation=_newest(event.held, spec.device_id))
+            for spec in event.devices
+        ]
+        self._departed.come_back(event.node_id, devices)
+        self.state.devices |= {device.key: device for device in devices}
+        return self._settle(now_s)
 
     def _node_left(self, event: ev.NodeLeft, now_s: float) -> list[Command]:
         self._forget(event.node_id)
-        return self._repair(now_s)
+        return self._settle(now_s)
+
+    def _node_draining(self, event: ev.NodeDraining, now_s: float) -> list[Command]:
+        if event.on:
+            self.state.draining.add(event.node_id)
+        else:
+            self.state.draining.discard(event.node_id)
+        return self._settle(now_s)
 
     def _device_measured(self, event: ev.DeviceMeasured, now_s: float) -> list[Command]:
         device = self.state.devices.get(event.device)
@@ -102,18 +138,18 @@ class Scheduler:
             return []
         device.benchmarks[event.manifest_hash] = event.benchmark
         device.move(Signal.MEASURED)
-        return self._measure_idle() or self._repair(now_s)
+        return self._settle(now_s)
 
     def _device_failed(self, event: ev.DeviceFailed, now_s: float) -> list[Command]:
         if not self.is_current(event.device, event.generation):
             return []
         device = self.state.devices[event.device]
-        self._drop_requests_on([device.key])
+        self._dispatcher.drop_requests_on([device.key])
         device.move(Signal.FAIL)
         device.model = device.layers = None
         device.num_failures += 1
         device.retry_at_s = now_s + doubled_s(RETRY_BASE_S, device.num_failures - 1, MAX_RETRY_S)
-        return self._repair(now_s)
+        return self._settle(now_s)
 
     def _slice_ready(self, event: ev.SliceReady, now_s: float) -> list[Command]:
         device = self.state.devices.get(event.device)
@@ -122,150 +158,49 @@ class Scheduler:
         device.move(Signal.LOADED)
         device.num_kv_tokens = event.num_kv_tokens
         device.num_failures = 0
-        return self._serve_waiting(now_s)
+        return self._dispatcher.serve_waiting(now_s)
+
+    def _settle(self, now_s: float) -> list[Command]:
+        """The pool has changed: build what can be built, start what can be started."""
+        return [*self._planner.settle(), *self._dispatcher.serve_waiting(now_s)]
+
+    def _forget(self, node_id: NodeId) -> None:
+        gone = [device for key, device in self.state.devices.items() if key.node_id == node_id]
+        self._dispatcher.drop_requests_on([device.key for device in gone])
+        for device in gone:
+            del self.state.devices[device.key]
+        if gone:
+            self._departed.keep(node_id, gone)
 
     # ------------------------------------------------------------ requests
 
     def _request_arrived(self, event: ev.RequestArrived, now_s: float) -> list[Command]:
-        self._free(event.session_id)
+        self._dispatcher.free(event.session_id)
         waiting = Waiting(
             event.session_id, event.manifest_hash, event.num_tokens, event.resumed, event.avoid, now_s + QUEUE_TTL_S
         )
-        if not event.resumed and (refusal := self._refusal(waiting)):
-            return [refusal]
-        self.state.waiting[event.session_id] = waiting
-        return self._serve_waiting(now_s)
+        refusal = self._refusal(waiting)
+        return [refusal] if refusal else self._dispatcher.arrive(waiting, now_s)
 
     def _request_finished(self, event: ev.RequestFinished, now_s: float) -> list[Command]:
-        self._free(event.session_id)
-        return self._serve_waiting(now_s)
+        self._dispatcher.ended(event.session_id, now_s)
+        return self._dispatcher.serve_waiting(now_s)
 
     def _time_passed(self, event: ev.TimePassed, now_s: float) -> list[Command]:
-        commands: list[Command] = []
-        for waiting in [w for w in self.state.waiting.values() if w.give_up_at_s <= now_s]:
-            del self.state.waiting[waiting.session_id]
-            commands.append(self._gave_up(waiting))
+        gave_up = [self._gave_up(waiting) for waiting in self._dispatcher.overdue(now_s)]
         for device in self.state.in_state(DeviceState.FAILED):
             if device.retry_at_s <= now_s:
                 device.move(Signal.RETRY)
-        return [*commands, *self._measure_idle(), *self._repair(now_s)]
-
-    # ------------------------------------------------------------ phase 1
-
-    def _measure_idle(self) -> list[Command]:
-        """Every device that has nothing to do measures the models it has not measured yet."""
-        commands: list[Command] = []
-        for device in self.state.in_state(DeviceState.NEW, DeviceState.FREE):
-            unknown = [model for model in self.state.models if model not in device.benchmarks]
-            if unknown:
-                device.move(Signal.MEASURE)
-                device.measuring = unknown[0]
-                commands.append(Measure(device.key, unknown[0], device.spec.variant))
-            elif device.state is DeviceState.NEW and self.state.models:
-                device.move(Signal.MEASURE)
-                device.move(Signal.MEASURED)
-        return commands
-
-    def _repair(self, now_s: float) -> list[Command]:
-        """Use what is free or useless: complete broken pipelines, build new ones, else rebuild from the fragments."""
-        return [*self._allocate(), *self._serve_waiting(now_s)]
-
-    def _allocate(self) -> list[Command]:
-        """Until nothing more can be built; the model with the fewest holders first."""
-        commands: list[Command] = []
-        progress = bool(self.state.models)
-        while progress:
-            models = sorted(self.state.models.values(), key=lambda m: len(self.state.holders(m.manifest_hash)))
-            progress = any(self._build(model, variant, commands) for model in models for variant in Variant)
-        return commands
-
-    def _build(self, model: ModelFacts, variant: Variant, commands: list[Command]) -> bool:
-        """One step, cheapest first: strengthen the thinnest layers, add a pipeline, rebuild one from fragments."""
-        free = self._free_devices(model, variant)
-        holders = [d for d in self.state.holders(model.manifest_hash) if d.spec.variant is variant]
-        for run in thinnest_layers(holders, model.num_layers):
-            if placements := plan_pipeline(model, free, run):
-                return self._assign(model, placements, commands)
-        if placements := plan_pipeline(model, free):
-            return self._assign(model, placements, commands)
-        idle = [d for d in self._fragments(model, variant) if not d.num_requests]
-        if idle and (placements := plan_pipeline(model, [*free, *idle])):
-            self._release([p.device for p in placements if p.device in idle], commands)
-            return self._assign(model, placements, commands)
-        return False
-
-    def _fragments(self, model: ModelFacts, variant: Variant) -> list[Device]:
-        """Holders that are part of no whole pipeline any more."""
-        holders = [d for d in self.state.holders(model.manifest_hash) if d.spec.variant is variant]
-        whole = in_some_chain(holders, model.num_layers)
-        return [d for d in holders if d.key not in whole]
-
-    def _release(self, devices: list[Device], commands: list[Command]) -> None:
-        for device in devices:
-            commands.append(Release(device.key, device.generation))
-            device.move(Signal.RELEASE)
-            device.model = device.layers = None
-
-    def _assign(self, model: ModelFacts, placements: list[Placement], commands: list[Command]) -> bool:
-        for placement in placements:
-            device = placement.device
-            device.move(Signal.ASSIGN)
-            device.generation += 1
-            device.model, device.layers = model.manifest_hash, placement.layers
-            device.num_kv_tokens = 0
-            commands.append(_assign_command(device, placement))
-        return True
-
-    def _free_devices(self, model: ModelFacts, variant: Variant) -> list[Device]:
-        free = self.state.in_state(DeviceState.FREE)
-        return [d for d in free if d.spec.variant is variant and model.manifest_hash in d.benchmarks]
-
-    def _room(self, model: ModelFacts, variant: Variant) -> int:
-        devices = [*self._free_devices(model, variant), *self._fragments(model, variant)]
-        return room_for(model, devices)
-
-    def num_preparing(self, manifest_hash: str) -> int:
-        """Devices on their way to serve the model, or that may yet be."""
-        busy = self.state.in_state(DeviceState.NEW, DeviceState.MEASURING)
-        return len(busy) + len([d for d in self.state.holders(manifest_hash) if d.state is DeviceState.ASSIGNED])
-
-    # ------------------------------------------------------------ phase 2
-
-    def _serve_waiting(self, now_s: float) -> list[Command]:
-        """Start every waiting request that has a chain, oldest first; one that must wait does not hold up the rest."""
-        commands: list[Command] = []
-        for waiting in list(self.state.waiting.values()):
-            chain = self._chain_for(waiting)
-            if chain:
-                del self.state.waiting[waiting.session_id]
-                commands.append(self._start(waiting, chain))
-        return commands
-
-    def _start(self, waiting: Waiting, chain: list[Device]) -> StartChain:
-        for device in chain:
-            device.num_requests += 1
-            device.num_reserved_tokens += waiting.num_tokens
-        self.state.running[waiting.session_id] = Running(tuple(d.key for d in chain), waiting.num_tokens)
-        return StartChain(waiting.session_id, tuple(_stage(d) for d in chain))
-
-    def _chain_for(self, waiting: Waiting) -> list[Device]:
-        """A chain without the devices to avoid if there is one, else one with them: better tried than lost."""
-        for avoid in (waiting.avoid, frozenset[DeviceKey]()) if waiting.avoid else (frozenset[DeviceKey](),):
-            for variant in Variant:
-                chain = self._chain(waiting.manifest_hash, variant, waiting.num_tokens, avoid)
-                if chain:
-                    return chain
-        return []
-
-    def _chain(
-        self, manifest_hash: str, variant: Variant, num_tokens: int, avoid: frozenset[DeviceKey]
-    ) -> list[Device]:
-        model = self.state.models[manifest_hash]
-        holders = self.state.holders(manifest_hash)
-        usable = [d for d in holders if d.spec.variant is variant and d.key not in avoid]
-        return cheapest_chain(usable, model.num_layers, num_tokens)
+        return [*gave_up, *self._settle(now_s)]
 
     def _refusal(self, waiting: Waiting) -> RefuseRequest | None:
+        """Why the request cannot even wait. One that ran already may wait for whatever it needs."""
+        model = self.state.models.get(waiting.manifest_hash)
+        if model is None:
+            message = "The pool does not serve this model any more."
+            return RefuseRequest(waiting.session_id, "model_unloaded", message, None)
+        if waiting.resumed:
+            return None
         if not self.is_ready(waiting.manifest_hash):
             message = f"The model cannot answer yet. {self.shortfall(waiting.manifest_hash)}"
             return RefuseRequest(waiting.session_id, "model_not_ready", message, 5.0)
@@ -275,40 +210,9 @@ class Scheduler:
             return RefuseRequest(waiting.session_id, "kv_room_exceeded", message, None)
         return None
 
-    def largest_request(self, manifest_hash: str) -> int:
-        """The most tokens that a request could have on an idle pool: no chain is roomier than its tightest stage."""
-        ready = [d for d in self.state.holders(manifest_hash) if d.state is DeviceState.READY]
-        sizes = sorted({d.num_kv_tokens for d in ready}, reverse=True)
-        num_layers = self.state.models[manifest_hash].num_layers
-        for size in sizes:
-            roomy = [d for d in ready if d.num_kv_tokens >= size]
-            if any(in_some_chain([d for d in roomy if d.spec.variant is v], num_layers) for v in Variant):
-                return size
-        return 0
-
     def _gave_up(self, waiting: Waiting) -> RefuseRequest:
         message = f"No chain was free within {QUEUE_TTL_S:.0f} s. {self.shortfall(waiting.manifest_hash)}".rstrip()
         return RefuseRequest(waiting.session_id, "no_capacity", message, 10.0)
-
-    def _forget(self, node_id: NodeId) -> None:
-        gone = [key for key in self.state.devices if key.node_id == node_id]
-        self._drop_requests_on(gone)
-        for key in gone:
-            del self.state.devices[key]
-
-    def _drop_requests_on(self, devices: list[DeviceKey]) -> None:
-        """These requests have no chain any more; their sessions come back with RequestArrived(resumed)."""
-        for session_id in [s for s, r in self.state.running.items() if set(devices) & set(r.devices)]:
-            self._free(session_id)
-
-    def _free(self, session_id: SessionId) -> None:
-        self.state.waiting.pop(session_id, None)
-        running = self.state.running.pop(session_id, None)
-        for key in running.devices if running else ():
-            device = self.state.devices.get(key)
-            if device is not None:
-                device.num_requests -= 1
-                device.num_reserved_tokens -= running.num_tokens if running else 0
 
     # ------------------------------------------------------------ invariants
 
@@ -323,21 +227,19 @@ class Scheduler:
             assert not loads or held, device
             if device.layers is not None and device.model is not None:
                 assert device.layers.stop <= self.state.models[device.model].num_layers, device
+            drained = device.key.node_id in self.state.draining
+            assert not (drained and held and not loads), f"{device} should have been released"
         assert not set(self.state.waiting) & set(self.state.running)
+        assert {waiting.manifest_hash for waiting in self.state.waiting.values()} <= set(self.state.models)
+        assert {running.manifest_hash for running in self.state.running.values()} <= set(self.state.models)
 
 
 _BUSY = (DeviceState.MEASURING, DeviceState.ASSIGNED, DeviceState.READY)
-
-
-def _stage(device: Device) -> ChainStage:
-    assert device.layers is not None, "a chain has ready devices only"
-    return ChainStage(device.key, device.generation, device.layers)
 
 
 def _newest(held: tuple[HeldSlice, ...], device_id: str) -> int:
     return max((h.generation for h in held if h.device_id == device_id), default=0)
 
 
-def _assign_command(device: Device, placement: Placement) -> Assign:
-    assert device.model is not None, "the device was just assigned"
-    return Assign(device.key, device.generation, device.model, device.spec.variant, placement.layers, placement.reason)
+def _unloaded(session_id: SessionId, model: ModelFacts) -> RefuseRequest:
+    return RefuseRequest(session_id, "model_unloaded", f"The operator has unloaded {model.name}.", None)

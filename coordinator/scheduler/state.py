@@ -55,12 +55,15 @@ class Signal(Enum):
     RELEASE = auto()
     FAIL = auto()
     RETRY = auto()
+    DROP = auto()
+    """What it measures is wanted no more; its answer will not be waited for."""
 
 
 TRANSITIONS: dict[tuple[DeviceState, Signal], DeviceState] = {
     (DeviceState.NEW, Signal.MEASURE): DeviceState.MEASURING,
     (DeviceState.MEASURING, Signal.MEASURED): DeviceState.FREE,
     (DeviceState.MEASURING, Signal.FAIL): DeviceState.FAILED,
+    (DeviceState.MEASURING, Signal.DROP): DeviceState.NEW,
     (DeviceState.FREE, Signal.MEASURE): DeviceState.MEASURING,
     (DeviceState.FREE, Signal.ASSIGN): DeviceState.ASSIGNED,
     (DeviceState.ASSIGNED, Signal.LOADED): DeviceState.READY,
@@ -70,6 +73,13 @@ TRANSITIONS: dict[tuple[DeviceState, Signal], DeviceState] = {
     (DeviceState.READY, Signal.FAIL): DeviceState.FAILED,
     (DeviceState.FAILED, Signal.RETRY): DeviceState.NEW,
 }
+
+
+class Slice(NamedTuple):
+    """Some layers of a model."""
+
+    manifest_hash: str
+    layers: LayerRange
 
 
 @dataclass(slots=True)
@@ -85,6 +95,8 @@ class Device:
     """The model it was last asked to measure."""
     model: str | None = None
     layers: LayerRange | None = None
+    last: Slice | None = None
+    """What it was assigned last: those weights are on its disk, though it may hold them no more."""
     num_kv_tokens: int = 0
     num_reserved_tokens: int = 0
     num_requests: int = 0
@@ -118,8 +130,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Running:
+    manifest_hash: str
     devices: tuple[DeviceKey, ...]
     num_tokens: int
+    since_s: float
 
 
 @dataclass(slots=True)
@@ -128,10 +142,16 @@ class State:
     devices: dict[DeviceKey, Device] = field(default_factory=dict)
     waiting: dict[SessionId, Waiting] = field(default_factory=dict)
     running: dict[SessionId, Running] = field(default_factory=dict)
+    draining: set[NodeId] = field(default_factory=set)
+    """Nodes that finish what runs on them and get nothing new. One that left and comes back is still one of them."""
 
     def in_state(self, *states: DeviceState) -> list[Device]:
         return [device for device in self.devices.values() if device.state in states]
 
+    def usable(self, *states: DeviceState) -> list[Device]:
+        """Devices in one of these states, of nodes that are not draining: what anything new may be planned with."""
+        return [device for device in self.in_state(*states) if device.key.node_id not in self.draining]
+
     def holders(self, model: str) -> list[Device]:
-        """Devices that hold or load layers of the model."""
-        return [d for d in self.in_state(DeviceState.ASSIGNED, DeviceState.READY) if d.model == model]
+        """Devices that hold or load layers of the model, for whatever comes next: without those that drain."""
+        return [d for d in self.usable(DeviceState.ASSIGNED, DeviceState.READY) if d.model == model]

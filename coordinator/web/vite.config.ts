@@ -11,10 +11,12 @@ export default defineConfig({
     // A data: address would need a wider content security policy for nothing.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
+    // Two pages: what only the operator's needs is in no file that the chat page loads.
+    rolldownOptions: { input: ["index.html", "operator.html"] },
   },
   // For `npm run dev`: a coordinator on this machine answers the API.
   server: {
-    proxy: Object.fromEntries(["/v1", "/pool", "/healthz"].map((path) => [path, "http://127.0.0.1:8000"])),
+    proxy: Object.fromEntries(["/api", "/v1", "/pool", "/healthz"].map((path) => [path, "http://127.0.0.1:8000"])),
   },
   test: { environment: "jsdom", include: ["test/**/*.test.ts"] },
 });

@@ -1,43 +1,63 @@
-"""The parts of the wiring that decide something."""
+"""The wiring: what is opened before the pool listens, and how the parts end together."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import ipaddress
+import shutil
 import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from coordinator import app
-from coordinator.config import ConfigError
-from protocol.values import Sampling
+from coordinator.accounts import Accounts
+from coordinator.certificate import TlsFiles
+from coordinator.config import ConfigError, MachineNames, PoolConfig, make_site
+from coordinator.errors import PoolError
+from coordinator.hub import Hub
+from coordinator.models.catalog import Catalog
+from coordinator.site_file import read_site
+from coordinator.store import Store
+from protocol.pause import PauseRules, PoolDefaults
+from shell import AsyncioEnv
+from shell.clock import SystemClock
+from shell.randomness import SystemRandom
+from shell.tls import make_certificate
+from tests.fakes.asgi_client import AsgiClient
+from tests.fakes.tiny_models import save_tiny
+from tests.fakes.tiny_tokenizer import save_tokenizer
+
+LIMIT_S = 60
+MACHINE = MachineNames(("ada",), ("10.0.0.1",))
 
 
-@pytest.mark.parametrize(
-    ("config", "sampling"),
-    [
-        ({}, Sampling(1.0, 1.0, 0)),
-        ({"temperature": 0.7, "top_p": 0.8, "top_k": 20}, Sampling(0.7, 0.8, 20)),
-        ({"temperature": 0.7, "do_sample": False}, Sampling(0.0, 1.0, 0)),
-        ({"temperature": 99, "top_p": 7, "top_k": -1}, Sampling(2.0, 1.0, 0)),
-        ({"temperature": "hot", "top_p": None}, Sampling(1.0, 1.0, 0)),
-        ({"top_p": 0}, Sampling(1.0, 1.0, 0)),
-    ],
-)
-def test_the_makers_recommendation_is_the_default_as_far_as_it_is_one(
-    config: dict[str, Any], sampling: Sampling, tmp_path: Path
-) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps(config))
-    assert app.default_sampling(tmp_path) == sampling
+@pytest.fixture
+def config(tmp_path: Path) -> PoolConfig:
+    return PoolConfig(tmp_path, port=0)
 
 
-@pytest.mark.parametrize("content", [None, "not JSON"])
-def test_without_a_recommendation_it_is_openais_default(content: str | None, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "generation_config.json").write_text(content)
-    assert app.default_sampling(tmp_path) == Sampling(1.0, 1.0, 0)
+@pytest.fixture
+def accounts(tmp_path: Path) -> Iterator[Accounts]:
+    with closing(Store.open(tmp_path / "pool.sqlite3")) as store:
+        yield Accounts(store, SystemRandom(), SystemClock().wall)
+
+
+def never() -> None:
+    pytest.fail("nothing failed, and yet the pool was told to stop")
+
+
+def built(config: PoolConfig, accounts: Accounts, stop: Callable[[], None] = never) -> tuple[Hub, FastAPI]:
+    """A pool without a model."""
+    return app.build_pool(config, [], AsyncioEnv(), accounts, make_site(config, 8000, "", MACHINE), stop)
+
+
+# ---------------------------------------------------------------- listening
 
 
 def test_a_port_is_taken_before_the_slow_work_and_refused_by_number_when_in_use() -> None:
@@ -47,26 +67,151 @@ def test_a_port_is_taken_before_the_slow_work_and_refused_by_number_when_in_use(
             app.bind("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("host", ["192.0.2.77", "x" * 100])
+def test_an_address_that_this_machine_does_not_have_is_named(host: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Cannot listen on {host} port 0: .*--host or --port"):
+        app.bind(host, 0)
+
+
+def test_localhost_means_the_address_that_every_client_tries() -> None:
+    with app.bind("localhost", 0) as listener:
+        assert listener.family == socket.AF_INET
+
+
+def test_the_machines_own_names_are_names_that_others_can_use() -> None:
+    machine = app.machine_names()
+    assert socket.gethostname() in machine.names
+    assert all(name for name in machine.names)
+    addresses = [ipaddress.ip_address(address) for address in machine.addresses]
+    assert not any(address.is_loopback or address.is_unspecified for address in addresses)
+
+
+# ---------------------------------------------------------------- certificates
+
+
+def test_loopback_needs_no_certificate(config: PoolConfig) -> None:
+    assert app.tls_files(config, MACHINE) is None
+
+
+def test_a_pool_that_others_reach_has_its_own(config: PoolConfig) -> None:
+    tls = app.tls_files(replace(config, host="0.0.0.0"), MACHINE)
+    assert tls is not None
+    assert tls.certificate == config.data_dir / "tls" / "certificate.pem"
+    assert len(tls.pin) == 64
+
+
+def test_a_given_one_is_taken_instead(config: PoolConfig, tmp_path: Path) -> None:
+    made = make_certificate(["ada"])
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    certificate.write_bytes(made.certificate_pem)
+    key.write_bytes(made.key_pem)
+    given = replace(config, host="0.0.0.0", tls_certificate=certificate, tls_key=key)
+    assert app.tls_files(given, MACHINE) == TlsFiles(certificate, key)
+    assert not (tmp_path / "tls").exists()
+
+
+def test_behind_a_proxy_the_pool_itself_speaks_plain_http(config: PoolConfig) -> None:
+    proxied = replace(config, host="0.0.0.0", behind_proxy=True, public_url="https://pool.example.org")
+    assert app.tls_files(proxied, MACHINE) is None
+
+
+# ---------------------------------------------------------------- the server
+
+
+def test_only_a_proxy_is_believed_who_the_client_is(config: PoolConfig) -> None:
+    direct = app.server_settings(FastAPI(), config, None)
+    assert not direct.proxy_headers
+    proxied = app.server_settings(FastAPI(), replace(config, behind_proxy=True), None)
+    assert proxied.proxy_headers
+    assert proxied.forwarded_allow_ips == "127.0.0.1,::1"
+
+
+def test_the_server_says_nothing_about_itself_and_ends_in_time(config: PoolConfig) -> None:
+    settings = app.server_settings(FastAPI(), config, None)
+    assert not settings.server_header
+    assert settings.timeout_graceful_shutdown == 3
+    assert (settings.ws_ping_interval, settings.ws_ping_timeout) == (10.0, 10.0)
+    assert not settings.is_ssl
+
+
+def test_the_server_shows_the_certificate(config: PoolConfig) -> None:
+    tls = app.tls_files(replace(config, host="0.0.0.0"), MACHINE)
+    assert app.server_settings(FastAPI(), config, tls).is_ssl
+
+
+# ---------------------------------------------------------------- the parts together
+
+
+async def test_a_pool_answers_under_its_own_names(config: PoolConfig, accounts: Accounts) -> None:
+    _, http = built(config, accounts)
+    reply = await AsgiClient(http, "http://localhost:8000").get("/pool")
+    assert (reply.status, reply.json()["name"]) == (200, config.pool_name)
+    assert (await AsgiClient(http, "http://evil.test:8000").get("/pool")).status == 421
+
+
+async def test_a_closed_pool_asks_who_is_there(config: PoolConfig, accounts: Accounts) -> None:
+    _, key = accounts.make_key("laptop", None)
+    client = AsgiClient(built(replace(config, is_open=False), accounts)[1])
+    assert (await client.get("/v1/models")).status == 401
+    assert (await client.get("/v1/models", {"authorization": f"Bearer {key}"})).status == 200
+
+
+async def test_machines_are_told_the_pools_defaults(
+    config: PoolConfig, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(app, "Hub", lambda *arguments: given.append(arguments[-1]) or Hub(*arguments))
+    defaults = PoolDefaults(PauseRules(max_temperature_c=70), max_layers=3)
+    built(replace(config, defaults=defaults), accounts)
+    assert given == [defaults]
+
+
 @pytest.mark.expected_logs("the hub failed")
-async def test_a_hub_that_dies_takes_the_coordinator_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    raised: list[int] = []
-    monkeypatch.setattr(signal, "raise_signal", raised.append)
+async def test_a_hub_that_dies_takes_the_coordinator_with_it(config: PoolConfig, accounts: Accounts) -> None:
+    stopped = asyncio.Event()
+    hub, http = built(config, accounts, stopped.set)
 
     async def fail() -> None:
         raise RuntimeError("a defect")
 
-    task = asyncio.create_task(fail())
-    await asyncio.wait({task})
-    app._stop_if_it_failed(task)
+    hub.run = fail  # type: ignore[method-assign]
+    async with http.router.lifespan_context(http), asyncio.timeout(LIMIT_S):
+        await stopped.wait()
+
+
+async def test_a_hub_that_is_stopped_is_no_failure(config: PoolConfig, accounts: Accounts) -> None:
+    hub, http = built(config, accounts)
+    is_running = asyncio.Event()
+
+    async def run() -> None:
+        is_running.set()
+        await asyncio.Event().wait()
+
+    hub.run = run  # type: ignore[method-assign]
+    async with http.router.lifespan_context(http), asyncio.timeout(LIMIT_S):
+        await is_running.wait()
+
+
+@pytest.mark.expected_logs("the hub failed")
+def test_whoever_watches_the_process_learns_that_it_failed(
+    config: PoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(hub: Hub) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Hub, "run", fail)
+    with pytest.raises(PoolError) as caught:
+        app.serve(config)
+    assert caught.value.code == "hub_failed"
+    shown = capsys.readouterr().out
+    assert f"Chat page: {read_site(config.data_dir).base_url}/" in shown
+
+
+def test_without_another_way_to_stop_the_process_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    app.terminate()
     assert raised == [signal.SIGTERM]
-
-
-async def test_a_hub_that_is_stopped_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signal, "raise_signal", lambda number: pytest.fail("nothing failed"))
-    task = asyncio.create_task(asyncio.sleep(3600))
-    task.cancel()
-    await asyncio.wait({task})
-    app._stop_if_it_failed(task)
 
 
 @pytest.mark.parametrize(("done", "total", "shown"), [(5, 5, "hashing: 0 of 0 MB"), (0, 0, "hashing"), (1, 5, "")])
@@ -75,3 +220,14 @@ def test_progress_is_one_line_per_step_where_there_is_no_terminal(
 ) -> None:
     app.show_progress("hashing", done, total)
     assert capsys.readouterr().err.strip() == shown
+
+
+@pytest.mark.expected_logs("is not served")
+def test_a_model_whose_folder_is_gone_does_not_keep_the_others_from_being_served(tmp_path: Path) -> None:
+    for name in ("stays", "goes"):
+        folder = tmp_path / name
+        save_tiny("llama", folder, vocab_size=384)
+        save_tokenizer(folder, 384)
+        Catalog(tmp_path / "pool" / "models").add(str(folder))
+    shutil.rmtree(tmp_path / "goes")
+    assert [model.name for model in app.open_models(PoolConfig(tmp_path / "pool"))] == ["stays"]

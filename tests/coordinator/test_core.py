@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator import core as core_module
-from coordinator.core import LEASE_S, MAX_FAULTS
+from coordinator.core import HEARTBEAT_S, LEASE_S, MAX_FAULTS, QUEUE_NEWS_S, TICK_S, DropNode
 from coordinator.nodes import DeviceActivity
+from coordinator.scheduler.dispatcher import MAX_WAITING
+from coordinator.sessions import Queued
 from protocol import messages as m
 from protocol.errors import CloseCode, MessageError
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
@@ -95,7 +97,8 @@ def test_neighbours_learn_each_others_addresses() -> None:
     assert isinstance(head, m.OpenSession)
     assert isinstance(tail, m.OpenSession)
     assert {head.next.address, tail.next.address} == {None, "ws://127.0.0.1:1"}
-    assert {head.next.ticket, tail.next.ticket} == {None, "ticket"}
+    assert {head.next.ticket, tail.next.ticket} == {None, "a-ticket"}
+    assert {head.next.fingerprint, tail.next.fingerprint} == {None, "4e" * 32}
     assert (head.previous.node_id, head.next.node_id) == (tail_id := head.next.node_id, tail_id)
     assert head.sampling is None
     assert tail.sampling is not None
@@ -313,6 +316,166 @@ def test_cancelling_a_request_that_waits_takes_it_from_the_queue() -> None:
     assert not pool.core.sessions
 
 
+# ---------------------------------------------------------------- the queue
+
+
+def test_who_need_not_wait_hears_nothing_of_the_queue() -> None:
+    pool = pool_of(8)
+    session_id = pool.request()
+    pool.run()
+    assert pool.places(session_id) == []
+    assert pool.core.queue_place(session_id) is None
+
+
+def test_who_waits_is_told_the_place_at_once_and_whenever_it_changes() -> None:
+    pool = pool_of(8)
+    sessions = [pool.request(number, num_tokens=6000) for number in range(1, 5)]
+    assert [pool.places(session_id) for session_id in sessions] == [[], [1], [2], [3]]
+    pool.mail.clear()
+    pool.pass_time(2)
+    pool.cancel(sessions[1])
+    assert [pool.places(session_id) for session_id in sessions[2:]] == [[2], [3]]
+    pool.pass_time(1)
+    assert [pool.places(session_id) for session_id in sessions[2:]] == [[2, 1], [3, 2]]
+    place = pool.core.queue_place(sessions[3])
+    assert place is not None
+    assert (place.place, place.num_waiting) == (2, 2)
+
+
+def test_news_of_the_queue_come_at_most_once_a_second() -> None:
+    pool = pool_of(8)
+    sessions = [pool.request(number, num_tokens=6000) for number in range(1, 10)]
+    pool.mail.clear()
+    for session_id in sessions[1:8]:
+        pool.cancel(session_id)
+        pool.pass_time(TICK_S)
+    assert len(pool.places(sessions[8])) <= 1 + round(7 * TICK_S / QUEUE_NEWS_S)
+    pool.pass_time(QUEUE_NEWS_S)
+    assert pool.places(sessions[8])[-1] == 1
+
+
+def test_who_waits_is_told_how_long_it_may_take_as_soon_as_that_is_known() -> None:
+    pool = pool_of(8)
+    short, _, waiting = (pool.request(number, num_tokens=size) for number, size in enumerate((100, 9000, 6000)))
+    pool.mail.clear()
+    pool.now_s += 30
+    pool.cancel(short)
+    pool.pass_time(1)
+    told = [item for item in pool.items[waiting] if isinstance(item, Queued)]
+    assert [(item.place, item.expected_wait_s) for item in told] == [(1, None), (1, 30.0)]
+
+
+def test_a_session_that_lost_its_chain_is_told_no_place() -> None:
+    pool = pool_of(8)
+    session_id = pool.request(num_tokens=10)
+    pool.run_until(is_at(pool, session_id, 3))
+    pool.lose(pool.nodes[facts.node_id(1)])
+    pool.pass_time(5)
+    assert pool.places(session_id) == []
+
+
+def test_a_full_queue_is_a_refusal() -> None:
+    pool = pool_of(8)
+    for number in range(1, MAX_WAITING + 2):
+        pool.request(number, num_tokens=6000)
+    failure = pool.failure(pool.request(999, num_tokens=6000))
+    assert failure is not None
+    assert (failure.code, failure.started, failure.retry_after_s) == ("queue_full", False, 60.0)
+
+
+# ---------------------------------------------------------------- what an operator does
+
+
+def test_a_drained_node_finishes_its_answer_and_is_then_released() -> None:
+    pool = pool_of(8, 8)
+    session_id = pool.request(prompt=PROMPT, num_tokens=10)
+    pool.run_until(is_at(pool, session_id, 3))
+    [number] = pool.chains(session_id)[0]
+    pool.drain(number)
+    drained = pool.nodes[facts.node_id(number)]
+    assert pool.core.nodes[drained.node_id].is_draining
+    second = pool.request(2, num_tokens=5)
+    pool.run()
+    assert pool.tokens(session_id) == answer_to(PROMPT, 10)
+    assert len(pool.chains(session_id)) == 1
+    assert pool.chains(second) == [[3 - number]]
+    assert len(drained.of_type(m.ReleaseSlice)) == 1
+    assert device_view(pool, number) == (DeviceActivity.IDLE, "")
+
+
+def test_a_node_that_is_drained_no_more_serves_again() -> None:
+    pool = pool_of(8)
+    pool.drain(1)
+    pool.run()
+    assert not pool.core.scheduler.is_ready(facts.DIGEST)
+    pool.drain(1, on=False)
+    pool.run()
+    assert not pool.core.nodes[facts.node_id(1)].is_draining
+    assert pool.core.scheduler.is_ready(facts.DIGEST)
+
+
+def test_a_drained_node_that_comes_back_is_still_drained() -> None:
+    pool = pool_of(8)
+    pool.drain(1)
+    pool.lose(pool.nodes[facts.node_id(1)])
+    pool.join(node(1))
+    assert pool.core.nodes[facts.node_id(1)].is_draining
+    assert not pool.core.scheduler.is_ready(facts.DIGEST)
+
+
+def test_a_removed_model_fails_its_answers_and_closes_them_before_the_slices_go() -> None:
+    pool = pool_of(4, 4)
+    running, waiting = pool.request(1, num_tokens=6000), pool.request(2, num_tokens=6000)
+    pool.run_until(is_at(pool, running, 3))
+    pool.carry_out(pool.core.remove_model(facts.DIGEST, pool.now_s))
+    pool.run()
+    failures = [pool.failure(session_id) for session_id in (running, waiting)]
+    assert [failure and (failure.code, failure.started) for failure in failures] == [
+        ("model_unloaded", True),
+        ("model_unloaded", False),
+    ]
+    for fake in pool.nodes.values():
+        last = [type(data) for data in fake.heard if isinstance(data, m.CloseSession | m.ReleaseSlice)]
+        assert last == [m.CloseSession, m.ReleaseSlice]
+        assert not fake.legs
+    assert not pool.core.sessions
+
+
+def test_a_model_that_is_not_served_is_removed_without_harm() -> None:
+    pool = pool_of(8)
+    pool.carry_out(pool.core.remove_model("3d" * 32, pool.now_s))
+    assert pool.core.scheduler.is_ready(facts.DIGEST)
+
+
+def test_late_news_of_a_removed_model_disturbs_nobody() -> None:
+    pool = pool_of()
+    fake = node(1)
+    fake.silent = True
+    pool.join(fake)
+    pool.carry_out(pool.core.remove_model(facts.DIGEST, pool.now_s))
+    assert device_view(pool, 1) == (DeviceActivity.IDLE, "")
+    other = facts.model(4, digest="3d" * 32)
+    pool.carry_out(pool.core.add_model(other, pool.now_s))
+    pool.say(fake, m.DeviceMeasured(facts.CPU, facts.DIGEST, facts.benchmark()))
+    pool.say(fake, m.DeviceFailed(facts.CPU, facts.DIGEST, 0, "measuring_failed", "It failed."))
+    pool.say(fake, m.SliceReady(facts.CPU, 1, 1000, True))
+    assert device_view(pool, 1) == (DeviceActivity.MEASURING, "")
+    pool.say(fake, m.DeviceMeasured(facts.CPU, other.manifest_hash, facts.benchmark()))
+    assert device_view(pool, 1) == (DeviceActivity.DOWNLOADING, "0-3")
+
+
+def test_a_removed_node_is_dropped_and_its_answers_go_on_elsewhere() -> None:
+    pool = pool_of(8, 8)
+    session_id = pool.request(prompt=PROMPT, num_tokens=10)
+    pool.run_until(is_at(pool, session_id, 3))
+    removed = facts.node_id(pool.chains(session_id)[0][0])
+    pool.carry_out(pool.core.remove_node(removed, "The operator removed it.", pool.now_s))
+    pool.run()
+    assert pool.dropped == [DropNode(removed, "The operator removed it.", CloseCode.NOT_ALLOWED)]
+    assert pool.tokens(session_id) == answer_to(PROMPT, 10)
+    assert pool.core.remove_node(removed, "again", pool.now_s) == []
+
+
 # ---------------------------------------------------------------- devices
 
 
@@ -509,10 +672,45 @@ def test_the_coordinators_own_stall_is_forgiven() -> None:
     assert len(pool.dropped) == 1
 
 
+def test_a_coordinator_that_stalls_again_and_again_forgives_each_time() -> None:
+    """The heartbeats that came meanwhile are read before or after the tick, as the loop happens to run."""
+    pool = pool_of(8)
+    pool.pass_time(1)
+    for late in range(20):
+        pool.now_s += 3 * LEASE_S
+        if late % 2:
+            pool.say(pool.nodes[facts.node_id(1)], m.Heartbeat(0, 0, 0))
+        pool.carry_out(pool.core.tick(pool.now_s))
+        assert pool.core.nodes[facts.node_id(1)].heard_at_s <= pool.now_s
+    assert not pool.dropped
+
+
+def test_a_stall_does_not_make_a_dead_node_live_longer() -> None:
+    pool = pool_of(8)
+    pool.pass_time(2)
+    pool.nodes[facts.node_id(1)].silent = True
+    pool.now_s += 1000
+    pool.carry_out(pool.core.tick(pool.now_s))
+    pool.pass_time(LEASE_S + HEARTBEAT_S)
+    assert len(pool.dropped) == 1
+
+
+def test_a_dead_machine_is_out_of_the_view_within_five_seconds() -> None:
+    pool = pool_of(8)
+    pool.pass_time(10)
+    pool.nodes[facts.node_id(1)].silent = True
+    pool.pass_time(5)
+    assert not pool.core.nodes
+    assert HEARTBEAT_S * 3 < LEASE_S, "one or two lost heartbeats are no death"
+
+
 def test_a_heartbeat_is_kept_for_the_pool_page() -> None:
     pool = pool_of(8)
     pool.say(pool.nodes[facts.node_id(1)], m.Heartbeat(2, 345, 0))
-    assert pool.core.nodes[facts.node_id(1)].num_tokens == 345
+    pool.now_s += 2
+    pool.say(pool.nodes[facts.node_id(1)], m.Heartbeat(2, 365, 0))
+    view = pool.core.nodes[facts.node_id(1)]
+    assert (view.num_tokens, view.num_sessions, view.tokens_per_s) == (365, 2, 10.0)
 
 
 def test_every_message_of_a_node_has_a_handler() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from coordinator.nodes import DeviceActivity, DeviceView, NodeView
+import pytest
+
+from coordinator.nodes import MAX_BEATS, DeviceActivity, DeviceView, NodeView
 from coordinator.scheduler.commands import Assign, Measure
-from protocol.messages import SliceProgress
+from protocol.messages import Heartbeat, SliceProgress
 from protocol.values import LayerRange, Variant
 from tests.fakes import pool_facts as facts
 
@@ -16,7 +18,9 @@ def test_a_node_shows_each_device_it_offered() -> None:
     view = NodeView(facts.hello(1, facts.spec(), facts.spec(device_id=gpu)), 5.0)
     assert set(view.devices) == {facts.CPU, gpu}
     assert all(device.activity is DeviceActivity.IDLE for device in view.devices.values())
-    assert (view.num_faults, view.num_tokens, view.heard_at_s) == (0, 0, 5.0)
+    assert (view.num_faults, view.num_tokens, view.num_sessions, view.heard_at_s) == (0, 0, 0, 5.0)
+    assert not view.is_draining
+    assert view.tokens_per_s == 0.0
 
 
 def test_a_device_goes_from_measuring_to_serving() -> None:
@@ -46,3 +50,44 @@ def test_a_failure_shows_its_sentence_and_idling_clears_it() -> None:
     assert (device.activity, device.layers, device.reason) == (DeviceActivity.FAILED, "", "Out of memory.")
     device.idle()
     assert (device.activity, device.layers, device.reason) == (DeviceActivity.IDLE, "", "")
+
+
+def beating(*beats: tuple[float, int]) -> NodeView:
+    view = NodeView(facts.hello(1), 0.0)
+    for now_s, num_tokens in beats:
+        view.beat(Heartbeat(2, num_tokens, 0), now_s)
+    return view
+
+
+def test_a_heartbeat_says_what_the_node_has_done_and_does() -> None:
+    view = beating((1.0, 30))
+    assert (view.num_tokens, view.num_sessions, view.tokens_per_s) == (30, 2, 0.0)
+
+
+def test_the_speed_is_that_of_the_last_seconds() -> None:
+    assert beating((1.0, 30), (2.0, 50), (3.0, 90)).tokens_per_s == 30.0
+    busy_once = [(float(second), min(second, 5) * 100) for second in range(30)]
+    assert beating(*busy_once).tokens_per_s == 0.0
+    assert beating(*busy_once[:11]).tokens_per_s == 50.0
+
+
+def test_a_gap_in_the_heartbeats_is_part_of_the_time() -> None:
+    assert beating((0.0, 0), (60.0, 600)).tokens_per_s == 10.0
+    assert beating((0.0, 0), (1.0, 1000), (60.0, 1059), (60.5, 1059)).tokens_per_s == pytest.approx(59 / 59.5)
+
+
+def test_nonsense_in_heartbeats_gives_no_nonsense_speed() -> None:
+    assert beating((1.0, 500), (2.0, 3)).tokens_per_s == 0.0
+    assert beating((1.0, 0), (1.0, 900)).tokens_per_s == 0.0
+    flood = beating(*[(number * 1e-4, number) for number in range(10 * MAX_BEATS)])
+    assert len(flood._beats) == MAX_BEATS
+
+
+def test_measuring_that_nobody_wants_any_more_is_not_shown() -> None:
+    view = NodeView(facts.hello(1), 0.0)
+    device = view.devices[facts.CPU]
+    device.measure(Measure(facts.key(1), facts.DIGEST, Variant.FLOAT32))
+    view.drop_measuring("3d" * 32)
+    assert device.activity is DeviceActivity.MEASURING
+    view.drop_measuring(facts.DIGEST)
+    assert device.activity is DeviceActivity.IDLE

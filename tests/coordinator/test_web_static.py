@@ -1,5 +1,6 @@
-"""The chat page's built files are committed, so that nobody needs npm: they must be those of the committed sources."""
+"""The pages' built files are committed, so that nobody needs npm: they must be those of the committed sources."""
 
+import gzip
 import hashlib
 import json
 import re
@@ -13,6 +14,7 @@ STATIC = WEB / "static"
 # Both lists are those of coordinator/web/scripts/record-build.mjs, which writes build.json.
 SOURCES = (
     "index.html",
+    "operator.html",
     "package.json",
     "package-lock.json",
     "tsconfig.json",
@@ -24,6 +26,14 @@ SOURCES = (
 TEXT_SUFFIXES = {".css", ".html", ".js", ".json", ".mjs", ".svg", ".ts", ".tsx", ".txt"}
 # Names of XML vocabularies and, in the highlighter's warnings, of its documentation: written there, never fetched.
 NAMES_IN_CODE = {"www.w3.org", "github.com"}
+PAGES = ("index.html", "operator.html")
+IMPORTED = re.compile(r"""(?:\bfrom|\bimport\(?)\s*[`"']\./([^`"']+)""")
+OPERATORS_ADDRESS = "api/operator"
+MAX_SCRIPT_BYTES = {"index.html": 92_000, "operator.html": 28_000}
+"""Of what a page loads at once, compressed as a server would."""
+HTML_SINKS = re.compile(
+    r"innerHTML|InnerHTML|outerHTML|insertAdjacentHTML|document\.write|createContextualFragment|DOMParser"
+)
 CHECKED_FOR_ORIGINS = {".html", ".js", ".css", ".svg"}
 
 
@@ -74,28 +84,61 @@ class References(HTMLParser):
             self.inline.append(tag)
 
 
-@pytest.fixture(scope="module")
-def page() -> References:
-    parsed = References()
-    parsed.feed((STATIC / "index.html").read_text("utf-8"))
-    return parsed
+@pytest.fixture(params=PAGES)
+def page(request: pytest.FixtureRequest) -> References:
+    return parsed(request.param)
 
 
-def test_the_page_refers_to_files_beside_it_only(page: References) -> None:
+def parsed(name: str) -> References:
+    references = References()
+    references.feed((STATIC / name).read_text("utf-8"))
+    return references
+
+
+def test_a_page_refers_to_files_beside_it_only(page: References) -> None:
     assert page.addresses
     for address in page.addresses:
         assert address.startswith("./"), address
         assert (STATIC / address).is_file(), address
 
 
-def test_the_page_holds_nothing_that_its_security_policy_forbids(page: References) -> None:
+def test_a_page_holds_nothing_that_its_security_policy_forbids(page: References) -> None:
     assert page.inline == []
 
 
-def test_what_the_scripts_load_later_is_there() -> None:
-    for script in STATIC.glob("assets/*.js"):
-        for name in re.findall(r"""import\(\s*[`"']\./([^`"']+)""", script.read_text("utf-8")):
-            assert (script.parent / name).is_file(), name
+def scripts_of(name: str) -> set[Path]:
+    """All scripts that a page can come to load, at once or later."""
+    waiting = [STATIC / address for address in parsed(name).addresses if address.endswith(".js")]
+    found: set[Path] = set()
+    while waiting:
+        script = waiting.pop().resolve()
+        if script not in found:
+            found.add(script)
+            waiting += [script.parent / imported for imported in IMPORTED.findall(script.read_text("utf-8"))]
+    return found
+
+
+def test_what_the_scripts_load_is_there() -> None:
+    scripts = set().union(*(scripts_of(name) for name in PAGES))
+    assert scripts == {script.resolve() for script in STATIC.glob("assets/*.js")}
+
+
+def test_the_chat_page_loads_nothing_of_the_operators() -> None:
+    chat, operator = scripts_of("index.html"), scripts_of("operator.html")
+    assert any(OPERATORS_ADDRESS in script.read_text("utf-8") for script in operator)
+    assert not any(OPERATORS_ADDRESS in script.read_text("utf-8") for script in chat)
+
+
+def test_the_pages_stay_small() -> None:
+    for name, limit_bytes in MAX_SCRIPT_BYTES.items():
+        at_once = [STATIC / address for address in parsed(name).addresses if address.endswith(".js")]
+        assert sum(len(gzip.compress(script.read_bytes(), 9)) for script in at_once) <= limit_bytes, name
+
+
+def test_no_source_turns_text_into_html() -> None:
+    """Names come from strangers and are text nodes; the sanitizer, a package, gives a finished fragment."""
+    sources = [file for file in files_under(WEB / "src") if file.suffix in (".ts", ".tsx")]
+    assert [file.name for file in sources if HTML_SINKS.search(file.read_text("utf-8"))] == []
 
 
 def test_no_other_origin_is_named() -> None:

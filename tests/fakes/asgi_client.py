@@ -97,16 +97,18 @@ class Exchange:
 
 
 class AsgiClient:
-    """A client of one application."""
+    """A client of one application, at this address. `base_url` gives scheme and Host header."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, base_url: str = "http://127.0.0.1:8000", address: str = "127.0.0.1") -> None:
         self._app = app
+        self.base_url = base_url
+        self.address = address
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply:
         return await self.request("GET", path, headers=headers)
 
-    async def post(self, path: str, data: object) -> Reply:
-        return await self.request("POST", path, json.dumps(data).encode(), JSON)
+    async def post(self, path: str, data: object, headers: Mapping[str, str] | None = None) -> Reply:
+        return await self.request("POST", path, json.dumps(data).encode(), JSON | dict(headers or {}))
 
     async def request(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
@@ -124,31 +126,31 @@ class AsgiClient:
         gone_after: int | None = None,
     ) -> AsyncIterator[Exchange]:
         """A request under way. `gone_after`: the client leaves after that many pieces of its body."""
-        exchange = Exchange(self._app, _scope(method, path, headers or {}), pieces, gone_after)
+        exchange = Exchange(self._app, self._scope(method, path, headers or {}), pieces, gone_after)
         try:
             yield exchange
         finally:
             if not exchange._task.done():
                 await exchange.disconnect()
 
-
-def _scope(method: str, path: str, headers: Mapping[str, str]) -> Scope:
-    """As uvicorn makes it for HTTP/1.1 (its ASGI spec version included, which decides how disconnects are seen)."""
-    plain, _, query = path.partition("?")
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": plain,
-        "raw_path": plain.encode(),
-        "query_string": query.encode(),
-        "root_path": "",
-        "headers": [
-            (name.lower().encode(), value.encode("latin-1"))
-            for name, value in ({"host": "127.0.0.1:8000"} | dict(headers)).items()
-        ],
-        "client": ("127.0.0.1", 50_000),
-        "server": ("127.0.0.1", 8000),
-    }
+    def _scope(self, method: str, path: str, headers: Mapping[str, str]) -> Scope:
+        """As uvicorn makes it for HTTP/1.1 (its ASGI spec version included, which decides how disconnects are seen)."""
+        plain, _, query = path.partition("?")
+        scheme, _, host = self.base_url.partition("://")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": scheme,
+            "path": plain,
+            "raw_path": plain.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [
+                (name.lower().encode(), value.encode("latin-1"))
+                for name, value in ({"host": host} | dict(headers)).items()
+            ],
+            "client": (self.address, 50_000),
+            "server": ("127.0.0.1", 8000),
+        }

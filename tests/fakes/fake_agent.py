@@ -2,7 +2,8 @@
 
     python -m tests.fakes.fake_agent --play serving --record FILE --crash-after serving
 
-`--record` gets a line for each thing that happens: `start PID`, `line TYPE`, `eof`, `end`.
+`--record` gets a line for each thing that happens: `start PID`, `line TYPE`, `eof`, `end`. What the node is asked for
+besides (--join, DECENTLLM_JOIN and the limits) is taken and not looked at.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from client.status import AgentState, Command, DeviceStatus, Pause, Resume, Status, decode_command, encode_line
+from client.status import AgentState, Command, DeviceStatus, Pause, Quit, Resume, Status, decode_command, encode_line
 from protocol.values import LayerRange
 
 MODEL = "Qwen2.5-Coder-0.5B-Instruct"
@@ -100,9 +101,7 @@ class FakeAgent:
             self._steps = [] if self._options.ignore_pause else ["paused"]
         elif isinstance(command, Resume):
             self._steps = self._options.play.split(",")
-        else:
-            return self._options.ignore_quit
-        return True
+        return self._options.ignore_quit or not isinstance(command, Quit)
 
     def _read(self) -> None:
         for line in sys.stdin.buffer:
@@ -123,7 +122,7 @@ class FakeAgent:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--attached", action="store_true")
-    parser.add_argument("--join")
+    parser.add_argument("--join", default=os.environ.get("DECENTLLM_JOIN", ""))
     parser.add_argument("--record", type=Path, default=Path(os.devnull))
     parser.add_argument("--play", default=JOURNEY)
     parser.add_argument("--step-delay", type=float, default=0.0)

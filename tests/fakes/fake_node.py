@@ -67,6 +67,7 @@ class FakeNode:
         self.heard: list[m.CoordinatorMessage | bytes] = []
         self.legs: dict[tuple[SessionId, int], Leg] = {}
         self.num_refused_rows = 0
+        self.num_tokens = 0
 
     def hear(self, data: m.CoordinatorMessage | bytes) -> list[m.NodeMessage | bytes]:
         """Everything the node has to say to that."""
@@ -118,6 +119,7 @@ class FakeNode:
         if len(leg.kv) < leg.order.num_prompt_tokens or leg.order.stop is None:
             return []
         token, position = self.rule(leg.kv), len(leg.kv)
+        self.num_tokens += 1
         is_last = position + 1 >= leg.order.stop.max_position
         finish = FinishReason.STOP if token in leg.order.stop.stop_tokens else FinishReason.LENGTH if is_last else None
         sampled = m.TokensSampled(

@@ -7,15 +7,18 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from coordinator.core import PoolCore
+from coordinator.core import HEARTBEAT_S, PoolCore
+from coordinator.gate import NodeGate, OpenGate
 from coordinator.hub import Hub
 from coordinator.scheduler.state import ModelFacts
 from coordinator.sessions import Order
 from coordinator.token_log import MemoryTokenLog, TokenLog
 from protocol.env import Connection, ConnectionClosed
 from protocol.messages import (
+    Challenge,
     CoordinatorMessage,
     Heartbeat,
+    Hello,
     NodeMessage,
     Refused,
     Welcome,
@@ -34,20 +37,38 @@ MAX_BYTES = 2**25
 class HubDriver:
     """Everything a test needs to play nodes and users."""
 
-    def __init__(self, world: VirtualWorld, token_log: TokenLog | None = None) -> None:
+    def __init__(self, world: VirtualWorld, token_log: TokenLog | None = None, gate: NodeGate | None = None) -> None:
         self.world = world
         self.token_log = token_log or MemoryTokenLog()
-        self.hub = Hub(PoolCore(), self.token_log, world.env("coordinator"), "test pool")
+        self.hub = Hub(PoolCore(), self.token_log, world.env("coordinator"), "test pool", gate or OpenGate())
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def connect(self, host: str = "node") -> Connection:
         return await self.world.env(host).network.connect(URL, MAX_BYTES)
 
+    async def challenged(self, host: str = "node") -> tuple[Connection, Challenge]:
+        """A connection on which the coordinator has spoken and the node has not."""
+        connection = await self.connect(host)
+        challenge = await hear(connection)
+        assert isinstance(challenge, Challenge)
+        return connection, challenge
+
+    async def greeted(self, hello: Hello, host: str = "node") -> Connection:
+        """A connection on which the node has answered the challenge well."""
+        connection, challenge = await self.challenged(host)
+        await connection.send(encode_message(facts.signed(hello, challenge.nonce)))
+        return connection
+
+    async def welcomed(self, hello: Hello, host: str = "node") -> tuple[Connection, Welcome]:
+        """A connection of a node that is in."""
+        connection = await self.greeted(hello, host)
+        welcome = await hear(connection)
+        assert isinstance(welcome, Welcome)
+        return connection, welcome
+
     async def join(self, node: FakeNode, host: str = "") -> Connection:
         """The node connects and plays its part until its connection ends."""
-        connection = await self.connect(host or node.hello.name)
-        await connection.send(encode_message(node.hello))
-        assert isinstance(await hear(connection), Welcome)
+        connection, _ = await self.welcomed(node.hello, host or node.hello.name)
         self._start(_play(node, connection))
         self._start(_beat(node, connection))
         return connection
@@ -80,9 +101,10 @@ async def running_hub(
     latency_s: tuple[float, float] = (0.001, 0.01),
     model: ModelFacts | None = None,
     token_log: TokenLog | None = None,
+    gate: NodeGate | None = None,
 ) -> AsyncIterator[HubDriver]:
     """A hub that runs and listens, with these nodes ready to serve."""
-    driver = HubDriver(VirtualWorld(seed, latency_s), token_log)
+    driver = HubDriver(VirtualWorld(seed, latency_s), token_log, gate)
     driver.hub.add_model(model or facts.model())
     server = driver.world.env("coordinator").network
     await server.listen("10.0.0.1", 8000, driver.hub.serve_node, MAX_BYTES)
@@ -132,9 +154,9 @@ async def _play(node: FakeNode, connection: Connection) -> None:
 async def _beat(node: FakeNode, connection: Connection) -> None:
     with contextlib.suppress(ConnectionClosed):
         while True:
-            await asyncio.sleep(2)
+            await asyncio.sleep(HEARTBEAT_S)
             if not node.silent:
-                await say(connection, Heartbeat(len(node.legs), 0, 0))
+                await say(connection, Heartbeat(len(node.legs), node.num_tokens, 0))
 
 
 async def say(connection: Connection, data: NodeMessage | bytes) -> None:

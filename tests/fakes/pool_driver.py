@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 
-from coordinator.core import DropNode, Effect, PoolCore, ToNode, ToUser
+from coordinator.core import HEARTBEAT_S, TICK_S, DropNode, Effect, PoolCore, ToNode, ToUser
 from coordinator.scheduler.state import ModelFacts
-from coordinator.sessions import Deliver, Failed, Order, Rerouted
+from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted
 from protocol.messages import (
     CoordinatorMessage,
     Heartbeat,
@@ -32,7 +32,7 @@ class PoolDriver:
         self.now_s = 0.0
         self.nodes: dict[NodeId, FakeNode] = {}
         self.mail: deque[tuple[FakeNode, CoordinatorMessage | bytes]] = deque()
-        self.items: dict[SessionId, list[Deliver | Rerouted | Failed]] = {}
+        self.items: dict[SessionId, list[Queued | Deliver | Rerouted | Failed]] = {}
         self.dropped: list[DropNode] = []
         self.carry_out(self.core.add_model(model or facts.model(), self.now_s))
         for node in nodes:
@@ -60,6 +60,9 @@ class PoolDriver:
     def cancel(self, session_id: SessionId) -> None:
         self.carry_out(self.core.cancel(session_id, self.now_s))
 
+    def drain(self, number: int, on: bool = True) -> None:
+        self.carry_out(self.core.drain_node(facts.node_id(number), on, self.now_s))
+
     def say(self, node: FakeNode, answer: NodeMessage | bytes) -> None:
         """The node says this; control messages take the way over the wire."""
         if isinstance(answer, bytes):
@@ -69,12 +72,12 @@ class PoolDriver:
             self.carry_out(self.core.node_said(node.node_id, message, self.now_s))
 
     def pass_time(self, seconds: float) -> None:
-        """A tick every second; nodes that are not silent send heartbeats."""
-        for _ in range(round(seconds)):
-            self.now_s += 1
+        """Ticks, and the heartbeats of all nodes that are not silent."""
+        for step in range(round(seconds / TICK_S)):
+            self.now_s += TICK_S
             for node in list(self.nodes.values()):
-                if not node.silent:
-                    self.say(node, Heartbeat(len(node.legs), 0, 0))
+                if not node.silent and step % round(HEARTBEAT_S / TICK_S) == 0:
+                    self.say(node, Heartbeat(len(node.legs), node.num_tokens, 0))
             self.carry_out(self.core.tick(self.now_s))
             self.run()
 
@@ -132,7 +135,11 @@ class PoolDriver:
     def failure(self, session_id: SessionId) -> Failed | None:
         return next((item for item in self.items[session_id] if isinstance(item, Failed)), None)
 
+    def places(self, session_id: SessionId) -> list[int]:
+        """What the user was told about the queue."""
+        return [item.place for item in self.items[session_id] if isinstance(item, Queued)]
+
     def chains(self, session_id: SessionId) -> list[list[int]]:
         """Node numbers of every chain that the session had."""
         routes = [item for item in self.items[session_id] if isinstance(item, Rerouted)]
-        return [[int(stage.device.node_id, 16) for stage in route.chain] for route in routes]
+        return [[facts.number_of(stage.device.node_id) for stage in route.chain] for route in routes]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from coordinator.scheduler.state import DeviceKey, ModelFacts
+from protocol import PROTOCOL_VERSION
+from protocol.identity import hello_bytes, node_id_of
 from protocol.messages import Hello
 from protocol.values import (
     BatchTime,
@@ -17,10 +21,15 @@ from protocol.values import (
     SessionId,
     Variant,
 )
+from shell.keys import public_key_of, sign
 
 CPU = DeviceId("cpu")
 DIGEST = "2c" * 32
 GIB = 2**30
+
+_KEYS = [bytes([seed]) * 32 for seed in range(128)]
+_IDENTITIES = sorted((node_id_of(public_key_of(private)), private) for private in _KEYS)
+"""Node ids follow from keys. Sorted, so that node 2 comes behind node 1 wherever ids decide."""
 
 
 def model(num_layers: int = 8, *, digest: str = DIGEST, context_length: int = 1000) -> ModelFacts:
@@ -37,7 +46,15 @@ def model(num_layers: int = 8, *, digest: str = DIGEST, context_length: int = 10
 
 
 def node_id(number: int) -> NodeId:
-    return NodeId(f"{number:032x}")
+    return _IDENTITIES[number][0]
+
+
+def number_of(node: str) -> int:
+    return next(number for number, (known, _) in enumerate(_IDENTITIES) if known == node)
+
+
+def private_key(number: int) -> bytes:
+    return _IDENTITIES[number][1]
 
 
 def session_id(number: int) -> SessionId:
@@ -65,13 +82,23 @@ def benchmark(layer_s: float = 0.01, head_s: float = 0.0) -> LayerBenchmark:
 def hello(
     number: int, *devices: DeviceSpec, name: str = "", address: str | None = None, held: Sequence[HeldSlice] = ()
 ) -> Hello:
+    """With a signature that proves nothing: the core looks at none. `signed` makes it good."""
     return Hello(
-        protocol_version=1,
+        protocol_version=PROTOCOL_VERSION,
         node_id=node_id(number),
+        public_key=public_key_of(private_key(number)),
+        signature="0" * 128,
         app_version="test",
         name=name or f"node {number}",
         devices=devices or (spec(),),
         peer_address=address,
-        peer_ticket="ticket" if address else None,
+        peer_ticket="a-ticket" if address else None,
+        peer_fingerprint="4e" * 32 if address else None,
         held=tuple(held),
     )
+
+
+def signed(hello: Hello, nonce: str, audience: str = "") -> Hello:
+    """The hello as its node would say it in answer to that challenge."""
+    proof = sign(private_key(number_of(hello.node_id)), hello_bytes(nonce, audience, hello.node_id))
+    return msgspec.structs.replace(hello, signature=proof)

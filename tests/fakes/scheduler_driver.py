@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from coordinator.scheduler import Scheduler
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
+from coordinator.scheduler.queue_forecast import QueuePlace
 from coordinator.scheduler.state import DeviceKey, ModelFacts
 from protocol.values import DeviceSpec
 from tests.fakes import pool_facts as facts
@@ -34,6 +35,12 @@ class SchedulerDriver:
     def leave(self, number: int) -> list[cmd.Command]:
         return self.tell(ev.NodeLeft(facts.node_id(number)))
 
+    def drain(self, number: int, on: bool = True) -> list[cmd.Command]:
+        return self.tell(ev.NodeDraining(facts.node_id(number), on))
+
+    def remove_model(self, digest: str = facts.DIGEST) -> list[cmd.Command]:
+        return self.tell(ev.ModelRemoved(digest))
+
     def measured(self, device: DeviceKey, layer_s: float = 0.01, digest: str = facts.DIGEST) -> list[cmd.Command]:
         return self.tell(ev.DeviceMeasured(device, digest, facts.benchmark(layer_s)))
 
@@ -46,6 +53,9 @@ class SchedulerDriver:
 
     def finish(self, number: int) -> list[cmd.Command]:
         return self.tell(ev.RequestFinished(facts.session_id(number)))
+
+    def place(self, number: int) -> QueuePlace | None:
+        return self.scheduler.queue_places().get(facts.session_id(number))
 
     def pass_time(self, seconds: float) -> list[cmd.Command]:
         self.now_s += seconds
@@ -67,3 +77,21 @@ class SchedulerDriver:
         for command in assigned:
             self.ready(command)
         return assigned
+
+
+def layers_of(commands: list[cmd.Command]) -> dict[int, tuple[int, int]]:
+    """Node number -> assigned layers."""
+    assigned = [command for command in commands if isinstance(command, cmd.Assign)]
+    return {facts.number_of(c.device.node_id): (c.layers.start, c.layers.stop) for c in assigned}
+
+
+def refusal(commands: list[cmd.Command]) -> cmd.RefuseRequest:
+    [command] = commands
+    assert isinstance(command, cmd.RefuseRequest)
+    return command
+
+
+def chain(commands: list[cmd.Command]) -> list[int]:
+    [command] = commands
+    assert isinstance(command, cmd.StartChain)
+    return [facts.number_of(stage.device.node_id) for stage in command.chain]

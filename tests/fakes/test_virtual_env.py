@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.env import Connection, ConnectionClosed, Env, NetworkError
+from protocol.env import Access, Certificate, Connection, ConnectionClosed, Env, NetworkError, WrongCertificate
 from tests.fakes.virtual_disk import VirtualDisk
 from tests.fakes.virtual_env import VirtualWorld
 from tests.fakes.virtual_loop import Deadlock, on_virtual_time, run_virtual
@@ -169,6 +169,54 @@ async def test_http_bodies_come_whole_or_in_part() -> None:
     assert part == whole[100:300]
     with pytest.raises(NetworkError, match="404"):
         [piece async for piece in network.get("http://pool/nothing")]
+
+
+@on_virtual_time
+async def test_a_page_with_a_token_opens_with_it_alone() -> None:
+    world = VirtualWorld()
+    world.network.pages["https://pool/weights/a"] = b"weights"
+    world.network.required_tokens["https://pool/weights/"] = "right-token"
+    network = world.env().network
+    access = Access(token="right-token")
+    assert [piece async for piece in network.get("https://pool/weights/a", access=access)] == [b"weights"]
+    for wrong in (Access(), Access(token="wrong-token")):
+        with pytest.raises(NetworkError, match="401"):
+            [piece async for piece in network.get("https://pool/weights/a", access=wrong)]
+
+
+@on_virtual_time
+async def test_a_listener_with_a_certificate_is_reached_by_its_pin_alone() -> None:
+    world = VirtualWorld()
+    certificate = Certificate(b"", b"", "1" * 64)
+    listener = await world.env("server").network.listen("0.0.0.0", 0, echo, LIMIT, certificate)
+    network = world.env("client").network
+    secure, plain = f"wss://server:{listener.port}", f"ws://server:{listener.port}"
+    connection = await network.connect(secure, LIMIT, Access(pin="1" * 64))
+    await connection.send("x")
+    assert await connection.recv() == "x"
+    for pin in ("", "2" * 64):
+        with pytest.raises(WrongCertificate):
+            await network.connect(secure, LIMIT, Access(pin=pin))
+    with pytest.raises(NetworkError, match="one side speaks TLS"):
+        await network.connect(plain, LIMIT)
+
+
+@on_virtual_time
+async def test_a_hosts_address_is_its_name() -> None:
+    assert await VirtualWorld().env("laptop").network.local_host_towards("https://pool") == "laptop"
+
+
+def test_files_are_listed_by_folder_and_removed_with_it() -> None:
+    disk = VirtualDisk(random.Random(0))
+    for name in ("b/one", "b/deep/two", "c"):
+        disk.write_atomic(Path("/a") / name, b"xyz")
+    disk.write_private(Path("/a/key"), b"secret")
+    found = disk.list_files(Path("/a"))
+    assert {name: facts.used_bytes for name, facts in found.items()} == {"b/one": 3, "b/deep/two": 3, "c": 3, "key": 6}
+    assert found["b/one"].written_s < found["b/deep/two"].written_s < found["c"].written_s
+    assert disk.private == {Path("/a/key")}
+    disk.remove_folder(Path("/a/b"))
+    assert set(disk.list_files(Path("/a"))) == {"c", "key"}
 
 
 def test_a_full_disk_refuses_what_does_not_fit() -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from protocol.env import Connection, ConnectionClosed, NetworkError
+from protocol.env import Access, Certificate, Connection, ConnectionClosed, NetworkError, WrongCertificate
 
 WINDOW = 64
 """Messages under way to a side that does not read: then send() waits, as it does on a real socket."""
@@ -99,6 +99,16 @@ class VirtualConnection:
             raise ConnectionClosed(self.ours.closed.code, self.ours.closed.reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Who listens at an address. `pin` is the fingerprint of its certificate, "" for one without TLS."""
+
+    handler: Handler
+    max_size_bytes: int
+    host: str
+    pin: str
+
+
 class VirtualListener:
     def __init__(self, network: VirtualNetwork, host: str, port: int) -> None:
         self._network = network
@@ -116,7 +126,9 @@ class VirtualNetwork:
         self.rng = rng
         self.latency_s = latency_s
         self.pages: dict[str, bytes] = {}
-        self.listeners: dict[tuple[str, int], tuple[Handler, int, str]] = {}
+        self.listeners: dict[tuple[str, int], Listening] = {}
+        self.required_tokens: dict[str, str] = {}
+        """Pages that need a bearer token, by the beginning of their URL."""
         self.connections: list[VirtualConnection] = []
         self._held: dict[str, list[Callable[[], None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,10 +172,10 @@ class VirtualNetwork:
         """A connection to whoever listens there; its handler runs as a task."""
         if (host, port) not in self.listeners:
             return None
-        handler, their_max, listener = self.listeners[host, port]
-        ours, theirs = _End(caller, max_size_bytes), _End(listener, their_max)
+        listening = self.listeners[host, port]
+        ours, theirs = _End(caller, max_size_bytes), _End(listening.host, listening.max_size_bytes)
         accepted = VirtualConnection(self, theirs, ours)
-        task = asyncio.get_running_loop().create_task(_serve(handler, accepted))
+        task = asyncio.get_running_loop().create_task(_serve(listening.handler, accepted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.connections.append(VirtualConnection(self, ours, theirs))
@@ -177,30 +189,57 @@ class VirtualHost:
         self._network = network
         self._name = name
 
-    async def connect(self, url: str, max_size_bytes: int) -> Connection:
+    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> Connection:
         parts = urlsplit(url)
+        is_secure = parts.scheme == "wss"
         await asyncio.sleep(self._network.rng.uniform(*self._network.latency_s))
-        connection = self._network.open(parts.hostname or "", parts.port or 80, self._name, max_size_bytes)
+        host, port = parts.hostname or "", parts.port or (443 if is_secure else 80)
+        listening = self._network.listeners.get((host, port))
+        if listening is not None:
+            _check_certificate(url, is_secure, listening.pin, access.pin)
+        connection = self._network.open(host, port, self._name, max_size_bytes)
         if connection is None:
             raise NetworkError(f"cannot connect to {url}: nobody listens")
         return connection
 
-    async def listen(self, host: str, port: int, handler: Handler, max_size_bytes: int) -> VirtualListener:
+    async def listen(
+        self, host: str, port: int, handler: Handler, max_size_bytes: int, certificate: Certificate | None = None
+    ) -> VirtualListener:
+        """Listening on 0.0.0.0 takes connections to this host's own name."""
+        host = self._name if host == "0.0.0.0" else host
         taken = {number for address, number in self._network.listeners if address == host}
         if port in taken:
             raise NetworkError(f"cannot listen on {host} port {port}: Address already in use")
         port = port or next(number for number in range(40_000, 65_536) if number not in taken)
-        self._network.listeners[host, port] = (handler, max_size_bytes, self._name)
+        pin = certificate.fingerprint if certificate is not None else ""
+        self._network.listeners[host, port] = Listening(handler, max_size_bytes, self._name, pin)
         return VirtualListener(self._network, host, port)
 
-    async def get(self, url: str, start: int | None = None, stop: int | None = None) -> AsyncIterator[bytes]:
+    async def get(
+        self, url: str, start: int | None = None, stop: int | None = None, access: Access = Access()
+    ) -> AsyncIterator[bytes]:
         await asyncio.sleep(self._network.rng.uniform(*self._network.latency_s))
+        needed = next((token for prefix, token in self._network.required_tokens.items() if url.startswith(prefix)), "")
+        if needed and access.token != needed:
+            raise NetworkError(f"download of {url} failed: status 401, expected 200")
         page = self._network.pages.get(url)
         if page is None:
             raise NetworkError(f"download of {url} failed: status 404, expected 200")
         body = page if start is None or stop is None else page[start:stop]
         for offset in range(0, len(body), PIECE_BYTES):
             yield body[offset : offset + PIECE_BYTES]
+
+    async def local_host_towards(self, url: str) -> str:
+        """A virtual host's address is its name."""
+        return self._name
+
+
+def _check_certificate(url: str, is_secure: bool, shown: str, expected: str) -> None:
+    """As TLS does: no authority knows a virtual listener's certificate, so only its own pin opens it."""
+    if is_secure != bool(shown):
+        raise NetworkError(f"cannot connect to {url}: one side speaks TLS and the other does not")
+    if shown != expected:
+        raise WrongCertificate(f"the server at {url} shows another certificate than the one that is expected there")
 
 
 async def _serve(handler: Handler, connection: VirtualConnection) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from protocol import messages as m
 from protocol.errors import MessageError, MessageFault
+from protocol.pause import Hours, PauseMode, PauseRules, PoolDefaults
 from protocol.values import (
     BatchTime,
     DeviceId,
@@ -33,10 +34,27 @@ NODE, SESSION, DIGEST, CPU = "0a" * 16, "1b" * 16, "2c" * 32, DeviceId("cpu")
 DEVICE = DeviceSpec(CPU, DeviceKind.CPU, "a CPU", 2**34, Variant.FLOAT32, 12)
 BENCHMARK = LayerBenchmark((BatchTime(1, 0.01), BatchTime(8, 0.02)), 0.001, 0.002)
 HELD = HeldSlice(CPU, DIGEST, Variant.FLOAT32, LayerRange(0, 4), 3, 8192)
-HOP = Hop(NODE, 1, "ws://127.0.0.1:9000", "ticket")
+HOP = Hop(NODE, 1, "wss://10.0.0.7:9000", "ticket-1", DIGEST)
+KEY, SIGNATURE, NONCE = "3d" * 32, "4e" * 64, "5f" * 32
+DEFAULTS = PoolDefaults(
+    PauseRules(mode=PauseMode.WHEN_AWAY, programs=("blender",), hours=Hours(1320, 420)), 10**9, 8, 10**10
+)
 
 FROM_NODE: list[m.NodeMessage] = [
-    m.Hello(1, NODE, "0.1.0", "Ada", (DEVICE,), "ws://127.0.0.1:9000", "t", (HELD,)),
+    m.Hello(
+        protocol_version=2,
+        node_id=NODE,
+        public_key=KEY,
+        signature=SIGNATURE,
+        app_version="0.1.0",
+        name="Ada",
+        devices=(DEVICE,),
+        peer_address="wss://10.0.0.8:9000",
+        peer_ticket="ticket-1",
+        peer_fingerprint=DIGEST,
+        invite="invitation",
+        held=(HELD,),
+    ),
     m.DeviceMeasured(CPU, DIGEST, BENCHMARK),
     m.DeviceFailed(CPU, DIGEST, 4, "out_of_memory", "No room."),
     m.SliceProgress(CPU, 4, False, 10, 100),
@@ -48,7 +66,8 @@ FROM_NODE: list[m.NodeMessage] = [
     m.Leaving("paused"),
 ]
 FROM_COORDINATOR: list[m.CoordinatorMessage] = [
-    m.Welcome(1, "a pool", 2.0),
+    m.Challenge((2,), NONCE, "a pool", DEFAULTS),
+    m.Welcome(2, "a pool", 2.0, "weights-token"),
     m.Refused("protocol_version", "Update the older one."),
     m.MeasureDevice(CPU, DIGEST, Variant.FLOAT32),
     m.AssignSlice(CPU, 1, "model", DIGEST, Variant.BFLOAT16, LayerRange(3, 9), 24),
@@ -92,7 +111,7 @@ def test_a_coordinators_message_comes_back_as_it_was(message: m.CoordinatorMessa
 
 
 def test_a_peers_hello_comes_back_as_it_was() -> None:
-    hello = m.PeerHello(1, NODE, "ticket")
+    hello = m.PeerHello(2, NODE, "ticket-1")
     assert m.decode_peer_message(m.encode_message(hello)) == hello
 
 
@@ -134,6 +153,20 @@ def test_an_unknown_or_missing_field_is_refused(message: Any) -> None:
         {"devices": [json.loads(msgspec.json.encode(DEVICE))] * 65},
         {"peer_address": "ws://" + "x" * 400},
         {"peer_ticket": "x" * 129},
+        {"peer_ticket": "short"},
+        {"peer_fingerprint": "2C" * 32},
+        {"peer_fingerprint": "2c" * 31},
+        {"public_key": "3d" * 31},
+        {"public_key": "3d" * 32 + "\n"},
+        {"public_key": "zz" * 32},
+        {"public_key": None},
+        {"signature": "4e" * 63},
+        {"signature": "4E" * 64},
+        {"signature": ""},
+        {"invite": ""},
+        {"invite": "with blank"},
+        {"invite": "line\nbreak"},
+        {"invite": "x" * 129},
         {"held": None},
     ],
 )
@@ -179,6 +212,26 @@ def test_a_value_out_of_range_is_refused(message: m.NodeMessage, changes: dict[s
     assert next(iter(changes)) in refused(wire(message, **changes)).detail
 
 
+@pytest.mark.parametrize(
+    ("message", "changes", "field"),
+    [
+        (FROM_COORDINATOR[0], {"nonce": "5f"}, "nonce"),
+        (FROM_COORDINATOR[0], {"protocol_versions": []}, "protocol_versions"),
+        (FROM_COORDINATOR[0], {"protocol_versions": [1] * 17}, "protocol_versions"),
+        (FROM_COORDINATOR[0], {"defaults": {"rules": {"max_temperature_c": 39}}}, "defaults.rules.max_temperature_c"),
+        (FROM_COORDINATOR[0], {"defaults": {"rules": {"mode": "never"}}}, "defaults.rules.mode"),
+        (FROM_COORDINATOR[0], {"defaults": {"max_layers": -1}}, "defaults.max_layers"),
+        (FROM_COORDINATOR[1], {"weights_token": "short"}, "weights_token"),
+        (FROM_COORDINATOR[1], {"weights_token": "with blank"}, "weights_token"),
+        (FROM_COORDINATOR[1], {"heartbeat_s": 0}, "heartbeat_s"),
+    ],
+)
+def test_a_pool_that_says_what_cannot_be_is_refused_by_field(
+    message: m.CoordinatorMessage, changes: dict[str, Any], field: str
+) -> None:
+    assert field in refused(wire(message, **changes), m.decode_coordinator_message).detail
+
+
 @pytest.mark.parametrize("text", ["", "null", "[]", '"x"', "{}", "{", "nonsense", '{"type":1}', '{"type":"nothing"}'])
 def test_what_is_no_message_is_refused(text: str) -> None:
     refused(text)
@@ -210,7 +263,7 @@ def test_a_foreign_field_name_cannot_forge_a_line_of_the_log() -> None:
 
 def test_a_million_tokens_of_history_fit() -> None:
     history = tuple(range(10**6))
-    message = msgspec.structs.replace(FROM_COORDINATOR[5], history=history)
+    message = msgspec.structs.replace(FROM_COORDINATOR[6], history=history)
     assert m.decode_coordinator_message(m.encode_message(message)).history == history  # type: ignore[union-attr]
 
 

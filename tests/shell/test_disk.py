@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,45 @@ def test_removing_frees_the_name(tmp_path: Path) -> None:
     DISK.write_atomic(tmp_path / "file", b"x")
     DISK.remove(tmp_path / "file")
     assert DISK.read(tmp_path / "file") is None
+
+
+# ---------------------------------------------------------------- private files, folders
+
+
+def test_a_private_file_is_for_this_user_only_whatever_was_there_before(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "key"
+    DISK.write_private(path, b"first")
+    path.chmod(0o644)
+    (path.with_name("key.part")).write_bytes(b"left over")
+    DISK.write_private(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_files_are_listed_with_the_room_they_really_take(tmp_path: Path) -> None:
+    DISK.reserve(tmp_path / "sparse", 10**9)
+    DISK.write_atomic(tmp_path / "folder" / "full", b"x" * 100_000)
+    (tmp_path / "link").symlink_to("/etc")
+    os.utime(tmp_path / "sparse", (5, 7))
+    found = DISK.list_files(tmp_path)
+    assert set(found) == {"sparse", "folder/full"}
+    assert found["sparse"].used_bytes < 10**6
+    assert found["sparse"].written_s == 7
+    assert 100_000 <= found["folder/full"].used_bytes < 10**6
+
+
+def test_a_folder_that_is_not_there_has_no_files_and_is_removed_already(tmp_path: Path) -> None:
+    assert DISK.list_files(tmp_path / "none") == {}
+    DISK.remove_folder(tmp_path / "none")
+
+
+def test_a_folder_is_removed_with_what_is_in_it_but_not_what_its_links_point_to(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    DISK.write_atomic(outside / "file", b"x")
+    DISK.write_atomic(tmp_path / "folder" / "deep" / "file", b"x")
+    (tmp_path / "folder" / "link").symlink_to(outside)
+    DISK.remove_folder(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    assert (outside / "file").exists()

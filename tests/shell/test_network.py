@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
-from protocol.env import Connection, ConnectionClosed, NetworkError
+from protocol.env import (
+    Access,
+    Certificate,
+    Connection,
+    ConnectionClosed,
+    NetworkError,
+    NotAWebsocket,
+    WrongCertificate,
+)
 from shell.network import WebNetwork
+from shell.tls import make_certificate, server_context
 
 HOST = "127.0.0.1"
 LIMIT = 2**20
@@ -104,6 +114,165 @@ async def test_a_port_that_is_taken_is_a_network_error(network: WebNetwork) -> N
         assert str(taken.getsockname()[1]) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "is_final"),
+    [(200, True), (301, True), (404, True), (426, True), (408, False), (429, False), (502, False), (503, False)],
+)
+async def test_an_answer_that_is_no_websocket_is_told_from_one_that_may_pass(
+    network: WebNetwork, status: int, is_final: bool
+) -> None:
+    async with http_server(answer(status, b"", "Location: ws://127.0.0.1:1/")) as url:
+        with pytest.raises(NetworkError, match=f"status {status}") as caught:
+            await network.connect(url.replace("http", "ws"), LIMIT)
+        assert isinstance(caught.value, NotAWebsocket) is is_final
+
+
+async def test_no_redirect_is_followed_with_the_token(network: WebNetwork) -> None:
+    asked: list[str] = []
+
+    def remember(request: str) -> bytes:
+        asked.append(request)
+        return answer(404, b"")(request)
+
+    async with http_server(remember) as there:
+        location = f"Location: {there.replace('http', 'ws')}"
+        async with http_server(answer(302, b"", location)) as here:
+            with pytest.raises(NotAWebsocket):
+                await network.connect(here.replace("http", "ws"), LIMIT, Access(token="secret-token"))
+            with pytest.raises(NetworkError, match="status 302"):
+                await download(network, here)
+    assert asked == []
+
+
+# ---------------------------------------------------------------- TLS
+
+WRONG_PIN = "0" * 64
+
+
+@asynccontextmanager
+async def secure_echo(network: WebNetwork, certificate: Certificate) -> AsyncIterator[str]:
+    listener = await network.listen(HOST, 0, echo, LIMIT, certificate)
+    try:
+        yield f"wss://{HOST}:{listener.port}/node"
+    finally:
+        await listener.close()
+
+
+async def test_a_server_that_signs_itself_is_reached_by_its_pin(network: WebNetwork) -> None:
+    made = make_certificate(["another.example"])
+    async with secure_echo(network, made) as url:
+        connection = await network.connect(url, LIMIT, Access(pin=made.fingerprint))
+        await connection.send(b"frame")
+        assert await connection.recv() == b"frame"
+        await connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["wss", "https"])
+async def test_another_certificate_than_the_pinned_one_is_refused(network: WebNetwork, scheme: str) -> None:
+    async with secure_echo(network, make_certificate([HOST])) as url:
+        with pytest.raises(WrongCertificate, match="another certificate"):
+            await reach(network, url.replace("wss", scheme), Access(pin=WRONG_PIN))
+
+
+@pytest.mark.parametrize("scheme", ["wss", "https"])
+async def test_a_server_that_signs_itself_is_refused_without_a_pin(network: WebNetwork, scheme: str) -> None:
+    async with secure_echo(network, make_certificate([HOST])) as url:
+        with pytest.raises(WrongCertificate, match="self-signed certificate"):
+            await reach(network, url.replace("wss", scheme), Access())
+
+
+@pytest.mark.parametrize("scheme", ["wss", "https"])
+async def test_a_certificate_out_of_date_is_refused(network: WebNetwork, scheme: str) -> None:
+    made = make_certificate([HOST], days=0)
+    async with secure_echo(network, made) as url:
+        with pytest.raises(WrongCertificate, match="expired"):
+            await reach(network, url.replace("wss", scheme), Access(pin=made.fingerprint))
+
+
+@pytest.mark.parametrize("scheme", ["wss", "https"])
+async def test_a_server_that_takes_over_the_address_is_refused(network: WebNetwork, scheme: str) -> None:
+    made = make_certificate([HOST])
+    async with secure_echo(network, made) as url:
+        connection = await network.connect(url, LIMIT, Access(pin=made.fingerprint))
+        await connection.close()
+    async with secure_echo(network, make_certificate([HOST])) as url:
+        with pytest.raises(WrongCertificate):
+            await reach(network, url.replace("wss", scheme), Access(pin=made.fingerprint))
+
+
+@pytest.mark.parametrize("scheme", ["ws", "http"])
+async def test_a_pin_without_tls_is_refused(network: WebNetwork, scheme: str) -> None:
+    with pytest.raises(NetworkError, match="a certificate is expected"):
+        await reach(network, f"{scheme}://{HOST}:1/", Access(pin=WRONG_PIN))
+
+
+async def test_a_plain_connection_to_a_server_with_tls_is_told_from_one_that_may_pass(network: WebNetwork) -> None:
+    async with secure_echo(network, make_certificate([HOST])) as url:
+        with pytest.raises(WrongCertificate, match="takes secure connections only"):
+            await network.connect(url.replace("wss", "ws"), LIMIT)
+    async with http_server(lambda _: b"") as url:
+        with pytest.raises(NetworkError) as caught:
+            await network.connect(url.replace("http", "ws"), LIMIT)
+        assert type(caught.value) is NetworkError
+
+
+async def test_a_pinned_server_that_is_away_is_a_network_error_that_may_pass(network: WebNetwork) -> None:
+    async with secure_echo(network, make_certificate([HOST])) as url:
+        pass
+    for address in (url, url.replace("wss", "https")):
+        with pytest.raises(NetworkError, match="cannot connect") as caught:
+            await reach(network, address, Access(pin=WRONG_PIN))
+        assert type(caught.value) is NetworkError
+
+
+async def test_a_download_from_a_pinned_server_comes_whole(network: WebNetwork) -> None:
+    made = make_certificate(["another.example"])
+    async with http_server(honest, made) as url:
+        access = Access(pin=made.fingerprint)
+        assert b"".join([piece async for piece in network.get(url, 100, 300, access)]) == BODY[100:300]
+
+
+async def test_the_token_goes_with_downloads_and_websockets(network: WebNetwork) -> None:
+    asked: list[str] = []
+
+    def remember(request: str) -> bytes:
+        asked.append(request.lower())
+        return answer(200, BODY)(request)
+
+    async with http_server(remember) as url:
+        for address in (url, url.replace("http", "ws")):
+            with contextlib.suppress(NotAWebsocket):
+                await reach(network, address, Access(token="secret-token"))
+        await reach(network, url, Access())
+    assert ["authorization: bearer secret-token\r\n" in request for request in asked] == [True, True, False]
+
+
+async def test_a_wrong_token_is_a_network_error_that_does_not_repeat_it(network: WebNetwork) -> None:
+    async with http_server(answer(401, b"", "WWW-Authenticate: Bearer")) as url:
+        with pytest.raises(NetworkError, match="status 401") as caught:
+            await reach(network, url, Access(token="secret-token"))
+    assert "secret-token" not in str(caught.value)
+
+
+async def reach(network: WebNetwork, url: str, access: Access) -> None:
+    """Connect or download, by the URL's scheme."""
+    if url.startswith("ws"):
+        await (await network.connect(url, LIMIT, access)).close()
+    else:
+        _ = [piece async for piece in network.get(url, access=access)]
+
+
+async def test_the_address_towards_a_server_is_one_of_this_machine(network: WebNetwork) -> None:
+    assert await network.local_host_towards(f"http://{HOST}:8000") == HOST
+    assert await network.local_host_towards("https://[::1]") == "::1"
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1", "http://127.0.0.1:99999", "http://no.such.host.invalid"])
+async def test_without_an_address_there_is_no_way_there(network: WebNetwork, url: str) -> None:
+    with pytest.raises(NetworkError, match="no way from this machine"):
+        await network.local_host_towards(url)
+
+
 # ---------------------------------------------------------------- downloads
 
 Answer = Callable[[str], bytes]
@@ -122,16 +291,17 @@ def honest(request: str) -> bytes:
 
 
 @asynccontextmanager
-async def http_server(reply: Answer) -> AsyncIterator[str]:
+async def http_server(reply: Answer, certificate: Certificate | None = None) -> AsyncIterator[str]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         writer.write(reply(request.decode()))
         writer.close()
         await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, HOST, 0)
+    context = server_context(certificate) if certificate is not None else None
+    server = await asyncio.start_server(serve, HOST, 0, ssl=context)
     async with server:
-        yield f"http://{HOST}:{server.sockets[0].getsockname()[1]}/file"
+        yield f"{'http' if context is None else 'https'}://{HOST}:{server.sockets[0].getsockname()[1]}/file"
 
 
 async def download(network: WebNetwork, url: str, *span: int) -> bytes:

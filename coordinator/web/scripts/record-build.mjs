@@ -7,7 +7,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "..");
-const SOURCES = ["index.html", "package.json", "package-lock.json", "tsconfig.json", "vite.config.ts", "public", "scripts", "src"];
+const SOURCES = ["index.html", "operator.html", "package.json", "package-lock.json", "tsconfig.json", "vite.config.ts", "public", "scripts", "src"];
 const TEXT = /\.(?:css|html|js|json|mjs|svg|ts|tsx|txt)$/;
 
 function filesUnder(name) {
@@ -37,7 +37,7 @@ function licences() {
     const text = file === undefined ? "" : readFileSync(path.join(folder, file), "utf8").replaceAll("\r\n", "\n").trim();
     return `${name.replace(/^.*node_modules\//, "")} ${entry.version} (${entry.license})\n\n${text}\n`;
   });
-  return `The chat page contains these packages.\n\n${texts.join(`\n${"-".repeat(80)}\n\n`)}`;
+  return `The pages contain these packages.\n\n${texts.join(`\n${"-".repeat(80)}\n\n`)}`;
 }
 
 writeFileSync(path.join(root, "static/licenses.txt"), licences());

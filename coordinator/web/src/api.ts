@@ -1,6 +1,9 @@
 // The coordinator's HTTP interface. What arrives is checked here, field by field: past this file all types hold.
 
-import { errorFromBody, isRecord, PoolError, Silent, StreamCut, Unreachable } from "./errors";
+import { nameOf, nullableNumberOf, numberOf, recordsOf, sentenceFrom } from "./decode";
+import { errorFromBody, isRecord, PoolError, Silent, StreamCut } from "./errors";
+import { jsonOf, read, request } from "./http";
+import { checkedJoinLink } from "./joinLink";
 import { readEvents } from "./sse";
 
 export type ModelState = "ready" | "loading" | "incomplete";
@@ -32,11 +35,22 @@ export interface Pool {
   name: string;
   models: PoolModel[];
   nodes: PoolNode[];
+  /** How many requests wait for a place. */
+  numWaiting: number;
+  /** For contributors; closed pools hand out theirs by invitation. */
+  joinLink: string | null;
 }
 
 export interface ChainNode {
   name: string;
   layers: string;
+}
+
+/** Where a waiting request stands. */
+export interface QueuePlace {
+  place: number;
+  numWaiting: number;
+  expectedWaitS: number | null;
 }
 
 export interface ChatMessage {
@@ -52,6 +66,7 @@ export interface ChatRequest {
 }
 
 export type AnswerEvent =
+  | { kind: "queue"; queue: QueuePlace }
   | { kind: "nodes"; nodes: ChainNode[] }
   | { kind: "text"; text: string }
   | { kind: "reasoning"; text: string }
@@ -59,14 +74,9 @@ export type AnswerEvent =
   | { kind: "usage"; numTokens: number };
 
 const SILENCE_LIMIT_S = 120;
-const POLL_LIMIT_MS = 8000;
-const MAX_NAME_CHARACTERS = 120;
 
 export async function fetchPool(): Promise<Pool> {
-  const response = await request("pool", { signal: AbortSignal.timeout(POLL_LIMIT_MS) });
-  const body = await jsonOf(response);
-  if (!response.ok) throw errorFromBody(body, response.status);
-  return decodePool(body);
+  return decodePool(await read("pool"));
 }
 
 /** The answer to one request, event by event. Ends quietly when complete; otherwise throws a PoolError. */
@@ -132,23 +142,6 @@ class SilenceWatch {
   }
 }
 
-async function request(path: string, options: RequestInit): Promise<Response> {
-  try {
-    return await fetch(path, { ...options, cache: "no-store" });
-  } catch (error) {
-    if (error instanceof DOMException && error.name === "AbortError") throw error;
-    throw new Unreachable();
-  }
-}
-
-async function jsonOf(response: Response): Promise<unknown> {
-  try {
-    return await response.json();
-  } catch {
-    return null; // a proxy's HTML error page, say; the status code still gives a sentence
-  }
-}
-
 export function decodeChunk(data: string): AnswerEvent[] {
   let body: unknown;
   try {
@@ -160,12 +153,33 @@ export function decodeChunk(data: string): AnswerEvent[] {
   if (isRecord(body["error"])) throw errorFromBody(body, 500);
   const events: AnswerEvent[] = [];
   const extra = body["decentllm"];
-  if (isRecord(extra) && Array.isArray(extra["nodes"])) events.push({ kind: "nodes", nodes: decodeChain(extra["nodes"]) });
+  if (isRecord(extra)) events.push(...decodeExtra(extra));
   const choice: unknown = Array.isArray(body["choices"]) ? body["choices"][0] : undefined;
   if (isRecord(choice)) events.push(...decodeChoice(choice));
   const usage = body["usage"];
   if (isRecord(usage)) events.push({ kind: "usage", numTokens: numberOf(usage["completion_tokens"]) });
   return events;
+}
+
+function decodeExtra(extra: Record<string, unknown>): AnswerEvent[] {
+  const events: AnswerEvent[] = [];
+  const queue = decodeQueue(extra["queue"]);
+  if (queue !== null) events.push({ kind: "queue", queue });
+  if (Array.isArray(extra["nodes"])) events.push({ kind: "nodes", nodes: decodeChain(extra["nodes"]) });
+  return events;
+}
+
+/** Null for anything that is no place in a queue: then the page just waits. */
+export function decodeQueue(value: unknown): QueuePlace | null {
+  if (!isRecord(value)) return null;
+  const place = numberOf(value["place"]);
+  if (!Number.isSafeInteger(place) || place < 1) return null;
+  const numWaiting = numberOf(value["num_waiting"]);
+  return {
+    place,
+    numWaiting: Number.isSafeInteger(numWaiting) ? Math.max(place, numWaiting) : place,
+    expectedWaitS: nullableNumberOf(value["expected_wait_s"]),
+  };
 }
 
 function decodeChoice(choice: Record<string, unknown>): AnswerEvent[] {
@@ -194,6 +208,8 @@ export function decodePool(body: unknown): Pool {
       state: nameOf(node["state"]),
       devices: recordsOf(node["devices"]).map(decodeDevice),
     })),
+    numWaiting: numberOf(body["num_waiting"]),
+    joinLink: checkedJoinLink(body["join_link"]),
   };
 }
 
@@ -202,13 +218,13 @@ function decodeModel(model: Record<string, unknown>): PoolModel {
   return {
     id: nameOf(model["id"]),
     state: state === "ready" || state === "loading" ? state : "incomplete",
-    message: typeof model["message"] === "string" ? model["message"].slice(0, 400) : "",
+    message: sentenceFrom(model["message"]),
     numLayers: numberOf(model["num_layers"]),
     contextLength: numberOf(model["context_length"]) || null,
   };
 }
 
-function decodeDevice(device: Record<string, unknown>): PoolDevice {
+export function decodeDevice(device: Record<string, unknown>): PoolDevice {
   return {
     name: nameOf(device["name"]),
     state: nameOf(device["state"]),
@@ -217,16 +233,4 @@ function decodeDevice(device: Record<string, unknown>): PoolDevice {
     doneBytes: numberOf(device["done_bytes"]),
     totalBytes: numberOf(device["total_bytes"]),
   };
-}
-
-function recordsOf(value: unknown): Record<string, unknown>[] {
-  return Array.isArray(value) ? value.filter(isRecord) : [];
-}
-
-function nameOf(value: unknown): string {
-  return typeof value === "string" ? value.slice(0, MAX_NAME_CHARACTERS) : "";
-}
-
-function numberOf(value: unknown): number {
-  return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : 0;
 }

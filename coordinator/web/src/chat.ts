@@ -2,6 +2,7 @@
 
 import { computed, signal } from "@preact/signals";
 
+import { noteFailure } from "./account";
 import { type ChatMessage, type ChatRequest, streamAnswer } from "./api";
 import {
   append, chooseVersion, type Conversation, decodeConversation, type Finish, type Message, newConversation, newFacts, newId,
@@ -80,8 +81,12 @@ export async function undoRemove(): Promise<void> {
   current.value = restored;
 }
 
-export async function removeAll(): Promise<void> {
+export function stopAll(): void {
   for (const id of liveAnswers.value.keys()) stop(id);
+}
+
+export async function removeAll(): Promise<void> {
+  stopAll();
   await store.clear();
   summaries.value = [];
   startNew();
@@ -174,6 +179,7 @@ async function receive(live: LiveAnswer, request: ChatRequest): Promise<{ finish
     return { finish: live.finishReason === "length" ? "length" : "stop", error: null };
   } catch (error) {
     if (live.abort.signal.aborted) return { finish: "stopped", error: null };
+    await noteFailure(error);
     return { finish: "error", error: sentenceOf(error) };
   }
 }

@@ -6,6 +6,8 @@ export class PoolError extends Error {
     message: string,
     readonly code: string,
     readonly requestId: string | null = null,
+    /** The HTTP status it came with, if it came as an answer. */
+    readonly status: number | null = null,
   ) {
     super(message);
   }
@@ -32,7 +34,7 @@ export class Silent extends PoolError {
 const MAX_MESSAGE_CHARACTERS = 400;
 
 const BY_STATUS: Record<number, string> = {
-  401: "This pool asks for a key.",
+  401: "You need to sign in before this pool answers.",
   403: "This pool does not let you do that.",
   404: "This pool does not serve that model.",
   413: "The conversation is too long for this pool.",
@@ -48,7 +50,12 @@ export function errorFromBody(body: unknown, status: number): PoolError {
   const code = typeof inner["code"] === "string" ? inner["code"] : String(status);
   const requestId = typeof outer["request_id"] === "string" ? outer["request_id"] : null;
   const fallback = BY_STATUS[status] ?? `The coordinator answered with an error (${status}).`;
-  return new PoolError(message.slice(0, MAX_MESSAGE_CHARACTERS) || fallback, code, requestId);
+  return new PoolError(message.slice(0, MAX_MESSAGE_CHARACTERS) || fallback, code, requestId, status);
+}
+
+/** Whether the coordinator asks who is there: the session has ended, or never began. */
+export function isSignInNeeded(error: unknown): boolean {
+  return error instanceof PoolError && error.status === 401;
 }
 
 /** One sentence for anything thrown while an answer was fetched. */

@@ -2,7 +2,7 @@
 
 import { type Signal, signal } from "@preact/signals";
 
-import type { AnswerEvent, ChainNode } from "./api";
+import type { AnswerEvent, ChainNode, QueuePlace } from "./api";
 import type { AnswerFacts, Finish } from "./conversation";
 import { newFacts } from "./conversation";
 import { splitReasoning } from "./reasoning";
@@ -11,6 +11,8 @@ export class LiveAnswer {
   readonly text: Signal<string> = signal("");
   readonly nodes: Signal<ChainNode[]> = signal([]);
   readonly numReroutes: Signal<number> = signal(0);
+  /** Null unless the request waits. */
+  readonly queue: Signal<QueuePlace | null> = signal(null);
   readonly abort = new AbortController();
   finishReason: string | null = null;
   private numTokens = 0;
@@ -29,11 +31,13 @@ export class LiveAnswer {
   ) {}
 
   take(event: AnswerEvent, now: number): void {
+    // Whatever else arrives, the wait is over.
+    this.queue.value = event.kind === "queue" ? event.queue : null;
     if (event.kind === "nodes") this.takeNodes(event.nodes);
     else if (event.kind === "text") this.takeText(this.isInReasoning ? `</think>\n\n${event.text}` : event.text, false, now);
     else if (event.kind === "reasoning") this.takeText(this.isInReasoning ? event.text : `<think>${event.text}`, true, now);
     else if (event.kind === "finish") this.finishReason = event.reason;
-    else this.numTokens = event.numTokens;
+    else if (event.kind === "usage") this.numTokens = event.numTokens;
   }
 
   /** Some servers send thoughts in a field of their own; here they join the text in the form that models write. */

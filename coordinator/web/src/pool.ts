@@ -1,7 +1,8 @@
 // What the pool is like right now, asked for every few seconds while somebody looks at the page.
 
-import { computed, signal } from "@preact/signals";
+import { computed, effect, signal, untracked } from "@preact/signals";
 
+import { needsSignIn, noteFailure, refreshSession, session } from "./account";
 import { fetchPool, type Pool, type PoolModel } from "./api";
 import { sentenceOf, Unreachable } from "./errors";
 import { settings } from "./settings";
@@ -26,25 +27,48 @@ let lastText = "";
 export async function refreshPool(): Promise<void> {
   clearTimeout(timer);
   try {
-    const fresh = await fetchPool();
-    // The same answer again must not draw the page again.
-    const text = JSON.stringify(fresh);
-    if (text !== lastText) pool.value = fresh;
-    lastText = text;
+    if (session.value === null) await refreshSession();
+    if (!needsSignIn.value) take(await fetchPool());
     poolError.value = null;
   } catch (error) {
-    poolError.value = error instanceof Unreachable ? "The coordinator cannot be reached. Trying again…" : sentenceOf(error);
+    await noteFailure(error);
+    if (!needsSignIn.value) poolError.value = pollSentence(error);
   }
   clearTimeout(timer);
-  const isCalm = poolError.value === null && model.value?.state === "ready";
-  timer = setTimeout(() => void pollIfSeen(), isCalm ? POLL_READY_MS : POLL_WAITING_MS);
+  // Signed out there is nothing to ask for: signing in begins anew.
+  if (!needsSignIn.value) timer = setTimeout(() => void pollIfSeen(), isCalm() ? POLL_READY_MS : POLL_WAITING_MS);
+}
+
+function take(fresh: Pool): void {
+  // The same answer again must not draw the page again.
+  const text = JSON.stringify(fresh);
+  if (text !== lastText) pool.value = fresh;
+  lastText = text;
+}
+
+function pollSentence(error: unknown): string {
+  return error instanceof Unreachable ? "The coordinator cannot be reached. Trying again…" : sentenceOf(error);
+}
+
+function isCalm(): boolean {
+  return poolError.value === null && model.value?.state === "ready";
 }
 
 async function pollIfSeen(): Promise<void> {
-  if (document.visibilityState === "visible") await refreshPool();
+  if (document.visibilityState === "visible" && !needsSignIn.value) await refreshPool();
 }
 
+/** Polls from now on; who signs out sees nothing of the pool, and who signs in sees it at once. */
 export function startPolling(): void {
   document.addEventListener("visibilitychange", () => void pollIfSeen());
-  void refreshPool();
+  effect(() => {
+    if (needsSignIn.value) forget();
+    else void untracked(refreshPool);
+  });
+}
+
+function forget(): void {
+  clearTimeout(timer);
+  pool.value = null;
+  lastText = "";
 }

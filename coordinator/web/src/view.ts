@@ -12,6 +12,11 @@ narrow.addEventListener("change", () => (isNarrow.value = narrow.matches));
 /** On a phone the sidebar lies over the page and starts closed; on a wide screen the choice is kept. */
 export const isDrawerOpen = signal(false);
 export const isSettingsOpen = signal(false);
+export const isContributeOpen = signal(false);
+export const isSignOutOpen = signal(false);
+
+/** What is typed and not sent yet: it outlives the composer, which a sign-in takes the place of. */
+export const draft = signal("");
 
 export function isSidebarOpen(): boolean {
   return isNarrow.value ? isDrawerOpen.value : settings.value.isSidebarOpen;
@@ -30,24 +35,4 @@ export function focusComposer(): void {
 export function focusSearch(): void {
   if (!isSidebarOpen()) toggleSidebar();
   requestAnimationFrame(() => document.querySelector<HTMLInputElement>("#search")?.focus());
-}
-
-export async function copyText(text: string): Promise<boolean> {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    return copyThroughSelection(text); // no clipboard interface on plain HTTP, where home pools live
-  }
-}
-
-function copyThroughSelection(text: string): boolean {
-  const area = document.createElement("textarea");
-  area.value = text;
-  area.className = "sr-only";
-  document.body.append(area);
-  area.select();
-  const isCopied = document.execCommand("copy");
-  area.remove();
-  return isCopied;
 }

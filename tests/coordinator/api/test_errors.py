@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
-from coordinator.api.errors import ApiError, InvalidRequest, UnknownModel, error_body, pool_error_body, shown, status_of
+import pytest
+from starlette.requests import Request
+
+from coordinator.accounts import AccountError, StoreError
+from coordinator.api.errors import (
+    ApiError,
+    InvalidRequest,
+    NotAllowed,
+    TooManyAttempts,
+    UnknownModel,
+    answer_to,
+    client_gone,
+    error_body,
+    pool_error_body,
+    shown,
+    status_of,
+)
 from coordinator.errors import GenerationFailed, PoolError, RequestRefused
 
 
@@ -12,7 +28,10 @@ from coordinator.errors import GenerationFailed, PoolError, RequestRefused
     ("status", "kind"),
     [
         (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
         (404, "not_found_error"),
+        (409, "invalid_request_error"),
         (415, "invalid_request_error"),
         (429, "rate_limit_error"),
         (500, "server_error"),
@@ -55,3 +74,38 @@ def test_errors_keep_their_parts() -> None:
     assert isinstance(InvalidRequest("c", "m"), ApiError)
     error = InvalidRequest("c", "m", "p", status=413)
     assert (error.status, error.code, error.message, error.param, str(error)) == (413, "c", "m", "p", "m")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "headers"),
+    [
+        (NotAllowed(401, "sign_in_needed", "Sign in."), 401, {"www-authenticate": "Bearer"}),
+        (NotAllowed(403, "operators_only", "Operators only."), 403, {}),
+        (TooManyAttempts(5.2), 429, {"retry-after": "6"}),
+        (client_gone(), 499, {}),
+        (AccountError("invitation_expired"), 403, {}),
+        (AccountError("bad_key"), 401, {}),
+        (AccountError("not_found"), 404, {}),
+        (AccountError("bad_label"), 400, {}),
+        (AccountError("too_many"), 409, {}),
+        (RequestRefused("no_capacity", "Full.", 5.0), 503, {"retry-after": "5"}),
+        (RequestRefused("kv_room_exceeded", "Too long.", None), 400, {}),
+        (GenerationFailed("model_unloaded", "Gone."), 503, {}),
+    ],
+)
+def test_each_error_has_its_status_and_headers(
+    error: ApiError | PoolError, status: int, headers: dict[str, str]
+) -> None:
+    response = answer_to(Request({"type": "http", "state": {"request_id": "req-1"}}), error)
+    body = json.loads(bytes(response.body))
+    assert response.status_code == status
+    assert {name: response.headers[name] for name in headers} == headers
+    assert ("retry-after" in response.headers) is ("retry-after" in headers)
+    assert (body["error"]["code"], body["error"]["message"]) == (error.code, error.message)
+    assert body["request_id"] == "req-1"
+
+
+@pytest.mark.expected_logs("request req-1 failed: pool.sqlite3 cannot be written")
+def test_a_database_that_fails_is_in_the_operators_log() -> None:
+    error = StoreError("store_full", "pool.sqlite3")
+    assert answer_to(Request({"type": "http", "state": {"request_id": "req-1"}}), error).status_code == 500

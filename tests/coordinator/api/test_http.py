@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from coordinator.api.http import SECURITY_HEADERS
-from tests.fakes.api_driver import CHAT, question, running_api, speaker
+from coordinator.api import http as http_module
+from coordinator.api.http import SECURITY_HEADERS, build_http, page_addresses
+from coordinator.api.services import Services
+from coordinator.config import Site
+from protocol.env import Connection
+from tests.fakes.api_driver import CHAT, CLOSED_SITE, OPEN_SITE, question, running_api, speaker
+from tests.fakes.virtual_env import VirtualWorld
 from tests.fakes.virtual_loop import on_virtual_time
 
 
@@ -24,9 +33,41 @@ async def test_every_response_has_its_own_id_and_the_security_headers(method: st
 
 def test_the_policy_allows_only_our_own_scripts() -> None:
     policy = SECURITY_HEADERS["Content-Security-Policy"]
-    assert "default-src 'self'" in policy
-    assert "script-src" not in policy
-    assert "frame-ancestors 'none'" in policy
+    rules = dict(rule.strip().partition(" ")[::2] for rule in policy.split(";"))
+    assert rules.get("script-src", rules["default-src"]) == "'self'"
+    assert rules["frame-ancestors"] == rules["form-action"] == rules["base-uri"] == rules["object-src"] == "'none'"
+    assert "unsafe-eval" not in policy
+    assert "*" not in policy
+
+
+@pytest.mark.parametrize(
+    ("site", "is_sent"),
+    [
+        (OPEN_SITE, False),
+        (CLOSED_SITE, False),
+        (replace(CLOSED_SITE, pin=""), True),
+        (replace(OPEN_SITE, pin=""), False),
+    ],
+)
+async def test_browsers_are_bound_to_tls_only_where_an_authority_vouches_for_it(site: Site, is_sent: bool) -> None:
+    async with running_api(site=site) as api:
+        assert ("strict-transport-security" in (await api.client.get("/healthz")).headers) is is_sent
+
+
+@pytest.mark.parametrize(
+    ("path", "is_kept_out"),
+    [
+        ("/api/session", True),
+        ("/api/operator/overview", True),
+        ("/api/nothing", True),
+        ("/healthz", False),
+        ("/", False),
+    ],
+)
+async def test_what_is_about_accounts_is_kept_out_of_caches(path: str, is_kept_out: bool) -> None:
+    async with running_api() as api:
+        reply = await api.client.get(path)
+        assert (reply.headers.get("cache-control") == "no-store") is is_kept_out
 
 
 @pytest.mark.parametrize(
@@ -60,6 +101,45 @@ async def test_the_chat_page_is_at_the_root() -> None:
         reply = await api.client.get("/")
         assert reply.status == 200
         assert reply.headers["content-type"].startswith("text/html")
+
+
+async def test_the_operators_page_has_an_address_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "operator.html").write_text("<title>operator</title>")
+    (tmp_path / "index.html").write_text("<title>chat</title>")
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "a.js").write_text("1")
+    monkeypatch.setattr(http_module, "STATIC_FOLDER", tmp_path)
+    assert page_addresses() == {"/", "/index.html", "/operator", "/operator.html", "/assets/a.js"}
+    async with running_api(site=CLOSED_SITE) as api:
+        assert b"operator" in (await api.client.get("/operator")).body
+        assert b"chat" in (await api.client.get("/")).body
+        assert (await api.client.get("/assets/a.js")).body == b"1"
+        assert (await api.client.request("HEAD", "/operator")).status == 200
+        assert (await api.client.get("/assets")).status == 401
+        assert (await api.client.get("/assets/b.js")).status == 401
+        assert (await api.client.post("/operator", {})).error == (404, "not_found", None)
+
+
+async def test_the_desk_is_closed_with_the_application() -> None:
+    steps: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        steps.append("begins")
+        yield
+        steps.append("ends")
+
+    class Desk:
+        models, weights = {}, {}  # type: ignore[var-annotated]
+
+        async def close(self) -> None:
+            steps.append("desk closed")
+
+    services = Services(None, Desk(), None, OPEN_SITE, VirtualWorld().env())  # type: ignore[arg-type]
+    http = build_http(services, lifespan, "test")
+    async with http.router.lifespan_context(http):
+        assert steps == ["begins"]
+    assert steps == ["begins", "desk closed", "ends"]
 
 
 @pytest.mark.expected_logs("failed")
@@ -105,22 +185,40 @@ def test_a_web_page_cannot_pose_as_a_node(http_app: Any) -> None:
     assert caught.value.code == 4403
 
 
+@pytest.mark.parametrize(
+    ("host", "audience"),
+    [("127.0.0.1:8000", "127.0.0.1:8000"), ("Pool.TEST:8443", "pool.test:8443"), ("[::1]", "[::1]")],
+)
+def test_a_nodes_hello_is_for_the_host_that_it_asked_for(host: str, audience: str) -> None:
+    audiences: list[str] = []
+
+    class Hub:
+        async def serve_node(self, connection: Connection, audience: str) -> None:
+            audiences.append(audience)
+            await connection.close(4401, "no")
+
+    client = TestClient(http_without_hub(Hub(), CLOSED_SITE))
+    with client.websocket_connect("/node", headers={"host": host}) as socket, pytest.raises(WebSocketDisconnect):
+        socket.receive_text()
+    assert audiences == [audience]
+
+
 @pytest.fixture
 def http_app() -> Any:
-    """An application without a running hub: for what is refused before the hub is asked."""
-    from contextlib import asynccontextmanager
-    from types import SimpleNamespace
+    """For what is refused before the hub is asked."""
+    return http_without_hub(None, OPEN_SITE)
 
-    from coordinator.api.http import build_http
 
+def http_without_hub(hub: Any, site: Site) -> Any:
     @asynccontextmanager
-    async def lifespan(_: Any) -> Any:
+    async def lifespan(_: Any) -> AsyncIterator[None]:
         yield
 
-    return build_http(_routes(), SimpleNamespace(token_hex=lambda n: "00" * n), lifespan, "test")  # type: ignore[arg-type]
+    class Desk:
+        models, weights = {}, {}  # type: ignore[var-annotated]
 
+        async def close(self) -> None:
+            return
 
-def _routes() -> Any:
-    from coordinator.api.routes import Routes
-
-    return Routes(*[None] * 4)  # type: ignore[arg-type]
+    services = Services(hub, Desk(), None, site, VirtualWorld().env())  # type: ignore[arg-type]
+    return build_http(services, lifespan, "test")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 from coordinator.api.pool_view import model_views, pool_view
 from protocol import messages as m
 from tests.fakes import pool_facts as facts
-from tests.fakes.api_driver import NAME, served_model
+from tests.fakes.api_driver import CLOSED_SITE, NAME, OPEN_SITE, served_model
 from tests.fakes.fake_node import FakeNode
-from tests.fakes.hub_driver import HubDriver, running_hub, say
+from tests.fakes.hub_driver import HubDriver, order, running_hub, say
 from tests.fakes.virtual_loop import on_virtual_time
 
 MODELS = {NAME: served_model()}
@@ -42,13 +43,15 @@ async def test_a_node_shows_name_devices_and_progress() -> None:
     node.loads = False
     async with running_hub() as pool:
         await pool.join(node)
-        await pool.until(lambda: pool_view(pool.hub, MODELS)["nodes"][0]["state"] == "loading")
-        [view] = pool_view(pool.hub, MODELS)["nodes"]
+        await pool.until(lambda: pool_view(pool.hub, MODELS, OPEN_SITE)["nodes"][0]["state"] == "loading")
+        [view] = pool_view(pool.hub, MODELS, OPEN_SITE)["nodes"]
         assert view["name"] == "node 1"
         [device] = view["devices"]
         assert (device["model"], device["layers"], device["num_layers"]) == (NAME, "0-7", 8)
         assert (device["done_bytes"], device["total_bytes"]) == (50, 100)
-        assert json.loads(json.dumps(pool_view(pool.hub, MODELS)))["name"] == "test pool"
+        assert view["id"] == node.node_id[:8]
+        assert view["is_draining"] is False
+        assert json.loads(json.dumps(pool_view(pool.hub, MODELS, OPEN_SITE)))["name"] == "test pool"
 
 
 @on_virtual_time
@@ -57,8 +60,8 @@ async def test_a_device_that_failed_shows_why() -> None:
         connection = await pool.join(FakeNode(1))
         await pool.until_ready()
         await say(connection, m.DeviceFailed(facts.CPU, facts.DIGEST, 1, "out_of_memory", "No memory was left."))
-        await pool.until(lambda: pool_view(pool.hub, MODELS)["nodes"][0]["state"] == "failed")
-        [device] = pool_view(pool.hub, MODELS)["nodes"][0]["devices"]
+        await pool.until(lambda: pool_view(pool.hub, MODELS, OPEN_SITE)["nodes"][0]["state"] == "failed")
+        [device] = pool_view(pool.hub, MODELS, OPEN_SITE)["nodes"][0]["devices"]
         assert (device["reason"], device["layers"]) == ("No memory was left.", "")
 
 
@@ -66,6 +69,21 @@ async def test_a_device_that_failed_shows_why() -> None:
 async def test_a_node_with_one_serving_device_serves() -> None:
     gpu = facts.spec(0, device_id=facts.DeviceId("cuda:0"))
     async with running_hub(FakeNode(1, gpu, facts.spec(8))) as pool:
-        [view] = pool_view(pool.hub, MODELS)["nodes"]
+        [view] = pool_view(pool.hub, MODELS, OPEN_SITE)["nodes"]
         assert view["state"] == "serving"
         assert {device["state"] for device in view["devices"]} == {"serving", "idle"}
+
+
+@on_virtual_time
+async def test_only_an_open_pool_tells_everybody_how_to_join() -> None:
+    async with running_hub() as pool:
+        assert pool_view(pool.hub, MODELS, OPEN_SITE)["join_link"] == OPEN_SITE.join_link()
+        assert pool_view(pool.hub, MODELS, CLOSED_SITE)["join_link"] is None
+
+
+@on_virtual_time
+async def test_it_says_how_many_requests_wait() -> None:
+    async with running_hub(FakeNode(1, facts.spec(8), num_kv_tokens=20)) as pool:
+        tasks = [asyncio.ensure_future(anext(pool.hub.generate(order(number, num_tokens=12)))) for number in (1, 2, 3)]
+        await pool.until(lambda: all(task.done() for task in tasks))
+        assert pool_view(pool.hub, MODELS, OPEN_SITE)["num_waiting"] == 2

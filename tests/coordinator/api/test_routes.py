@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.api.schemas import MAX_BODY_BYTES
+from coordinator.api.bodies import MAX_BODY_BYTES
 from tests.coordinator.api.test_schemas import BAD_FIELDS
 from tests.fakes import pool_facts as facts
 from tests.fakes.api_driver import CHAT, MANIFEST, NAME, TEXT, question, running_api, speaker
@@ -49,13 +49,13 @@ async def test_models_are_listed_as_openai_does() -> None:
 async def test_the_pool_shows_models_and_nodes() -> None:
     async with running_api(speaker(1, max_layers=4), speaker(2, max_layers=4)) as api:
         pool = (await api.client.get("/pool")).json()
-        assert set(pool) == {"name", "models", "nodes"}
+        assert set(pool) == {"name", "models", "nodes", "num_waiting", "join_link"}
         assert pool["name"] == "test pool"
         assert [(node["name"], node["state"]) for node in pool["nodes"]] == [
             ("node 1", "serving"),
             ("node 2", "serving"),
         ]
-        assert facts.node_id(1) not in json.dumps(pool), "a node's id is its key to its place: not for the public"
+        assert facts.node_id(1) not in json.dumps(pool), "for the public its beginning is enough"
 
 
 # ---------------------------------------------------------------- bad requests

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from coordinator.api.streaming import DONE, KEEP_ALIVE, KEEP_ALIVE_S, event
+from coordinator.core import LEASE_S
+from tests.fakes import pool_facts as facts
 from tests.fakes.api_driver import CHAT, TEXT, ApiDriver, events_of, question, running_api, says, speaker, text_of
 from tests.fakes.asgi_client import JSON
+from tests.fakes.fake_node import FakeNode
 from tests.fakes.virtual_loop import on_virtual_time
 
 
@@ -82,12 +86,13 @@ async def test_any_text_arrives_as_it_was(text: str, stream: bool) -> None:
 
 
 @on_virtual_time
-async def test_a_silent_answer_is_kept_alive_with_comments() -> None:
+async def test_a_short_silence_brings_no_comment() -> None:
+    """Shorter than the lease too: the node is still there afterwards."""
     node = speaker()
     async with running_api(node) as api, api.client.exchange("POST", CHAT, body(stream=True), JSON) as exchange:
         await exchange.started()
         api.pool.world.network.hold("node 1")
-        await asyncio.sleep(KEEP_ALIVE_S * 0.6)
+        await asyncio.sleep(LEASE_S * 0.6)
         before = exchange.reply.body
         api.pool.world.network.release("node 1")
         reply = await exchange.finished()
@@ -212,3 +217,79 @@ async def test_a_stream_survives_a_nodes_death_and_tells_the_new_chain() -> None
         events: Sequence[dict[str, object]] = [e for e in events_of(reply.body) if e != "[DONE]"]
         assert text_of(events) == ("word " * 100)[:300]
         assert len([e for e in events if "nodes" in e.get("decentllm", {})]) == 2  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------- waiting for a place
+
+
+def busy(num_kv_tokens: int = 1000) -> FakeNode:
+    """A node with room for one long answer."""
+    return FakeNode(1, facts.spec(8), rule=says("word " * 60), num_kv_tokens=num_kv_tokens)
+
+
+def places(events: Sequence[Any]) -> list[int]:
+    extras = [event.get("decentllm", {}) for event in events if event != "[DONE]"]
+    return [extra["queue"]["place"] for extra in extras if "queue" in extra]
+
+
+@on_virtual_time
+async def test_who_waits_is_told_the_place_and_then_answered() -> None:
+    async with running_api(busy()) as api:
+        asked = {"stream": True, "max_tokens": 900}
+        tasks = [asyncio.ensure_future(api.client.post(CHAT, question(**asked))) for _ in range(3)]
+        replies = [await task for task in tasks]
+        streams = [events_of(reply.body) for reply in replies]
+        assert [reply.status for reply in replies] == [200] * 3
+        assert {text_of(stream) for stream in streams} == {"word " * 60}
+        first, second, third = (places(stream) for stream in streams)
+        assert first == []
+        assert second == [1]
+        assert third == [2, 1]
+        waiting = streams[2][0]
+        assert waiting["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert waiting["choices"][0]["finish_reason"] is None
+        assert set(waiting["decentllm"]["queue"]) == {"place", "num_waiting", "expected_wait_s"}
+        assert streams[2][1]["choices"][0]["delta"] == {}
+        assert {event["id"] for event in streams[2][:-1]} == {waiting["id"]}
+
+
+@on_virtual_time
+async def test_a_whole_answer_says_nothing_of_the_wait() -> None:
+    async with running_api(busy()) as api:
+        tasks = [asyncio.ensure_future(api.client.post(CHAT, question(max_tokens=900))) for _ in range(2)]
+        first, second = [(await task).json() for task in tasks]
+        assert first["choices"][0]["message"] == second["choices"][0]["message"]
+        assert first["usage"] == second["usage"]
+        assert set(second["decentllm"]) == {"nodes", "timing"}
+
+
+@on_virtual_time
+async def test_who_leaves_the_queue_makes_place() -> None:
+    async with running_api(busy()) as api:
+        running = asyncio.ensure_future(api.client.post(CHAT, question(max_tokens=900)))
+        await api.pool.until(lambda: api.pool.hub.core.scheduler.state.running)
+        async with api.client.exchange("POST", CHAT, body(stream=True, max_tokens=900), JSON) as exchange:
+            await exchange.started()
+            assert places(events_of(exchange.reply.body)) in ([], [1])
+            assert api.pool.hub.core.scheduler.state.waiting
+            await exchange.disconnect()
+            assert exchange._task.exception() is None
+        await api.pool.until(lambda: not api.pool.hub.core.scheduler.state.waiting)
+        await running
+        await api.pool.until(lambda: api.num_open_sessions() == 0)
+
+
+@on_virtual_time
+async def test_who_waited_in_vain_is_told_so_in_the_stream() -> None:
+    """No warning in the log: nothing broke."""
+    node = busy()
+    async with running_api(node) as api:
+        node._receive = lambda frame: []  # type: ignore[method-assign,assignment]
+        async with api.client.exchange("POST", CHAT, body(stream=True, max_tokens=900), JSON) as blocker:
+            await blocker.started()
+            reply = await api.client.post(CHAT, question(stream=True, max_tokens=900))
+        assert reply.status == 200
+        first, *_, last = events_of(reply.body)
+        assert first["decentllm"]["queue"]["place"] == 1
+        assert last["error"]["code"] == "no_capacity"
+        assert DONE not in reply.body

@@ -124,7 +124,7 @@ def test_the_two_roomiest_devices_take_the_ends_where_embedding_and_head_must_fi
     layer_bytes = 4 * (1_000_000 + 10 * 1000)
     devices = [sized(1, 35 * layer_bytes), sized(2, 2 * layer_bytes), sized(3, 28 * layer_bytes)]
     placements = plan_pipeline(heavy_ends, devices)
-    assert [int(p.device.key.node_id, 16) for p in placements] == [1, 2, 3]
+    assert [facts.number_of(p.device.key.node_id) for p in placements] == [1, 2, 3]
     assert [(p.layers.start, p.layers.stop) for p in placements][-1][1] == MODEL.num_layers
 
 

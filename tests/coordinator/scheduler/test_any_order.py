@@ -11,7 +11,7 @@ from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
 from coordinator.scheduler.scheduler import QUEUE_TTL_S
 from coordinator.scheduler.state import DeviceKey, DeviceState
-from protocol.values import HeldSlice, LayerRange, SessionId, Variant
+from protocol.values import HeldSlice, LayerRange, NodeId, SessionId, Variant
 from tests.fakes import pool_facts as facts
 
 OTHER = "3d" * 32
@@ -32,6 +32,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.told: dict[DeviceKey, cmd.Command | None] = {}
         self.open: set[SessionId] = set()
         self.loaded: set[tuple[DeviceKey, int]] = set()
+        self.draining: set[NodeId] = set()
+        self.measured_on: set[tuple[DeviceKey, Variant, str]] = set()
+        """What was measured is not asked for again while the node comes with the same devices."""
 
     def tell(self, event: ev.Event) -> None:
         for command in self.scheduler.handle(event, self.now_s):
@@ -52,12 +55,17 @@ class AnyOrder(RuleBasedStateMachine):
 
     def check_order(self, command: cmd.Measure | cmd.Assign) -> None:
         last = self.told[command.device]
-        if isinstance(command, cmd.Assign):
+        assert command.device.node_id not in self.draining
+        assert command.manifest_hash in self.scheduler.state.models
+        if isinstance(command, cmd.Measure):
+            assert (command.device, command.variant, command.manifest_hash) not in self.measured_on
+        else:
             assert not isinstance(last, cmd.Assign) or command.generation > last.generation
             assert command.layers.stop <= MODELS[command.manifest_hash].num_layers
 
     def check_chain(self, chain: tuple[cmd.ChainStage, ...]) -> None:
         """Every layer once, in order, on devices that were told to hold exactly that, all of one variant."""
+        assert not self.draining & {stage.device.node_id for stage in chain}
         orders = [self.told[stage.device] for stage in chain]
         assert all(isinstance(order, cmd.Assign) for order in orders)
         assigned = [order for order in orders if isinstance(order, cmd.Assign)]
@@ -80,14 +88,43 @@ class AnyOrder(RuleBasedStateMachine):
     def add_another_model(self) -> None:
         self.tell(ev.ModelAdded(MODELS[OTHER]))
 
+    @rule(digest=DIGESTS)
+    def remove_a_model(self, digest: str) -> None:
+        self.tell(ev.ModelRemoved(digest))
+        assert digest not in self.scheduler.state.models
+        if digest == facts.DIGEST:
+            self.tell(ev.ModelAdded(MODELS[digest]))
+
+    @rule(number=NODES, on=st.sampled_from([True, False, False]))
+    def drain_or_undrain(self, number: int, on: bool) -> None:
+        node_id = facts.node_id(number)
+        self.draining = self.draining | {node_id} if on else self.draining - {node_id}
+        self.tell(ev.NodeDraining(node_id, on))
+
+    @precondition(lambda self: self.told)
+    @rule(data=st.data())
+    def pause_and_come_back(self, data: st.DataObject) -> None:
+        """With the same devices. If nobody took over, it makes the models that it broke whole again, without a plan."""
+        node_id = data.draw(st.sampled_from(sorted({key.node_id for key in self.told})))
+        specs = tuple(d.spec for key, d in self.scheduler.state.devices.items() if key.node_id == node_id)
+        ready = {digest for digest in self.scheduler.state.models if self.scheduler.is_ready(digest)}
+        others = {key: order for key, order in self.told.items() if key.node_id != node_id}
+        self.leave(facts.number_of(node_id))
+        broken = {digest for digest in ready if not self.scheduler.is_ready(digest)} if self.told == others else set()
+        self.told |= {DeviceKey(node_id, spec.device_id): None for spec in specs}
+        self.tell(ev.NodeJoined(node_id, specs))
+        for key, order in self.told.items():
+            if key.node_id == node_id and isinstance(order, cmd.Assign):
+                self.say_ready(key, order.generation, 300)
+        assert all(self.scheduler.is_ready(digest) for digest in broken)
+
     @rule()
     def everybody_does_what_they_were_told(self) -> None:
         """The common case: without it too few runs get as far as serving."""
         for _ in range(3):
             for order in list(self.told.values()):
                 if isinstance(order, cmd.Measure):
-                    self.told[order.device] = None
-                    self.tell(ev.DeviceMeasured(order.device, order.manifest_hash, facts.benchmark()))
+                    self.say_measured(order, 0.01)
                 elif isinstance(order, cmd.Assign) and (order.device, order.generation) not in self.loaded:
                     self.say_ready(order.device, order.generation, 300)
 
@@ -101,6 +138,9 @@ class AnyOrder(RuleBasedStateMachine):
         ids = [facts.CPU, GPU][: len(sizes)]
         specs = [facts.spec(size, device_id=d, variant=variant) for d, size in zip(ids, sizes, strict=True)]
         self.forget(number)
+        same = {(facts.key(number, device_id), variant) for device_id in ids}
+        node_id = facts.node_id(number)
+        self.measured_on = {known for known in self.measured_on if known[0].node_id != node_id or known[:2] in same}
         self.told |= {facts.key(number, device_id): None for device_id in ids}
         slices = (HeldSlice(facts.CPU, facts.DIGEST, variant, LayerRange(0, 1), held, 0),) if held else ()
         self.tell(ev.NodeJoined(facts.node_id(number), tuple(specs), slices))
@@ -114,8 +154,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data(), layer_s=st.floats(1e-4, 1))
     def measured(self, data: st.DataObject, layer_s: float) -> None:
         order = data.draw(st.sampled_from([o for o in self.told.values() if isinstance(o, cmd.Measure)]))
-        self.told[order.device] = None
-        self.tell(ev.DeviceMeasured(order.device, order.manifest_hash, facts.benchmark(layer_s)))
+        self.say_measured(order, layer_s)
 
     @precondition(lambda self: any(isinstance(order, cmd.Assign) for order in self.told.values()))
     @rule(data=st.data(), num_kv_tokens=st.integers(0, 300), generations_old=st.sampled_from([0, 1]))
@@ -174,6 +213,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.now_s += seconds
         self.tell(ev.TimePassed())
 
+    def say_measured(self, order: cmd.Measure, layer_s: float) -> None:
+        """An answer that nobody waits for any more (the model is gone) means nothing."""
+        device = self.scheduler.state.devices[order.device]
+        if device.state is DeviceState.MEASURING and device.measuring == order.manifest_hash:
+            self.measured_on.add((order.device, order.variant, order.manifest_hash))
+        self.told[order.device] = None
+        self.tell(ev.DeviceMeasured(order.device, order.manifest_hash, facts.benchmark(layer_s)))
+
     def say_ready(self, device: DeviceKey, generation: int, num_kv_tokens: int) -> None:
         self.loaded.add((device, generation))
         self.tell(ev.SliceReady(device, generation, num_kv_tokens))
@@ -192,6 +239,21 @@ class AnyOrder(RuleBasedStateMachine):
     def only_open_requests_are_known(self) -> None:
         state = self.scheduler.state
         assert set(state.waiting) | set(state.running) <= self.open
+
+    @invariant()
+    def a_drained_node_holds_only_what_still_runs(self) -> None:
+        state = self.scheduler.state
+        for key, device in state.devices.items():
+            if key.node_id in self.draining and device.layers is not None:
+                assert any(key in running.devices for running in state.running.values())
+
+    @invariant()
+    def places_in_the_queue_are_whole(self) -> None:
+        places = self.scheduler.queue_places()
+        assert set(places) == set(self.scheduler.state.waiting)
+        for digest in MODELS:
+            waiting = [s for s, w in self.scheduler.state.waiting.items() if w.manifest_hash == digest]
+            assert sorted(places[s].place for s in waiting) == list(range(1, len(waiting) + 1))
 
     @invariant()
     def nothing_is_reserved_without_requests(self) -> None:

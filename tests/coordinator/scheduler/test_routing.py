@@ -22,7 +22,7 @@ def holder(number: int, start: int, stop: int, *, layer_s: float = 0.01, free: i
 
 
 def numbers(chain: list[Device]) -> list[int]:
-    return [int(device.key.node_id, 16) for device in chain]
+    return [facts.number_of(device.key.node_id) for device in chain]
 
 
 def test_the_chain_holds_every_layer_once_in_order() -> None:

@@ -40,3 +40,12 @@ def test_holders_are_loading_or_ready() -> None:
         state.devices[device.key] = device
     assert {d.state for d in state.holders("m")} == {DeviceState.ASSIGNED, DeviceState.READY}
     assert state.holders("other") == []
+
+
+def test_nothing_new_may_be_planned_with_what_a_draining_node_has() -> None:
+    state = State(draining={facts.node_id(1)})
+    for number in (1, 2):
+        device = Device(facts.key(number), facts.spec(), state=DeviceState.READY, model="m", layers=LayerRange(0, 1))
+        state.devices[device.key] = device
+    assert [d.key for d in state.holders("m")] == [d.key for d in state.usable(DeviceState.READY)] == [facts.key(2)]
+    assert len(state.in_state(DeviceState.READY)) == 2

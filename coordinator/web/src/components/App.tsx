@@ -1,13 +1,18 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 
+import { greeting, needsSignIn } from "../account";
 import { currentLive, path, removed, storageWarning, undoRemove } from "../chat";
 import { handleKey } from "../keyboard";
-import { isDrawerOpen, isNarrow, isSettingsOpen, isSidebarOpen } from "../view";
+import { isContributeOpen, isDrawerOpen, isNarrow, isSettingsOpen, isSidebarOpen, isSignOutOpen } from "../view";
 import { Composer } from "./Composer";
+import { ContributeDialog } from "./ContributeDialog";
 import { Header } from "./Header";
 import { MessageList } from "./MessageList";
+import { QueueAnnouncer } from "./QueueNote";
 import { SettingsDialog } from "./SettingsDialog";
 import { Sidebar } from "./Sidebar";
+import { SignIn } from "./SignIn";
+import { SignOutDialog } from "./SignOutDialog";
 import { Welcome } from "./Welcome";
 
 const UNDO_MS = 7_000;
@@ -25,14 +30,28 @@ export function App() {
       {isOpen && isNarrow.value && <div class="curtain" onClick={() => (isDrawerOpen.value = false)} />}
       <div class="page">
         <Header />
-        {isEmpty ? <Welcome /> : <MessageList />}
-        <Composer isEmpty={isEmpty} />
+        <Middle isEmpty={isEmpty} />
         <Notices />
+        <Dock isEmpty={isEmpty} />
       </div>
       {isSettingsOpen.value && <SettingsDialog />}
+      {isContributeOpen.value && <ContributeDialog />}
+      {isSignOutOpen.value && <SignOutDialog />}
       <Announcer />
+      <QueueAnnouncer />
     </div>
   );
+}
+
+function Middle({ isEmpty }: { isEmpty: boolean }) {
+  if (!isEmpty) return <MessageList />;
+  return needsSignIn.value ? <SignIn isWhole /> : <Welcome />;
+}
+
+/** Signed out of a closed pool, stored chats can still be read. */
+function Dock({ isEmpty }: { isEmpty: boolean }) {
+  if (!needsSignIn.value) return <Composer isEmpty={isEmpty} />;
+  return isEmpty ? null : <SignIn isWhole={false} />;
 }
 
 function Notices() {
@@ -48,6 +67,12 @@ function Notices() {
         <p class="notice">
           <span>Deleted “<bdi>{conversation.title}</bdi>”.</span>
           <button type="button" class="text-button" onClick={() => void undoRemove()}>Undo</button>
+        </p>
+      )}
+      {greeting.value !== null && (
+        <p class="notice" data-testid="greeting">
+          <span dir="auto">{greeting.value}</span>
+          <button type="button" class="text-button" onClick={() => (greeting.value = null)}>Got it</button>
         </p>
       )}
       {storageWarning.value !== null && (

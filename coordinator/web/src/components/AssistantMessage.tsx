@@ -8,6 +8,7 @@ import { CopyButton } from "./CopyButton";
 import { ErrorNote } from "./ErrorNote";
 import { AgainIcon } from "./Icons";
 import { MarkdownView } from "./MarkdownView";
+import { QueueNote } from "./QueueNote";
 import { ReasoningBlock } from "./ReasoningBlock";
 import { useFlow } from "./useFlow";
 import { Versions } from "./Versions";
@@ -54,10 +55,12 @@ function AnswerText({ message, live }: { message: Message; live: LiveAnswer | nu
   const isComplete = live === null;
   const { thoughts, isThinking, answer } = splitReasoning(text, isComplete);
   const isWaiting = !isComplete && answer === "" && thoughts === null;
+  const queue = live?.queue.value ?? null;
   return (
     <div data-testid="message-assistant" class="answer">
       {thoughts !== null && <ReasoningBlock thoughts={thoughts} isThinking={isThinking} durationMs={isComplete ? (message.facts?.reasoningMs ?? null) : null} />}
-      {isWaiting ? <Waiting /> : <MarkdownView text={answer} isComplete={isComplete} />}
+      {isWaiting ? queue === null && <Waiting /> : <MarkdownView text={answer} isComplete={isComplete} />}
+      {queue !== null && <QueueNote queue={queue} />}
     </div>
   );
 }

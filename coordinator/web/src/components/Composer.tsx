@@ -1,13 +1,15 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 
 import { ask, current, currentLive, stop } from "../chat";
 import { describeModel } from "../layers";
 import { model, pool, poolError } from "../pool";
 import { SendIcon, StopIcon } from "./Icons";
 import { stickToBottom } from "../scroll";
+import { draft } from "../view";
+import { PrivacyNote } from "./Privacy";
 
 export function Composer({ isEmpty }: { isEmpty: boolean }) {
-  const [text, setText] = useState("");
+  const text = draft.value;
   const area = useRef<HTMLTextAreaElement>(null);
   const isLive = currentLive.value !== null;
   const conversation = current.value.id;
@@ -20,7 +22,7 @@ export function Composer({ isEmpty }: { isEmpty: boolean }) {
   const canSend = text.trim() !== "" && !isLive;
   const send = (): void => {
     if (!canSend) return;
-    setText("");
+    draft.value = "";
     stickToBottom();
     void ask(text.trim());
   };
@@ -35,7 +37,7 @@ export function Composer({ isEmpty }: { isEmpty: boolean }) {
       <div class="composer">
         <label class="sr-only" for="composer">Message</label>
         <textarea ref={area} id="composer" data-testid="composer" rows={1} placeholder="Ask the pool" enterkeyhint="send"
-          dir="auto" value={text} onInput={(event) => setText(event.currentTarget.value)} onKeyDown={onKeyDown} />
+          dir="auto" value={text} onInput={(event) => (draft.value = event.currentTarget.value)} onKeyDown={onKeyDown} />
         {isLive ? (
           <button type="button" class="round-button" data-testid="stop" onClick={() => stop()} aria-label="Stop answering"
             title="Stop (Esc)">
@@ -50,16 +52,6 @@ export function Composer({ isEmpty }: { isEmpty: boolean }) {
       </div>
       <PrivacyNote isLong={isEmpty} />
     </footer>
-  );
-}
-
-function PrivacyNote({ isLong }: { isLong: boolean }) {
-  return (
-    <p class={`privacy-note ${isLong ? "is-long" : ""}`} data-testid="privacy-note">
-      {isLong
-        ? "Volunteers’ machines compute every answer, and their owners could read what you write and what comes back. Share nothing here that must stay private."
-        : "Volunteers’ machines compute the answers; their owners could read this chat. Answers can be wrong."}
-    </p>
   );
 }
 

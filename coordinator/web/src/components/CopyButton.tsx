@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 
-import { copyText } from "../view";
+import { copyText } from "../clipboard";
 import { CheckIcon, CopyIcon } from "./Icons";
 
 const SHOWN_MS = 1_500;

@@ -31,6 +31,10 @@ export const TrashIcon = () => <Icon><path d="M4.5 7h15M9.5 7V5.500A1.5 1.5 0 0 
 export const DownloadIcon = () => <Icon><path d="M12 4.500V15M7.5 11l4.5 4.5 4.5-4.500M5 19.500h14" /></Icon>;
 export const WarningIcon = () => <Icon><circle cx="12" cy="12" r="8.5" /><path d="M12 8v4.500M12 15.900v.1" /></Icon>;
 export const PeopleIcon = () => <Icon><circle cx="9" cy="8.5" r="3.5" /><path d="M3 19.500a6 6 0 0 1 12 0M15.5 5.300a3.5 3.5 0 0 1 0 6.400M17.5 14.500a6 6 0 0 1 3.5 5" /></Icon>;
+export const InfoIcon = () => <Icon><circle cx="12" cy="12" r="8.5" /><path d="M12 11.500v4.500M12 8v.1" /></Icon>;
+export const ContributeIcon = () => <Icon><rect x="3.5" y="7" width="17" height="10" rx="2.5" /><circle cx="9" cy="12" r="2.25" /><circle cx="15.5" cy="12" r="2.25" /><path d="M6.5 17v2.500M10 17v2.500" /></Icon>;
+export const SignOutIcon = () => <Icon><path d="M14 4.500H7.500a2.500 2.500 0 0 0-2.500 2.500v10a2.500 2.500 0 0 0 2.500 2.500H14M10.500 12H20M16.500 8.500L20 12l-3.500 3.500" /></Icon>;
+export const GearIcon = () => <Icon><path d="M4 6h16M4 12h16M4 18h16" /><circle cx="9" cy="6" r="1.8" fill="var(--side)" /><circle cx="15" cy="12" r="1.8" fill="var(--side)" /><circle cx="7" cy="18" r="1.8" fill="var(--side)" /></Icon>;
 
 /** Layers, held apart and side by side. */
 export function Logo() {

@@ -4,7 +4,7 @@ import { type Block, BlockSplitter } from "../blocks";
 import { isHighlighterReady } from "../highlight";
 import { renderMarkdown } from "../markdown";
 import { memo } from "../memo";
-import { copyText } from "../view";
+import { copyText } from "../clipboard";
 
 /** Markdown text that may still grow. Only blocks whose text changed are drawn again. */
 export const MarkdownView = memo(({ text, isComplete }: { text: string; isComplete: boolean }) => {

@@ -1,5 +1,6 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 
+import { needsSignIn } from "../account";
 import { current, currentLive, path } from "../chat";
 import { follow, isAtBottom, keepPlace, stickToBottom } from "../scroll";
 import { AssistantMessage } from "./AssistantMessage";
@@ -23,6 +24,8 @@ export function MessageList() {
   const messages = path.value;
   const live = currentLive.value;
   const shown = messages.slice(-numShown);
+  // Signed out, asking again would only be refused.
+  const isLocked = live !== null || needsSignIn.value;
   return (
     <main class="scroll" ref={area} tabindex={-1}>
       <h1 class="sr-only">{current.value.title}</h1>
@@ -34,10 +37,10 @@ export function MessageList() {
         )}
         {shown.map((message) =>
           message.role === "user" ? (
-            <UserMessage key={message.id} message={message} isLocked={live !== null} />
+            <UserMessage key={message.id} message={message} isLocked={isLocked} />
           ) : (
             <AssistantMessage key={message.id} message={message} live={live?.messageId === message.id ? live : null}
-              isLast={message === messages.at(-1)} isLocked={live !== null} />
+              isLast={message === messages.at(-1)} isLocked={isLocked} />
           ),
         )}
       </div>

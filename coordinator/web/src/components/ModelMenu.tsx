@@ -1,3 +1,4 @@
+import { needsSignIn, session } from "../account";
 import { describeModel } from "../layers";
 import { model, pool, poolError } from "../pool";
 import { change } from "../settings";
@@ -5,6 +6,7 @@ import { CheckIcon, DownIcon } from "./Icons";
 import { Popover } from "./Popover";
 
 export function ModelMenu() {
+  if (needsSignIn.value) return <bdi class="model-name pool-title">{session.value?.poolName}</bdi>;
   const chosen = model.value;
   const models = pool.value?.models ?? [];
   const name = chosen?.id ?? (pool.value === null ? (poolError.value === null ? "Looking for the pool…" : "No connection") : "No model yet");

@@ -2,6 +2,7 @@ import type { Pool, PoolModel } from "../api";
 import { formatBytes, plural } from "../format";
 import { describeLayers, describeModel, type Holder, holdersOf } from "../layers";
 import { model, pool, poolError } from "../pool";
+import { isContributeOpen } from "../view";
 import { PeopleIcon } from "./Icons";
 import { LayerStrip } from "./LayerStrip";
 import { Popover } from "./Popover";
@@ -17,12 +18,14 @@ export function PoolPanel() {
   );
   return (
     <Popover label={`The pool: ${plural(seen.nodes.length, "node")}`} trigger={trigger} triggerClass="pool-button" side="right">
-      {() => (
+      {(close) => (
         <div class="pool-panel">
           <h2><bdi>{seen.name || "The pool"}</bdi></h2>
           {poolError.value !== null && <p class="quiet">{poolError.value}</p>}
           {model.value !== null && <ModelHolders seen={seen} shown={model.value} />}
           <IdleNodes seen={seen} />
+          {seen.numWaiting > 0 && <p class="quiet">{plural(seen.numWaiting, "request")} waiting for a place.</p>}
+          <button type="button" class="button" onClick={() => { close(); isContributeOpen.value = true; }}>Contribute a computer</button>
         </div>
       )}
     </Popover>

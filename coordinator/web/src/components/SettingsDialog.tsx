@@ -1,32 +1,27 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useState } from "preact/hooks";
 
 import { removeAll, summaries } from "../chat";
 import { plural } from "../format";
 import { change, MAX_MAX_TOKENS, MAX_TEMPERATURE, settings } from "../settings";
 import { focusComposer, isSettingsOpen } from "../view";
-import { CloseIcon } from "./Icons";
+import { Dialog } from "./Dialog";
 
 export function SettingsDialog() {
-  const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => dialog.current?.showModal(), []);
-  const close = (): void => {
+  const onClose = (): void => {
     isSettingsOpen.value = false;
     focusComposer();
   };
   return (
-    <dialog ref={dialog} class="dialog" aria-labelledby="settings-title" onClose={close}
-      onClick={(event) => { if (event.target === dialog.current) dialog.current?.close(); }}>
-      <div class="dialog-body">
-        <div class="dialog-head">
-          <h2 id="settings-title">Settings</h2>
-          <button type="button" class="icon-button" onClick={() => dialog.current?.close()} aria-label="Close"><CloseIcon /></button>
-        </div>
-        <SystemPrompt />
-        <Temperature />
-        <MaxTokens />
-        <Forget />
-      </div>
-    </dialog>
+    <Dialog title="Settings" onClose={onClose}>
+      {() => (
+        <>
+          <SystemPrompt />
+          <Temperature />
+          <MaxTokens />
+          <Forget />
+        </>
+      )}
+    </Dialog>
   );
 }
 
@@ -83,7 +78,7 @@ function Forget() {
   };
   return (
     <div class="field forget">
-      <p class="quiet">Conversations and settings are kept in this browser and nowhere else.</p>
+      <p class="quiet">Conversations and settings are kept in this browser and nowhere else. Signing out leaves them here.</p>
       {isAsking ? (
         <div class="forget-actions">
           <button type="button" class="button" onClick={() => setIsAsking(false)}>Keep them</button>

@@ -4,6 +4,7 @@ import { current, liveAnswers, load, open, remove, rename, summaries } from "../
 import { type Summary, toMarkdown } from "../conversation";
 import { dayGroup } from "../format";
 import { focusComposer, isDrawerOpen, isNarrow, toggleSidebar } from "../view";
+import { AccountFoot } from "./AccountFoot";
 import { NewChatButton } from "./Header";
 import { DownloadIcon, Logo, MoreIcon, PencilIcon, SearchIcon, SidebarIcon, TrashIcon } from "./Icons";
 import { Popover } from "./Popover";
@@ -32,6 +33,7 @@ export function Sidebar() {
         {found.length === 0 && <p class="quiet pad">{needle === "" ? "Your conversations will be kept here, in this browser only." : "No conversation has this in its title."}</p>}
         <Groups found={found} />
       </div>
+      <AccountFoot />
     </nav>
   );
 }

@@ -1,6 +1,7 @@
 import { ask } from "../chat";
 import { type Holder, holdersOf } from "../layers";
 import { model, pool, poolError } from "../pool";
+import { isContributeOpen } from "../view";
 import { Logo } from "./Icons";
 import { LayerStrip } from "./LayerStrip";
 
@@ -22,7 +23,10 @@ export function Welcome() {
       {seen !== null && shown !== null && (
         <div class="welcome-pool">
           <LayerStrip holders={holdersOf(seen, shown.id)} numLayers={shown.numLayers} />
-          {isReady && <p class="quiet">{describeChain(holdersOf(seen, shown.id))}</p>}
+          <p class="quiet">
+            {isReady && describeChain(holdersOf(seen, shown.id))}
+            <button type="button" class="text-button" aria-haspopup="dialog" onClick={() => (isContributeOpen.value = true)}>{isReady ? "Add yours" : "Contribute a computer"}</button>
+          </p>
         </div>
       )}
       <ul class="ideas">

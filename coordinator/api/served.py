@@ -1,0 +1,59 @@
+"""What the scheduler and the API know of a model that the catalog has opened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from coordinator.api.chat import ServedModel
+from coordinator.models.catalog import Model
+from coordinator.models.tokenizer import ChatTokenizer
+from coordinator.scheduler.state import ModelFacts
+from protocol.values import Sampling
+
+
+def model_facts(model: Model) -> ModelFacts:
+    """What the scheduler knows of a model."""
+    shape = model.shape
+    return ModelFacts(
+        name=model.name,
+        manifest_hash=model.manifest_hash,
+        context_length=shape.context_length,
+        layer_numels=shape.layer_numels,
+        embedding_numel=shape.embedding_numel,
+        head_numel=shape.head_numel,
+        kv_numel_per_token=shape.kv_numel_per_token,
+    )
+
+
+def served_model(model: Model, created_s: int) -> ServedModel:
+    """What the API knows of a model. Reads its tokenizer: call it off the event loop. Raises ModelError."""
+    tokenizer = ChatTokenizer.load(model.tokenizer_folder)
+    return ServedModel(
+        name=model.name,
+        manifest_hash=model.manifest_hash,
+        num_layers=model.shape.num_layers,
+        context_length=model.shape.context_length,
+        tokenizer=tokenizer,
+        stop_tokens=tokenizer.stop_tokens(),
+        default_sampling=default_sampling(model.tokenizer_folder),
+        created_s=created_s,
+    )
+
+
+def default_sampling(folder: Path) -> Sampling:
+    """What the model's makers recommend (generation_config.json); OpenAI's default, temperature 1, without it."""
+    try:
+        config = json.loads((folder / "generation_config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        config = {}
+    config = config if isinstance(config, dict) else {}
+    given = {name: config.get(name) for name in ("temperature", "top_p", "top_k")}
+    if config.get("do_sample") is False:
+        given["temperature"] = 0.0
+    usable = {name: value for name, value in given.items() if isinstance(value, int | float) and value >= 0}
+    return Sampling(
+        temperature=min(2.0, float(usable.get("temperature", 1.0))),
+        top_p=min(1.0, float(usable.get("top_p", 1.0)) or 1.0),
+        top_k=int(usable.get("top_k", 0)),
+    )
