@@ -1,11 +1,10 @@
 """The command `decentllm`: without arguments the tray app, `decentllm node run` the agent alone.
 
-Nothing heavy is imported before it is known which of the two this process is: in a frozen app one program is both."""
+Nothing heavy is imported before it is known which of them this process is: in a frozen app one program is all."""
 
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import platform
 import re
@@ -13,38 +12,77 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from client.config import NodeConfig, parse_join_url, parse_size
-from client.errors import ClientError
+from msgspec import structs
+
+from client.arguments import JOIN_VARIABLE, parser
+from client.config import NVML_MODULE, Direct, NodeConfig, join_link
+from client.errors import ClientError, JoinError
 from client.paths import FolderError, data_dir, private_folder
-from protocol.version import app_version
+from client.rules_file import read_rules
+from client.service_unit import node_unit
+from protocol.join_link import SCHEME, JoinLink
+from protocol.pause import PauseMode, PauseRules
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    offered, words = split_offered_link(sys.argv[1:] if argv is None else argv)
+    arguments = parser().parse_args(words)
     try:
-        if arguments.what == "node":
-            from client.agent.main import run_node
-
-            return run_node(node_config(arguments))
-        return _gui(arguments)
+        if arguments.what == "gui":
+            return _gui(arguments, join_link(offered) if offered else None)
+        if offered:
+            raise JoinError("bad_link", "A node is given its pool's link with --join.")
+        return _COMMANDS[arguments.what](arguments)
     except (ClientError, FolderError) as error:
         print(f"decentllm: {error}", file=sys.stderr)
         return 2
 
 
+def split_offered_link(words: Sequence[str]) -> tuple[str, list[str]]:
+    """A join link among the words, as a desktop gives one that was clicked, and the other words."""
+    for number, word in enumerate(words):
+        is_value = number > 0 and words[number - 1] == "--join"
+        if word.lower().startswith(f"{SCHEME}:") and not is_value:
+            return word, [*words[:number], *words[number + 1 :]]
+    return "", list(words)
+
+
+# ---------------------------------------------------------------- without a window
+
+
 def node_config(arguments: argparse.Namespace) -> NodeConfig:
-    """The node's settings from the command line; raises ClientError or FolderError for what cannot be used."""
+    """The node's settings from the command line and the environment; raises ClientError or FolderError for what cannot
+    be used."""
+    from_environment = os.environ.pop(JOIN_VARIABLE, "")  # workers have no use for an invitation
+    link = arguments.join or from_environment
+    if not link:
+        raise JoinError("no_link", f"Give the pool's join link with --join, or in the variable {JOIN_VARIABLE}.")
+    return _config(arguments, join_link(link))
+
+
+def _config(arguments: argparse.Namespace, join: JoinLink) -> NodeConfig:
     return NodeConfig(
-        join_url=parse_join_url(arguments.join),
+        join=join,
         data_dir=private_folder(arguments.data_dir) if arguments.data_dir else data_dir(),
         name=clean_name(arguments.name or platform.node()),
         max_memory_bytes=arguments.max_memory,
         max_layers=arguments.max_layers,
+        max_disk_bytes=arguments.max_disk,
         use_gpu=not arguments.cpu,
+        direct=Direct(arguments.direct or Direct.AUTO),
+        rules=_rules(arguments),
         worker_python=arguments.worker_python,
+        index_url=arguments.index_url,
+        find_links=arguments.find_links,
+        nvml_module=arguments.nvml_module or NVML_MODULE,
         attached=arguments.attached,
     )
+
+
+def _rules(arguments: argparse.Namespace) -> PauseRules:
+    rules = read_rules(arguments.rules_file) if arguments.rules_file else PauseRules()
+    return structs.replace(rules, mode=PauseMode(arguments.pause_mode)) if arguments.pause_mode else rules
 
 
 def clean_name(name: str) -> str:
@@ -52,12 +90,73 @@ def clean_name(name: str) -> str:
     return re.sub(r"[^\w .:@+-]", "", name).strip()[:64] or "node"
 
 
-def _gui(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
+    from client.agent.main import run_node
+
+    return run_node(node_config(arguments))
+
+
+def _print_unit(arguments: argparse.Namespace) -> int:
+    _rules(arguments)  # a file that cannot be used is better found here than in the service's log
+    itself = (sys.executable,) if getattr(sys, "frozen", False) else (sys.executable, "-P", "-m", "client")
+    program = itself if arguments.program is None else (str(arguments.program),)
+    reads = [Path(sys.prefix), Path(sys.base_prefix), Path(__file__)] if arguments.program is None else []
+    print(node_unit(program, [*agent_arguments(arguments), *_rules_words(arguments)], reads), end="")
+    return 0
+
+
+def _rules_words(arguments: argparse.Namespace) -> list[str]:
+    words = ["--rules-file", str(arguments.rules_file.absolute())] if arguments.rules_file else []
+    return words + (["--pause-mode", arguments.pause_mode] if arguments.pause_mode else [])
+
+
+def _print_facts(arguments: argparse.Namespace) -> int:
+    from client.agent.agent import nvml_of
+    from client.agent.hardware import Limits, find_devices
+    from client.agent.prepared import facts_of
+    from client.facts import encode_facts
+    from shell import AsyncioEnv
+
+    config = _config(arguments, JoinLink(""))
+    nvml = nvml_of(config)
+    devices = find_devices(nvml, Limits(config.max_memory_bytes, config.max_layers))
+    print(encode_facts(facts_of(config, devices, nvml, AsyncioEnv())).decode(), end="")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from client.agent.main import prepare_runtime
+
+    print(f"The runtime is ready: {prepare_runtime(_config(arguments, JoinLink('')))}")
+    return 0
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from client.autostart import system_autostart
+    from client.clean import clean, describe, stored_folders
+    from client.paths import all_folders
+
+    folders = stored_folders([*all_folders(), *([arguments.data_dir] if arguments.data_dir else [])])
+    print(describe(folders) if folders else "Nothing is stored.")
+    if folders and not arguments.yes and input("Delete it? [y/N] ").strip().lower() not in ("y", "yes"):
+        return 1
+    clean(folders, system_autostart().turn_off)
+    return 0
+
+
+_COMMANDS = {"run": _run, "unit": _print_unit, "facts": _print_facts, "prepare": _prepare, "clean": _clean}
+
+
+# ---------------------------------------------------------------- the app
+
+
+def _gui(arguments: argparse.Namespace, offered_link: JoinLink | None) -> int:
     from client.app import GuiSettings, run_gui
 
     return run_gui(
         GuiSettings(
             join_url=arguments.join or None,
+            offered_link=offered_link,
             data_dir=arguments.data_dir,
             agent_arguments=agent_arguments(arguments),
             start_contributing=arguments.contribute,
@@ -67,57 +166,17 @@ def _gui(arguments: argparse.Namespace) -> int:
 
 
 def agent_arguments(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The limits that the volunteer gave the app, as the words that give them to its agent."""
-    words = ["--name", arguments.name] if arguments.name else []
-    words += ["--max-memory", str(arguments.max_memory)] if arguments.max_memory is not None else []
-    words += ["--max-layers", str(arguments.max_layers)] if arguments.max_layers is not None else []
+    """The limits that the volunteer gave, as the words that give them to the agent."""
+    given = {
+        "--name": arguments.name or None,
+        "--max-memory": arguments.max_memory,
+        "--max-layers": arguments.max_layers,
+        "--max-disk": arguments.max_disk,
+        "--direct": arguments.direct,
+        "--nvml-module": arguments.nvml_module,
+    }
+    words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
     return (*words, *(["--cpu"] if arguments.cpu else []))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="decentllm", description="Contribute a GPU to a pool.")
-    parser.set_defaults(what="gui", name="", max_memory=None, max_layers=None, cpu=False)
-    parser.add_argument("--version", action="version", version=f"decentllm {app_version()}")
-    parser.add_argument("--join", metavar="ADDRESS", default="", help="the pool's address, such as http://host:8000")
-    parser.add_argument("--contribute", action="store_true", help="contribute at once, without a click")
-    parser.add_argument("--hidden", action="store_true", help="start in the tray, without the window")
-    parser.add_argument("--data-dir", type=Path, help="where weights are kept")
-    _limit_arguments(parser)
-    commands = parser.add_subparsers(metavar="COMMAND")
-    node = commands.add_parser("node", help="the agent without a window").add_subparsers(required=True, metavar="run")
-    _node_arguments(node.add_parser("run", help="contribute until stopped"))
-    return parser
-
-
-def _node_arguments(run: argparse.ArgumentParser) -> None:
-    run.set_defaults(what="node")
-    run.add_argument("--join", metavar="ADDRESS", required=True, help="the pool's address, such as http://host:8000")
-    run.add_argument("--data-dir", type=Path, default=argparse.SUPPRESS, help="where weights are kept")
-    _limit_arguments(run)
-    run.add_argument("--worker-python", default=os.environ.get("DECENTLLM_WORKER_PYTHON", ""), help=argparse.SUPPRESS)
-    run.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
-
-
-def _limit_arguments(parser: argparse.ArgumentParser) -> None:
-    """The same before and after `node run`: what is not given in one place does not undo the other."""
-    add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
-    add("--name", help="what the pool calls this node (default: the machine's name)")
-    add("--max-memory", type=_size, metavar="SIZE", help="per device, such as 6GB")
-    add("--max-layers", type=_count, metavar="N", help="hold at most this many layers per device")
-    add("--cpu", action="store_true", help="do not use a GPU")
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 999999")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -4,54 +4,87 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from client.errors import JoinError
+from protocol.join_link import JoinLink, JoinLinkError, parse_join_link
+from protocol.pause import PauseRules
 
-BYTE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+BYTE_UNITS = {
+    "": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40,
+}  # fmt: skip
 MAX_SIZE_BYTES = 2**53
 """What the wire takes (protocol.values.Bytes): 9 petabytes."""
-_HOST = re.compile(r"[\w.:%-]+")
-"""A name (in any script), an IPv4 or an IPv6 address."""
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*\Z", re.IGNORECASE)
+MAX_DISK_BYTES = 50 * 10**9
+"""Weights of any one machine's share of a model fit; a volunteer's disk is not filled unasked."""
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*\Z", re.IGNORECASE)
+NVML_MODULE = "pynvml"
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Direct(StrEnum):
+    """Whether neighbours in a chain may connect to this node, and it to them. They see each other's addresses then."""
+
+    AUTO = "auto"
+    """With a pool on this machine or on the local network."""
+    ON = "on"
+    """With any pool."""
+    OFF = "off"
+    """Never: all rows go through the coordinator."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """What the agent needs to know. `join_url` is the pool's address, such as http://127.0.0.1:8000."""
+    """What the agent needs to know. `max_disk_bytes` None: MAX_DISK_BYTES, or less if the pool says so.
 
-    join_url: str
+    `index_url` and `find_links` say where the runtime's packages come from, if not from the public index."""
+
+    join: JoinLink
     data_dir: Path
     name: str
     max_memory_bytes: int | None = None
     max_layers: int | None = None
+    max_disk_bytes: int | None = None
     use_gpu: bool = True
-    peer_host: str = "127.0.0.1"
+    direct: Direct = Direct.AUTO
+    rules: PauseRules = PauseRules()
     worker_python: str = ""
+    index_url: str = ""
+    find_links: str = ""
+    nvml_module: str = NVML_MODULE
     attached: bool = False
+
+    @property
+    def join_url(self) -> str:
+        """The pool's base address, such as http://127.0.0.1:8000."""
+        return self.join.url
 
     @property
     def node_socket_url(self) -> str:
         """Where the agent's websocket goes."""
-        parts = urlsplit(self.join_url)
+        parts = urlsplit(self.join.url)
         scheme = {"http": "ws", "https": "wss"}[parts.scheme]
         return f"{scheme}://{parts.netloc}/node"
 
+    @property
+    def audience(self) -> str:
+        """The pool's host and port as in the Host header (RFC 9110, section 7.2), in lower case: without the scheme's
+        own port, and in ASCII. A hello is signed for it (protocol.identity)."""
+        parts = urlsplit(self.join.url)
+        host = (parts.hostname or "").lower()
+        host = f"[{host}]" if ":" in host else host if host.isascii() else host.encode("idna").decode()
+        is_usual = parts.port in (None, _DEFAULT_PORTS[parts.scheme])
+        return host if is_usual else f"{host}:{parts.port}"
 
-def parse_join_url(text: str) -> str:
-    """The pool's base address from what a person pasted; raises JoinError with one sentence."""
-    text = text.strip()
+
+def join_link(text: str) -> JoinLink:
+    """A link or an address from what a person pasted; raises JoinError with one sentence."""
     try:
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        has_port_in_range = parts.port is None or parts.port > 0
-    except ValueError:
-        raise JoinError("bad_address", "The pool's address is not a valid URL.") from None
-    if parts.scheme not in ("http", "https") or not has_port_in_range or not _HOST.fullmatch(parts.hostname or ""):
-        raise JoinError("bad_address", "The pool's address must look like http://host:port.")
-    if "@" in parts.netloc:
-        raise JoinError("bad_address", "The pool's address must not contain a user name or password.")
-    return f"{parts.scheme}://{parts.netloc}"
+        return parse_join_link(text)
+    except JoinLinkError as error:
+        raise JoinError("bad_link", error.sentence) from None
 
 
 def parse_size(text: str) -> int:

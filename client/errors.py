@@ -4,6 +4,7 @@ ClientError                 `title` and sentence for people, `code` for the coor
 +-- JoinError               the pool cannot be joined, and trying again will not help
 +-- WeightsError            weights could not be fetched or are not what the manifest says
 +-- WorkerError             the torch worker died or refused
++-- RulesFileError          the file with the rules for pausing cannot be used
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class WeightsError(ClientError):
 
 class WorkerError(ClientError):
     title = "The GPU worker failed"
+
+
+class RulesFileError(ClientError):
+    title = "The rules cannot be used"

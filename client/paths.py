@@ -36,6 +36,11 @@ def log_dir() -> Path:
     return private_folder(Path(_DIRS.user_log_dir))
 
 
+def all_folders() -> tuple[Path, ...]:
+    """All of them, whether they exist or not; none is made."""
+    return tuple(Path(p) for p in (_DIRS.user_config_dir, _DIRS.user_data_dir, _DIRS.user_log_dir))
+
+
 def private_folder(path: Path) -> Path:
     """The folder, made with mode 0700 if there is none. Raises FolderError."""
     try:

@@ -6,13 +6,18 @@ from enum import StrEnum
 
 import msgspec
 
+from protocol.pause import PauseReason, PauseRules
 from protocol.values import LayerRange
+
+MAX_TRANSITIONS = 100
 
 
 class AgentState(StrEnum):
     """What the node as a whole is doing, in the order a volunteer meets it."""
 
     STOPPED = "stopped"
+    PREPARING = "preparing"
+    """The runtime (torch and what it needs) is being downloaded and installed, once; bytes are in Status."""
     CONNECTING = "connecting"
     MEASURING = "measuring"
     WAITING = "waiting"
@@ -21,6 +26,7 @@ class AgentState(StrEnum):
     LOADING = "loading"
     SERVING = "serving"
     PAUSED = "paused"
+    """`Status.pause` says why and until when."""
     FAILED = "failed"
     """Cannot go on without the volunteer; `message` says why."""
 
@@ -38,8 +44,29 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     total_bytes: int = 0
 
 
+class PauseInfo(msgspec.Struct, frozen=True):
+    """Why the node does not serve now. Times are seconds since 1970.
+
+    `detail` names what was seen, for the person at this machine only ("steam uses 87 % of the GPU"). `until_s` is the
+    end of a manual pause that has one; `resumes_at_s` is when the node goes on if nothing stirs again."""
+
+    reasons: tuple[PauseReason, ...]
+    since_s: float
+    detail: str = ""
+    until_s: float | None = None
+    resumes_at_s: float | None = None
+
+
+class Transition(msgspec.Struct, frozen=True):
+    """One change between serving and paused, for "Why did it pause?". Empty `reasons`: it went on."""
+
+    at_s: float
+    reasons: tuple[PauseReason, ...] = ()
+    detail: str = ""
+
+
 class Status(msgspec.Struct, frozen=True, tag="status"):
-    """The whole truth about the node at one moment."""
+    """The whole truth about the node at one moment. The bytes are those of PREPARING."""
 
     state: AgentState
     message: str = ""
@@ -48,35 +75,66 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
     num_sessions: int = 0
     num_tokens: int = 0
     worker_pids: tuple[int, ...] = ()
+    pause: PauseInfo | None = None
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class History(msgspec.Struct, frozen=True, tag="history"):
+    """The last MAX_TRANSITIONS changes between serving and paused, oldest first; sent when there is a new one."""
+
+    transitions: tuple[Transition, ...]
 
 
 class Pause(msgspec.Struct, frozen=True, tag="pause"):
-    """Leave the pool cleanly and end the workers, so that their memory is free."""
+    """Leave the pool cleanly and end the workers, so that their memory is free. None: until Resume."""
+
+    for_s: float | None = None
 
 
 class Resume(msgspec.Struct, frozen=True, tag="resume"):
-    """Join the pool again."""
+    """End a manual pause. With `anyway` the reasons to pause that hold now do not count until they have passed once:
+    the volunteer knows, and wants to contribute all the same."""
+
+    anyway: bool = False
+
+
+class SetRules(msgspec.Struct, frozen=True, tag="rules"):
+    """The volunteer's own rules, from now on."""
+
+    rules: PauseRules
+
+
+class SessionReading(msgspec.Struct, frozen=True, tag="session"):
+    """What only a program in the volunteer's desktop session can see; sent about every second while it changes.
+
+    None: not known on this desktop. `idle_s` is the time since the last key or mouse movement."""
+
+    idle_s: float | None = None
+    is_fullscreen: bool | None = None
+    is_locked: bool | None = None
 
 
 class Quit(msgspec.Struct, frozen=True, tag="quit"):
     """Leave the pool cleanly and end the agent. End-of-file on its standard input means the same."""
 
 
-Command = Pause | Resume | Quit
+Report = Status | History
+Command = Pause | Resume | SetRules | SessionReading | Quit
 
 _encoder = msgspec.json.Encoder()
-_status_decoder = msgspec.json.Decoder(Status)
+_report_decoder: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
 _command_decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 
 
-def encode_line(message: Status | Command) -> bytes:
+def encode_line(message: Report | Command) -> bytes:
     """The message as one line of JSON."""
     return _encoder.encode(message) + b"\n"
 
 
-def decode_status(line: bytes) -> Status:
+def decode_report(line: bytes) -> Report:
     """Raises msgspec.DecodeError (also for a line of another shape)."""
-    return _status_decoder.decode(line)
+    return _report_decoder.decode(line)
 
 
 def decode_command(line: bytes) -> Command:

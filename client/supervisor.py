@@ -1,7 +1,7 @@
 """The GUI's side of the agent, as a state machine without Qt, process or clock: events in, commands out.
 
-`TRANSITIONS` is the machine; `client/ui/agent_process.py` is the shell that runs the commands. The agent dies with
-the GUI because its standard input ends; nothing here has to see to that.
+`client/supervisor_table.py` is the machine; `client/ui/agent_process.py` is the shell that runs the commands. The agent
+dies with the GUI because its standard input ends; nothing here has to see to that.
 """
 
 from __future__ import annotations
@@ -10,21 +10,30 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum, auto
 
 import msgspec
 
-from client.status import AgentState, Pause, Quit, Resume, Status, decode_status, encode_line
+from client.status import (
+    MAX_TRANSITIONS,
+    AgentState,
+    History,
+    Pause,
+    Quit,
+    Resume,
+    SessionReading,
+    SetRules,
+    Status,
+    Transition,
+    decode_report,
+    encode_line,
+)
+from client.supervisor_table import LISTENING, TRANSITIONS, Input, Order, Phase
 from protocol.backoff import doubled_s
+from protocol.pause import PauseRules
 
 logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 * 1024
-START_LIMIT_S = 60.0
-"""How long the agent may stay silent after a start: a cold disk reads Python and its packages in 10 s or more."""
-PAUSE_LIMIT_S = 10.0
-"""A volunteer who pauses wants the GPU back; an agent that has not let go by then is ended."""
-QUIT_LIMIT_S = 10.0
 STABLE_RUN_S = 60.0
 """A run this long was healthy: what ends it starts the back-off from the beginning."""
 MAX_BACK_OFF_S = 60.0
@@ -51,12 +60,30 @@ class UnexpectedInput(SupervisorError):  # noqa: N818 - named as h11 and websock
 
 @dataclass(frozen=True, slots=True)
 class ContributePressed:
-    """The volunteer wants to contribute (also "try again")."""
+    """The volunteer wants to contribute (also "try again"). `anyway`: whatever the machine is used for now."""
+
+    anyway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PausePressed:
-    """The volunteer wants the GPU back."""
+    """The volunteer wants the GPU back, for a while or (None) until ContributePressed."""
+
+    for_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RulesChanged:
+    """The volunteer's rules, from now on and for every agent that is started."""
+
+    rules: PauseRules
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRead:
+    """What the desktop says about the person at the machine."""
+
+    reading: SessionReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +93,7 @@ class QuitPressed:
 
 @dataclass(frozen=True, slots=True)
 class PoolChanged:
-    """The agent's command line is another one now: a running agent must be replaced."""
+    """What the agent is started with is different now: a running one must be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +122,7 @@ class TimePassed:
     """The time asked for by WakeAfter is over (being early is harmless)."""
 
 
-UserEvent = ContributePressed | PausePressed | QuitPressed | PoolChanged
+UserEvent = ContributePressed | PausePressed | QuitPressed | PoolChanged | RulesChanged | SessionRead
 Event = UserEvent | OutputReceived | AgentExited | AgentNotStarted | TimePassed
 
 # ---------------------------------------------------------------- commands
@@ -142,47 +169,9 @@ Command = StartAgent | SendLine | KillAgent | WakeAfter | Show | Exit
 # ---------------------------------------------------------------- the machine
 
 
-class Phase(Enum):
-    """What the volunteer wished for and how far the agent has followed."""
-
-    STOPPED = auto()
-    """No process."""
-    STARTING = auto()
-    """Started or resumed, no answer so far."""
-    CONTRIBUTING = auto()
-    FAILED = auto()
-    """The process lives and says that it cannot go on without the volunteer."""
-    PAUSING = auto()
-    PAUSED = auto()
-    """The process lives, its workers do not: the GPU's memory is free."""
-    ENDING = auto()
-    """The process is on its way out, and nothing follows."""
-    REPLACING = auto()
-    """The process is on its way out, and a new one follows."""
-    RESTARTING = auto()
-    """The process ended by itself; a new one follows after the back-off."""
-    LEAVING = auto()
-    """The app quits as soon as the process has ended."""
-    ENDED = auto()
-
-
-class Input(Enum):
-    """What an event means to the machine."""
-
-    CONTRIBUTE = auto()
-    PAUSE = auto()
-    QUIT = auto()
-    CHANGE_POOL = auto()
-    REPORTED = auto()
-    REPORTED_PAUSED = auto()
-    REPORTED_FAILED = auto()
-    EXITED = auto()
-    DEADLINE = auto()
-
-
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that the view is a function of."""
+    """All that the view is a function of, but the time and the settings."""
 
     phase: Phase = Phase.STOPPED
     status: Status = Status(state=AgentState.STOPPED)
@@ -191,149 +180,11 @@ class Snapshot:
     num_garbage_lines: int = 0
     num_tokens: int = 0
     """Served since the app started: the agent counts from 0 again after each pause."""
+    history: tuple[Transition, ...] = ()
+    """Oldest first; of all agents since the app started."""
 
 
-@dataclass(frozen=True, slots=True)
-class Do:
-    """What a transition does: commands, and how long the new phase may last."""
-
-    commands: tuple[Command, ...] = ()
-    limit_s: float | None = None
-
-
-_NOTHING = Do()
-_START = Do((StartAgent(),), START_LIMIT_S)
-_RESUME = Do((SendLine(encode_line(Resume())),), START_LIMIT_S)
-# Pause first: an agent that has failed ends what is left of its attempt before it begins a new one.
-_TRY_AGAIN = Do((SendLine(encode_line(Pause())), SendLine(encode_line(Resume()))), START_LIMIT_S)
-_PAUSE = Do((SendLine(encode_line(Pause())),), PAUSE_LIMIT_S)
-_AWAIT_PAUSE = Do((), PAUSE_LIMIT_S)
-_QUIT = Do((SendLine(encode_line(Quit())),), QUIT_LIMIT_S)
-_KILL = Do((KillAgent(),))
-_EXIT = Do((Exit(),))
-
-_P, _I = Phase, Input
-Transition = tuple[Phase, Do] | None
-"""None: stay, and leave a running deadline alone."""
-
-TRANSITIONS: dict[Phase, dict[Input, Transition]] = {
-    _P.STOPPED: {
-        _I.CONTRIBUTE: (_P.STARTING, _START),
-        _I.PAUSE: None,
-        _I.QUIT: (_P.ENDED, _EXIT),
-        _I.CHANGE_POOL: None,
-    },
-    _P.STARTING: {
-        _I.CONTRIBUTE: None,
-        _I.PAUSE: (_P.PAUSING, _PAUSE),
-        _I.QUIT: (_P.LEAVING, _QUIT),
-        _I.CHANGE_POOL: (_P.REPLACING, _QUIT),
-        _I.REPORTED: (_P.CONTRIBUTING, _NOTHING),
-        _I.REPORTED_PAUSED: (_P.CONTRIBUTING, _NOTHING),
-        _I.REPORTED_FAILED: (_P.FAILED, _NOTHING),
-        _I.EXITED: (_P.RESTARTING, _NOTHING),
-        _I.DEADLINE: (_P.REPLACING, _KILL),
-    },
-    _P.CONTRIBUTING: {
-        _I.CONTRIBUTE: None,
-        _I.PAUSE: (_P.PAUSING, _PAUSE),
-        _I.QUIT: (_P.LEAVING, _QUIT),
-        _I.CHANGE_POOL: (_P.REPLACING, _QUIT),
-        _I.REPORTED: None,
-        # The answer to a Pause that a Resume has overtaken, or the agent's own reason to pause.
-        _I.REPORTED_PAUSED: None,
-        _I.REPORTED_FAILED: (_P.FAILED, _NOTHING),
-        _I.EXITED: (_P.RESTARTING, _NOTHING),
-    },
-    _P.FAILED: {
-        _I.CONTRIBUTE: (_P.STARTING, _TRY_AGAIN),
-        _I.PAUSE: (_P.PAUSING, _PAUSE),
-        _I.QUIT: (_P.LEAVING, _QUIT),
-        _I.CHANGE_POOL: (_P.REPLACING, _QUIT),
-        _I.REPORTED: (_P.CONTRIBUTING, _NOTHING),
-        _I.REPORTED_PAUSED: (_P.PAUSED, _NOTHING),
-        _I.REPORTED_FAILED: None,
-        # It said why it cannot go on: a restart would fail in the same way.
-        _I.EXITED: (_P.STOPPED, _NOTHING),
-    },
-    _P.PAUSING: {
-        _I.CONTRIBUTE: (_P.STARTING, _RESUME),
-        _I.PAUSE: None,
-        _I.QUIT: (_P.LEAVING, _QUIT),
-        _I.CHANGE_POOL: (_P.ENDING, _QUIT),
-        _I.REPORTED: None,
-        _I.REPORTED_PAUSED: (_P.PAUSED, _NOTHING),
-        # It failed before it heard of the pause: it serves nothing either way.
-        _I.REPORTED_FAILED: (_P.PAUSED, _NOTHING),
-        _I.EXITED: (_P.STOPPED, _NOTHING),
-        _I.DEADLINE: (_P.ENDING, _KILL),
-    },
-    _P.PAUSED: {
-        _I.CONTRIBUTE: (_P.STARTING, _RESUME),
-        _I.PAUSE: None,
-        _I.QUIT: (_P.LEAVING, _QUIT),
-        _I.CHANGE_POOL: (_P.ENDING, _QUIT),
-        # The answer to a Resume that a Pause has overtaken: the last answer is still to come.
-        _I.REPORTED: (_P.PAUSING, _AWAIT_PAUSE),
-        _I.REPORTED_PAUSED: None,
-        _I.REPORTED_FAILED: None,
-        _I.EXITED: (_P.STOPPED, _NOTHING),
-    },
-    _P.ENDING: {
-        _I.CONTRIBUTE: (_P.REPLACING, _KILL),
-        _I.PAUSE: None,
-        _I.QUIT: (_P.LEAVING, _KILL),
-        _I.CHANGE_POOL: None,
-        _I.REPORTED: None,
-        _I.REPORTED_PAUSED: None,
-        _I.REPORTED_FAILED: None,
-        _I.EXITED: (_P.STOPPED, _NOTHING),
-        _I.DEADLINE: (_P.ENDING, _KILL),
-    },
-    _P.REPLACING: {
-        _I.CONTRIBUTE: None,
-        _I.PAUSE: (_P.ENDING, _KILL),
-        _I.QUIT: (_P.LEAVING, _KILL),
-        _I.CHANGE_POOL: None,
-        _I.REPORTED: None,
-        _I.REPORTED_PAUSED: None,
-        _I.REPORTED_FAILED: None,
-        _I.EXITED: (_P.STARTING, _START),
-        _I.DEADLINE: (_P.REPLACING, _KILL),
-    },
-    _P.RESTARTING: {
-        _I.CONTRIBUTE: None,
-        _I.PAUSE: (_P.STOPPED, _NOTHING),
-        _I.QUIT: (_P.ENDED, _EXIT),
-        _I.CHANGE_POOL: (_P.STARTING, _START),
-        _I.DEADLINE: (_P.STARTING, _START),
-    },
-    _P.LEAVING: {
-        _I.CONTRIBUTE: None,
-        _I.PAUSE: None,
-        _I.QUIT: None,
-        _I.CHANGE_POOL: None,
-        _I.REPORTED: None,
-        _I.REPORTED_PAUSED: None,
-        _I.REPORTED_FAILED: None,
-        _I.EXITED: (_P.ENDED, _EXIT),
-        _I.DEADLINE: (_P.LEAVING, _KILL),
-    },
-    _P.ENDED: {
-        _I.CONTRIBUTE: None,
-        _I.PAUSE: None,
-        _I.QUIT: None,
-        _I.CHANGE_POOL: None,
-    },
-}
-
-_USER_INPUTS: dict[type, Input] = {
-    ContributePressed: Input.CONTRIBUTE,
-    PausePressed: Input.PAUSE,
-    QuitPressed: Input.QUIT,
-    PoolChanged: Input.CHANGE_POOL,
-}
-_EXPECTED_EXITS = frozenset({_P.FAILED, _P.PAUSING, _P.PAUSED, _P.ENDING, _P.REPLACING, _P.LEAVING})
+_EXPECTED_EXITS = frozenset({Phase.FAILED, Phase.PAUSING, Phase.PAUSED, Phase.ENDING, Phase.REPLACING, Phase.LEAVING})
 _STOPPED = Status(state=AgentState.STOPPED)
 _NO_ANSWER = "The background process did not answer and was ended."
 
@@ -346,6 +197,9 @@ class Supervisor:
         self._status = _STOPPED
         self._problem = ""
         self._lines = LineBuffer()
+        self._history: tuple[Transition, ...] = ()
+        self._rules = PauseRules()
+        self._pause_for_s: float | None = None
         self._num_garbage_lines = 0
         self._num_past_tokens = 0
         self._num_failures = 0
@@ -358,7 +212,8 @@ class Supervisor:
         """What the event makes necessary, in order."""
         self._now_s = now_s
         deadline_s = self._deadline_s
-        commands = [command for given in self._inputs(event) for command in self._step(given)]
+        commands = self._tell(event)
+        commands += [command for given in self._inputs(event) for command in self._step(given)]
         if self._deadline_s is not None and (self._deadline_s != deadline_s or isinstance(event, TimePassed)):
             commands.append(WakeAfter(self._wake_delay_s()))
         if (snapshot := self.snapshot()) != self._shown:
@@ -369,12 +224,31 @@ class Supervisor:
     def snapshot(self) -> Snapshot:
         remaining_s = max(0.0, (self._deadline_s or 0.0) - self._now_s)
         restart_in_s = math.ceil(remaining_s) if self._phase is Phase.RESTARTING else None
-        num_tokens = self._num_past_tokens + self._status.num_tokens
-        return Snapshot(self._phase, self._status, self._problem, restart_in_s, self._num_garbage_lines, num_tokens)
+        return Snapshot(
+            phase=self._phase,
+            status=self._status,
+            problem=self._problem,
+            restart_in_s=restart_in_s,
+            num_garbage_lines=self._num_garbage_lines,
+            num_tokens=self._num_past_tokens + self._status.num_tokens,
+            history=self._history,
+        )
 
     def _wake_delay_s(self) -> float:
         remaining_s = max(0.0, (self._deadline_s or 0.0) - self._now_s)
         return min(1.0, remaining_s) if self._phase is Phase.RESTARTING else remaining_s
+
+    def _tell(self, event: Event) -> list[Command]:
+        """What changes no phase is passed on to an agent that listens; the rules go to each new one."""
+        if isinstance(event, RulesChanged):
+            self._rules = event.rules
+            return [self._rules_line()] if self._phase in LISTENING else []
+        if isinstance(event, SessionRead) and self._phase in LISTENING:
+            return [SendLine(encode_line(event.reading))]
+        return []
+
+    def _rules_line(self) -> SendLine:
+        return SendLine(encode_line(SetRules(self._rules)))
 
     # ------------------------------------------------------------ events to inputs
 
@@ -389,22 +263,47 @@ class Supervisor:
                 yield self._note_exit(f"The background process could not be started: {reason}")
             case TimePassed():
                 yield from self._check_deadline()
-            case _:
+            case ContributePressed() | PausePressed() | QuitPressed() | PoolChanged():
                 self._problem = ""
-                yield _USER_INPUTS[type(event)]
+                yield self._user_input(event)
+
+    def _user_input(self, event: ContributePressed | PausePressed | QuitPressed | PoolChanged) -> Input:
+        match event:
+            case ContributePressed(anyway):
+                self._pause_for_s = None
+                return Input.CONTRIBUTE_ANYWAY if anyway else Input.CONTRIBUTE
+            case PausePressed(for_s):
+                self._pause_for_s = for_s
+                return Input.PAUSE
+            case QuitPressed():
+                return Input.QUIT
+            case PoolChanged():
+                return Input.CHANGE_POOL
 
     def _read(self, line: bytes) -> Iterator[Input]:
         try:
             if len(line) > MAX_LINE_BYTES:
                 raise msgspec.DecodeError(f"longer than {MAX_LINE_BYTES} bytes")
-            status = decode_status(line)
+            report = decode_report(line)
         except msgspec.DecodeError as error:
             self._num_garbage_lines += 1
             logger.warning("a line from the agent was not understood (%s): %.80r", error, line[:80])
             return
-        self._take(status)
+        if isinstance(report, History):
+            self._history = _merged(self._history, report.transitions)
+            return
+        self._take(report)
         self._problem = ""
-        yield _report_input(status)
+        yield self._report_input(report)
+
+    def _report_input(self, status: Status) -> Input:
+        if status.state is AgentState.FAILED:
+            return Input.REPORTED_FAILED
+        if status.state in (AgentState.PAUSED, AgentState.STOPPED) and not status.worker_pids:
+            return Input.REPORTED_PAUSED
+        if self._phase is Phase.PAUSED and self._pause_for_s is not None:
+            return Input.PAUSE_OVER
+        return Input.REPORTED
 
     def _note_exit(self, sentence: str) -> Input:
         if self._phase not in _EXPECTED_EXITS:
@@ -440,24 +339,40 @@ class Supervisor:
             return ()
         self._phase, do = transition
         limit_s = self._back_off_s() if self._phase is Phase.RESTARTING else do.limit_s
-        self._deadline_s = None if limit_s is None else self._now_s + limit_s
-        if do is _START:
-            self._started_s = self._now_s
-            self._take(_STOPPED)
-            self._num_garbage_lines = 0
-        return do.commands
+        if not do.keeps_limit:
+            self._deadline_s = None if limit_s is None else self._now_s + limit_s
+        return tuple(command for order in do.orders for command in self._commands(order))
+
+    def _commands(self, order: Order) -> tuple[Command, ...]:
+        match order:
+            case Order.START:
+                return self._start()
+            case Order.PAUSE:
+                return (SendLine(encode_line(Pause(self._pause_for_s))),)
+            case Order.RESUME | Order.RESUME_ANYWAY:
+                return (SendLine(encode_line(Resume(anyway=order is Order.RESUME_ANYWAY))),)
+            case Order.QUIT:
+                return (SendLine(encode_line(Quit())),)
+            case Order.KILL:
+                return (KillAgent(),)
+            case Order.EXIT:
+                return (Exit(),)
+
+    def _start(self) -> tuple[Command, ...]:
+        """The rules are the first thing that a new agent hears."""
+        self._started_s = self._now_s
+        self._take(_STOPPED)
+        self._num_garbage_lines = 0
+        return StartAgent(), self._rules_line()
 
     def _back_off_s(self) -> float:
         # 1, 2, 4, ... s, as Folding@home waits after lost units (cbang Group.cpp, unitComplete).
         return doubled_s(1.0, self._num_failures - 1, MAX_BACK_OFF_S)
 
 
-def _report_input(status: Status) -> Input:
-    if status.state is AgentState.FAILED:
-        return Input.REPORTED_FAILED
-    if status.state in (AgentState.PAUSED, AgentState.STOPPED) and not status.worker_pids:
-        return Input.REPORTED_PAUSED
-    return Input.REPORTED
+def _merged(known: tuple[Transition, ...], told: tuple[Transition, ...]) -> tuple[Transition, ...]:
+    """A new agent may know less than its predecessor told, and tells the same again."""
+    return tuple(sorted({*known, *told}, key=lambda transition: transition.at_s)[-MAX_TRANSITIONS:])
 
 
 def _exit_sentence(exit_status: int) -> str:

@@ -1,112 +1,216 @@
-"""The agent process: contributes until told to pause or quit, and tells whoever started it how things are."""
+"""The agent process: contributes while the machine is free, and tells whoever started it how things are.
+
+Two loops: one looks at the machine twice a second and lets the guard decide, the other one contributes while the guard
+allows it and rests while it does not. Pausing ends the contribution as a whole: only then is the GPU's memory free.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
 import logging
-import re
+import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import msgspec
 
 from client.agent.contribution import Contribution
+from client.agent.gpu_use import GpuWatch
+from client.agent.guard import Guard
 from client.agent.hardware import Limits, find_devices
-from client.config import NodeConfig
-from client.errors import ClientError, JoinError
-from client.status import AgentState, Command, Pause, Quit, Resume, Status, decode_command, encode_line
+from client.agent.identity import load_identity
+from client.agent.policy import SAMPLE_S, Readings
+from client.agent.prepared import worker_python
+from client.agent.programs import Programs
+from client.agent.readings import MachineSenses, Senses, look_of
+from client.agent.report import paused_status
+from client.config import NVML_MODULE, NodeConfig
+from client.errors import ClientError
+from client.status import (
+    AgentState,
+    Command,
+    PauseInfo,
+    Quit,
+    Resume,
+    SessionReading,
+    Status,
+    decode_command,
+    encode_line,
+)
 from protocol.env import Env
-from protocol.values import NodeId
+from protocol.pause import PoolDefaults
 
 log = logging.getLogger(__name__)
 
 MIN_STATUS_INTERVAL_S = 0.1
-_NODE_ID = re.compile(rb"[0-9a-f]{32}")
 
 WriteLine = Callable[[bytes], None]
 
 
 class Agent:
-    """One node. `write_line` gets a Status line at every change, at most every MIN_STATUS_INTERVAL_S."""
+    """One node. `write_line` gets a Status line at every change, at most every MIN_STATUS_INTERVAL_S, and a History
+    line when the machine was paused or went on. `senses` are this machine's, unless others are given."""
 
-    def __init__(self, config: NodeConfig, env: Env, write_line: WriteLine) -> None:
+    def __init__(self, config: NodeConfig, env: Env, write_line: WriteLine, senses: Senses | None = None) -> None:
         self._config = config
         self._env = env
         self._write_line = write_line
+        self._senses = senses or machine_senses(config, env)
+        self._guard = Guard(config.rules)
         self._changed = asyncio.Event()
-        self._commands: asyncio.Queue[Command] = asyncio.Queue()
+        self._turned = asyncio.Event()
+        self._is_quitting = False
+        self._is_asked_again = False
         self._contribution: Contribution | None = None
         self._idle_status = Status(AgentState.CONNECTING, "Starting.")
+        self._has_joined = False
 
     def command(self, command: Command) -> None:
-        """Pause, resume or quit; carried out in order."""
-        self._commands.put_nowait(command)
+        """Carried out at once: the last one counts. What the desktop session tells shows in the next readings."""
+        match command:
+            case Quit():
+                self._is_quitting = True
+            case SessionReading():
+                self._senses.hear(command)
+            case _:
+                self._guard.obey(command, *self._now())
+                self._is_asked_again |= isinstance(command, Resume)
+        self._turn()
 
     async def run(self) -> None:
-        """Contribute until told to quit. On return no worker is left and the pool knows that we are gone."""
-        publisher = asyncio.create_task(self._publish())
-        command: Command = Resume()
+        """Contribute, when the machine is free, until told to quit. On return no worker is left and the pool knows
+        that we are gone."""
+        loops = [asyncio.create_task(self._publish()), asyncio.create_task(self._watch())]
+        for loop in loops:
+            loop.add_done_callback(self._loop_ended)
         try:
-            while not isinstance(command, Quit):
-                command = await (self._contribute() if isinstance(command, Resume) else self._rest())
+            while not self._is_quitting:
+                await (self._contribute() if self._guard.verdict.serve else self._rest())
         finally:
-            publisher.cancel()
-            await asyncio.gather(publisher, return_exceptions=True)
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            await self._senses.close()
         self._show(Status(AgentState.STOPPED, "The agent has stopped."))
         self._write_line(encode_line(self._idle_status))
 
-    async def _contribute(self) -> Command:
-        """Be in the pool until a command other than Resume comes, or it turns out that we cannot be."""
+    def _loop_ended(self, loop: asyncio.Task[None]) -> None:
+        """A defect of ours: an agent that does not watch the machine must not serve on it."""
+        if not loop.cancelled() and loop.exception() is not None:
+            log.error("the agent cannot go on", exc_info=loop.exception())
+            self.command(Quit())
+
+    @property
+    def _may_serve(self) -> bool:
+        return self._guard.verdict.serve and not self._is_quitting
+
+    # ------------------------------------------------------------ watching
+
+    async def _watch(self) -> None:
+        """Twice a second, also while paused: what the machine does, and what the guard says to it."""
+        while True:
+            self._guard.see(await self._sense(), *self._now())
+            self._turn()
+            await self._env.clock.sleep(SAMPLE_S)
+
+    async def _sense(self) -> Readings:
+        look = look_of(self._contribution.status() if self._contribution else None, self._guard.rules)
+        try:
+            return await self._senses.read(look)
+        except Exception:  # a defect of ours in a sensor: what it would have seen is unknown, and the rest goes on
+            log.exception("the machine's readings failed")
+            return Readings(self._env.clock.monotonic())
+
+    def _turn(self) -> None:
+        """Whoever waits looks again whether it still should."""
+        self._turned.set()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._next_turn()
+
+    async def _next_turn(self) -> None:
+        self._turned.clear()
+        await self._turned.wait()
+
+    def _now(self) -> tuple[float, float]:
+        return self._env.clock.monotonic(), self._env.clock.wall()
+
+    # ------------------------------------------------------------ contributing and resting
+
+    async def _contribute(self) -> None:
+        """Be in the pool while the guard allows it, or until it turns out that we cannot be."""
         self._show(Status(AgentState.CONNECTING, "Starting."))
         work = asyncio.create_task(self._work())
-        order = asyncio.create_task(self._next_command(ignore=Resume))
+        end = asyncio.create_task(self._until(lambda: not self._may_serve))
         try:
-            await asyncio.wait({work, order}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            if self._contribution is not None and self._guard.verdict.reasons:
+                self._contribution.good_bye = ", ".join(self._guard.verdict.reasons)
             work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-            order.cancel()  # harmless when it has come
+            end.cancel()
+            await asyncio.gather(work, end, return_exceptions=True)
             self._contribution = None
         failure = None if work.cancelled() else _failure(work.exception())
-        if order.done():
-            return order.result()
-        assert failure is not None, "a contribution ends by being cancelled or by an error"
-        return await self._fail(failure)
+        if failure is not None and self._may_serve:
+            await self._fail(failure)
 
     async def _work(self) -> None:
-        devices = find_devices(load_nvml() if self._config.use_gpu else None, self._limits())
-        self._contribution = Contribution(self._config, self._node_id(), devices, self._env, self._changed.set)
-        await self._contribution.run()
+        """What one contribution takes, in order: devices, what their workers run in, who we are, the stay in the pool.
 
-    async def _fail(self, failure: ClientError) -> Command:
+        Cancelled at any of these when the machine is needed; a ClientError is shown to the volunteer."""
+        nvml = nvml_of(self._config)
+        devices = find_devices(nvml, self._limits())
+        identity = load_identity(self._config.data_dir, self._env)
+        python = await worker_python(self._config, devices, nvml, self._env, self._show_preparing)
+        config = replace(self._config, worker_python=python)
+        self._contribution = Contribution(
+            config, identity, devices, self._env, self._changed.set, self._on_defaults, self._has_joined
+        )
+        try:
+            await self._contribution.run()
+        finally:
+            self._has_joined = self._contribution.has_joined
+
+    async def _fail(self, failure: ClientError) -> None:
         """Say why until told what to do. Nobody can tell an agent that is not attached: it raises the ClientError."""
         if not self._config.attached:
             raise failure
         self._show(Status(AgentState.FAILED, str(failure)))
-        return await self._next_command()
+        self._is_asked_again = False
+        await self._until(lambda: self._is_asked_again or self._is_quitting or self._guard.is_paused_by_hand)
 
-    async def _rest(self) -> Command:
-        self._show(Status(AgentState.PAUSED, "Paused. The GPU's memory is free."))
-        return await self._next_command(ignore=Pause)
-
-    async def _next_command(self, ignore: type | None = None) -> Command:
-        """The next command that changes anything."""
-        while isinstance(command := await self._commands.get(), ignore or ()):
-            continue
-        return command
+    async def _rest(self) -> None:
+        """Say why we pause; before the first verdict there is nothing to say."""
+        shown: PauseInfo | None = None
+        while not (self._is_quitting or self._guard.verdict.serve):
+            if self._guard.pause is not None and self._guard.pause is not shown:
+                shown = self._guard.pause
+                self._show(paused_status(shown))
+            await self._next_turn()
 
     # ------------------------------------------------------------ status
+
+    def _show_preparing(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        self._show(Status(AgentState.PREPARING, f"{what}.", done_bytes=done_bytes, total_bytes=total_bytes))
 
     def _show(self, status: Status) -> None:
         self._idle_status = status
         self._changed.set()
 
     async def _publish(self) -> None:
+        told = self._guard.history
         while True:
             status = self._contribution.status() if self._contribution else self._idle_status
             self._write_line(encode_line(status))
+            if told is not self._guard.history:
+                told = self._guard.history
+                self._write_line(encode_line(told))
             await self._env.clock.sleep(MIN_STATUS_INTERVAL_S)
             await self._changed.wait()
             self._changed.clear()
@@ -116,19 +220,10 @@ class Agent:
     def _limits(self) -> Limits:
         return Limits(self._config.max_memory_bytes, self._config.max_layers)
 
-    def _node_id(self) -> NodeId:
-        """Made once and kept: the pool knows this installation by it. Raises JoinError where it cannot be kept."""
-        path = self._config.data_dir / "node-id"
-        try:
-            kept = (self._env.disk.read(path) or b"").strip()
-            if _NODE_ID.fullmatch(kept):
-                return NodeId(kept.decode("ascii"))
-            node_id = NodeId(self._env.random.token_hex(16))
-            self._env.disk.write_atomic(path, node_id.encode())
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise JoinError("bad_folder", f"The folder {path.parent} cannot be used: {reason}.") from None
-        return node_id
+    def _on_defaults(self, defaults: PoolDefaults) -> None:
+        """The pool's operator wants this of every machine."""
+        self._guard.take_pool_rules(defaults.rules, *self._now())
+        self._turn()
 
 
 def _failure(error: BaseException | None) -> ClientError | None:
@@ -139,12 +234,22 @@ def _failure(error: BaseException | None) -> ClientError | None:
     return ClientError("internal_error", f"The agent failed unexpectedly ({type(error).__name__}); see its log.")
 
 
-def load_nvml() -> ModuleType | None:
-    """The module pynvml, or None where it is not installed."""
+def machine_senses(config: NodeConfig, env: Env) -> MachineSenses:
+    """What this machine's GPUs, power and programs say; GPUs only if they are contributed."""
+    return MachineSenses(GpuWatch(nvml_of(config), Programs(os.getpid())), env)
+
+
+def nvml_of(config: NodeConfig) -> Any | None:
+    """NVML's module, unless GPUs are not to be used."""
+    return load_nvml(config.nvml_module) if config.use_gpu else None
+
+
+def load_nvml(name: str = NVML_MODULE) -> ModuleType | None:
+    """The module, or None where it is not installed. Tests name one of the same interface."""
     try:
-        return importlib.import_module("pynvml")
+        return importlib.import_module(name)
     except ImportError:
-        log.info("pynvml is not installed: GPUs are not looked for")
+        log.info("%s is not installed: GPUs are not looked for", name)
         return None
 
 

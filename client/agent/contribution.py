@@ -32,20 +32,23 @@ from client.agent.events import (
     WorkerDied,
     WorkerSaid,
 )
-from client.agent.link import Link, open_link
-from client.agent.peers import PeerCallbacks, Peers
+from client.agent.identity import Identity
+from client.agent.link import AT_THE_DOOR, Link, open_link
+from client.agent.peers import LOOPBACK, PeerAddress, PeerCallbacks, Peers, is_loopback, may_take_neighbours
 from client.agent.report import joined_status, offline_status
-from client.agent.weights import WeightStore
+from client.agent.weights import Source, WeightStore
 from client.agent.workers import Callbacks, Workers
-from client.config import NodeConfig
+from client.config import MAX_DISK_BYTES, MAX_SIZE_BYTES, NodeConfig
 from client.errors import JoinError, WeightsError
 from client.status import Status
 from protocol import PROTOCOL_VERSION
 from protocol.backoff import doubled_s
-from protocol.env import ConnectionClosed, Env, NetworkError
-from protocol.messages import Heartbeat, Hello, Leaving
+from protocol.env import Access, ConnectionClosed, Env, NetworkError
+from protocol.messages import Challenge, Heartbeat, Hello, Leaving
+from protocol.pause import PoolDefaults
 from protocol.values import DeviceId, DeviceSpec, NodeId
 from protocol.version import app_version
+from shell.tls import make_certificate
 
 log = logging.getLogger(__name__)
 
@@ -55,25 +58,40 @@ PROGRESS_EVERY_S = 0.2
 
 
 class Contribution:
-    """Runs until cancelled; then the pool is told, and no worker is left when `run` returns."""
+    """Runs until cancelled; then the pool is told, and no worker is left when `run` returns.
+
+    `pool_defaults` is what the pool's operator wants of every machine, as last heard; `on_defaults` is called with it
+    whenever it is heard. `has_joined`: this pool has had us before, so what only stands in the way is waited out."""
 
     def __init__(
         self,
         config: NodeConfig,
-        node_id: NodeId,
+        identity: Identity,
         devices: tuple[DeviceSpec, ...],
         env: Env,
         changed: Callable[[], None],
+        on_defaults: Callable[[PoolDefaults], None] | None = None,
+        has_joined: bool = False,
     ) -> None:
         self._config = config
         self._env = env
         self._changed = changed
-        self.core = AgentCore(node_id, devices)
-        self._weights = WeightStore(config.data_dir / "weights", env)
-        self._peers = Peers(node_id, env, PeerCallbacks(self._frame_in, self._relay, self._peer_lost))
+        self._on_defaults = on_defaults
+        self.good_bye = "quit"
+        """What the pool is told at the end: "quit", or why the machine pauses (protocol.pause.PauseReason)."""
+        self.pool_defaults = PoolDefaults()
+        self.has_joined = has_joined
+        self.core = AgentCore(identity.node_id, devices)
+        self._weights = WeightStore(
+            config.data_dir / "weights", env, self._max_disk_bytes, lambda: self.core.weights_in_use
+        )
+        self._peers = Peers(identity.node_id, env, PeerCallbacks(self._frame_in, self._relay, self._peer_lost))
+        self._peer_address = PeerAddress()
         self._workers = Workers(worker_command(config), env, self._worker_callbacks())
-        self._node_id = node_id
+        self._identity = identity
+        self._node_id = identity.node_id
         self._link: Link | None = None
+        self._weights_token = ""
         self._pool_name = ""
         self._waiting_for = ""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,7 +103,7 @@ class Contribution:
         """Serve the pool. Raises JoinError when it will never have us; any other trouble is waited out."""
         self._execute(self.core.start())
         try:
-            await self._stay_connected(await self._listen_to_peers())
+            await self._stay_connected()
         finally:
             await self._leave()
 
@@ -97,31 +115,52 @@ class Contribution:
 
     # ------------------------------------------------------------ the pool
 
-    async def _stay_connected(self, address: str) -> None:
+    async def _stay_connected(self) -> None:
         num_failures = 0
         while True:
             self._tell_people(f"Connecting to {self._config.join_url}.")
             await self._until(lambda: self.core.is_ready and bool(self.core.usable_devices))
             try:
-                self._link = await open_link(self._config.node_socket_url, self._hello(address), self._env)
+                self._link = await self._join()
                 num_failures = 0
                 await self._serve(self._link)
             except (NetworkError, ConnectionClosed) as error:
                 num_failures += 1
-                self._disconnected(error)
+                self._disconnected(error, f"The pool at {self._config.join_url} does not answer; trying again.")
+            except JoinError as error:
+                if not self.has_joined or error.code not in AT_THE_DOOR:
+                    raise
+                num_failures += 1
+                self._disconnected(error, str(error))
             await self._env.clock.sleep(self._backoff_s(num_failures))
 
-    async def _listen_to_peers(self) -> str:
-        try:
-            return await self._peers.listen(self._config.peer_host)
-        except NetworkError as error:
-            raise JoinError("cannot_listen", f"Other nodes could not reach this one: {error}.") from None
+    async def _join(self) -> Link:
+        await self._open_door()
+        link = await open_link(self._config.node_socket_url, self._config.join, self._hello, self._env)
+        self.has_joined = True
+        self._weights_token = link.welcome.weights_token
+        return link
 
-    def _disconnected(self, error: NetworkError | ConnectionClosed) -> None:
+    async def _open_door(self) -> None:
+        """Take neighbours' direct links, where volunteer and pool are ready for them; a door that does not open is
+        no harm, as the relay reaches everybody. Raises NetworkError where there is no way to the pool at all."""
+        url = self._config.join_url
+        if not may_take_neighbours(self._config.direct, url):
+            return
+        host = LOOPBACK if is_loopback(url) else await self._env.network.local_host_towards(url)
+        try:
+            if not self._peers.takes_neighbours:
+                certificate = None if host == LOOPBACK else await self._env.run_blocking(make_certificate, [host])
+                await self._peers.listen(host, certificate)
+        except NetworkError as error:
+            log.warning("neighbours reach this node through the relay only: %s", error)
+        self._peer_address = self._peers.address_at(host)
+
+    def _disconnected(self, error: Exception, sentence: str) -> None:
         log.warning("not connected to the pool: %s", error)
         self._link = None
         self._handle(PoolLost())
-        self._tell_people(f"The pool at {self._config.join_url} does not answer; trying again.")
+        self._tell_people(sentence)
 
     def _tell_people(self, sentence: str) -> None:
         self._waiting_for = sentence
@@ -143,16 +182,34 @@ class Contribution:
             link.tell(Heartbeat(switch.num_sessions, self.core.num_tokens, switch.num_refused))
             await self._env.clock.sleep(link.welcome.heartbeat_s)
 
-    def _hello(self, address: str) -> Hello:
+    def _hello(self, challenge: Challenge) -> Hello:
+        """Our answer to the pool's challenge; its wishes for every machine count from here on."""
+        self.pool_defaults = challenge.defaults
+        self.core.limit(challenge.defaults)
+        if self._on_defaults is not None:
+            self._on_defaults(challenge.defaults)
+        address = self._peer_address
         return Hello(
             protocol_version=PROTOCOL_VERSION,
             node_id=self._node_id,
+            public_key=self._identity.public_key,
+            signature=self._identity.hello_proof(challenge.nonce, self._config.audience),
             app_version=app_version(),
             name=self._config.name,
             devices=tuple(device.spec for device in self.core.devices.values()),
-            peer_address=address,
-            peer_ticket=self._peers.ticket,
+            peer_address=address.url,
+            peer_ticket=self._peers.ticket if address.url else None,
+            peer_fingerprint=address.fingerprint,
+            invite=self._config.join.invite or None,
         )
+
+    def _max_disk_bytes(self) -> int:
+        """The volunteer's limit for weights (or ours), or the pool's if that is less."""
+        own, pools = self._config.max_disk_bytes, self.pool_defaults.max_disk_bytes
+        return min(MAX_DISK_BYTES if own is None else own, MAX_SIZE_BYTES if pools is None else pools)
+
+    def _source(self) -> Source:
+        return Source(self._config.join_url, Access(self._config.join.pin, self._weights_token))
 
     def _backoff_s(self, num_failures: int) -> float:
         """Full jitter (M. Brooker, "Exponential Backoff And Jitter"): a thousand nodes must not come back at once."""
@@ -166,7 +223,7 @@ class Contribution:
         self._is_leaving = True
         link, self._link = self._link, None
         self._tell_people("Leaving the pool.")
-        good_bye = [link.leave(Leaving("The volunteer paused or quit."))] if link is not None else []
+        good_bye = [link.leave(Leaving(self.good_bye))] if link is not None else []
         for task in self._tasks:
             task.cancel()
         parts = [*good_bye, self._workers.kill_all(), self._peers.close()]
@@ -261,7 +318,7 @@ class Contribution:
 
     async def _fetch_manifest(self, command: FetchManifest) -> None:
         try:
-            manifest = await self._weights.manifest(self._config.join_url, command.job.manifest_hash)
+            manifest = await self._weights.manifest(self._source(), command.job.manifest_hash)
         except WeightsError as error:
             self._handle(FetchFailed(command.device_id, command.job, error.code, str(error)))
             return
@@ -280,7 +337,7 @@ class Contribution:
 
         try:
             folder = await self._weights.fetch(
-                self._config.join_url, job.manifest_hash, command.manifest, command.tensor_names, progress
+                self._source(), job.manifest_hash, command.manifest, command.tensor_names, progress
             )
         except WeightsError as error:
             log.error("%s: %s", error.title, error)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import structs
+
 from client import ipc
 from client.agent.commands import (
     Command,
@@ -39,6 +41,7 @@ from protocol import messages as msg
 from protocol.backoff import doubled_s
 from protocol.frames import FrameLimits
 from protocol.manifest import Manifest
+from protocol.pause import PoolDefaults
 from protocol.values import MEMORY_FOR_ACTIVATIONS, DeviceSpec, NodeId, SessionId
 
 RESTART_BASE_S = 1.0
@@ -54,6 +57,7 @@ class AgentCore:
 
     def __init__(self, node_id: NodeId, devices: tuple[DeviceSpec, ...]) -> None:
         self.devices = {spec.device_id: Device(spec) for spec in devices}
+        self._offered = devices
         self.switch = Switch(node_id, FrameLimits())
         self.num_tokens = 0
         self._manifests: dict[str, Manifest] = {}
@@ -70,6 +74,7 @@ class AgentCore:
             PeerLost: self._peer_lost,
         }
         self._pool_handlers: dict[type, Callable[[Any], list[Command]]] = {
+            msg.Challenge: lambda message: [],
             msg.Welcome: lambda message: [],
             msg.Refused: lambda message: [],
             msg.MeasureDevice: self._take_job,
@@ -105,6 +110,20 @@ class AgentCore:
     def start(self) -> list[Command]:
         """The first commands: every device needs a worker."""
         return [StartWorker(device_id, 0.0) for device_id in self.devices]
+
+    def limit(self, limits: PoolDefaults) -> None:
+        """Offer no more than the pool's operator wants of any machine; what the volunteer offers is never exceeded."""
+        for spec in self._offered:
+            self.devices[spec.device_id].spec = structs.replace(
+                spec,
+                memory_bytes=_least(spec.memory_bytes, limits.max_memory_bytes) or 0,
+                max_layers=_least(spec.max_layers, limits.max_layers),
+            )
+
+    @property
+    def weights_in_use(self) -> list[str]:
+        """The models that devices serve, are to serve or hold, each once per device."""
+        return [digest for device in self.devices.values() for digest in _models_of(device)]
 
     @property
     def is_ready(self) -> bool:
@@ -339,6 +358,16 @@ class AgentCore:
             TellPool(msg.SessionBroken(session_id, leg.epoch, leg.stage, "link_lost", sentence))
             for session_id, leg in legs
         ]
+
+
+def _least(*limits: int | None) -> int | None:
+    """None: no limit."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _models_of(device: Device) -> set[str]:
+    holds = [device.loaded.manifest_hash] if device.loaded is not None else []
+    return {*holds, *([device.job.manifest_hash] if device.job is not None else [])}
 
 
 def _failed(job: Job, code: str, message: str) -> msg.DeviceFailed:

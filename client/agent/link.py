@@ -1,16 +1,21 @@
-"""The agent's connection to the coordinator: hello, messages both ways, data frames for the relay."""
+"""The agent's connection to the coordinator: challenge, hello, messages both ways, data frames for the relay."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 from client.errors import JoinError
-from protocol.env import Connection, ConnectionClosed, Env, NetworkError
+from protocol import PROTOCOL_VERSION
+from protocol.env import Access, Connection, ConnectionClosed, Env, NetworkError, NotAWebsocket, WrongCertificate
 from protocol.errors import CloseCode, MessageError
 from protocol.frames import FrameLimits
+from protocol.join_link import JoinLink
 from protocol.messages import (
+    Challenge,
     CoordinatorMessage,
     Hello,
     NodeMessage,
@@ -22,12 +27,23 @@ from protocol.messages import (
 
 log = logging.getLogger(__name__)
 
+M = TypeVar("M")
+Greet = Callable[[Challenge], Hello]
+
 MAX_MESSAGE_BYTES = FrameLimits().max_payload_bytes + 2**20
 WELCOME_TIMEOUT_S = 20.0
 LEAVE_TIMEOUT_S = 2.0
 """For the good-bye: a coordinator that does not take it must not keep a volunteer waiting."""
-FINAL_CODES = (CloseCode.PROTOCOL_VERSION, CloseCode.BAD_MESSAGE)
-"""Refusals that trying again cannot change."""
+FINAL_CODES: dict[int, tuple[str, str]] = {
+    CloseCode.PROTOCOL_VERSION: ("refused", "The pool refuses this version of DecentLLM."),
+    CloseCode.BAD_MESSAGE: ("refused", "The pool refuses this node without a reason."),
+    CloseCode.NOT_ALLOWED: ("not_allowed", "The pool does not accept this node."),
+    CloseCode.REPLACED: ("replaced", "Another agent with this node's identity has joined the pool."),
+}
+"""Closes that trying again cannot change: a code, and a sentence for one without a reason."""
+AT_THE_DOOR = frozenset({"wrong_certificate", "not_a_pool"})
+"""Codes of JoinErrors that do not come from the pool itself: what stands between us and a pool that had us before
+may go away again (a hotel's login page, a proxy without its server)."""
 
 
 class Link:
@@ -50,9 +66,7 @@ class Link:
         try:
             await self._read(on_message, on_frame)
         except ConnectionClosed as error:
-            if error.code == CloseCode.REPLACED:
-                raise JoinError("replaced", "Another agent with this node's identity has joined the pool.") from None
-            raise
+            raise _final(error) or error from None
         finally:
             writer.cancel()
 
@@ -81,31 +95,87 @@ class Link:
             return
 
 
-async def open_link(url: str, hello: Hello, env: Env) -> Link:
-    """Connect and be welcomed. Raises NetworkError (try again later) or JoinError (it would not help)."""
-    connection = await env.network.connect(url, MAX_MESSAGE_BYTES)
+async def open_link(url: str, link: JoinLink, greet: Greet, env: Env) -> Link:
+    """Connect to the websocket at `url` of the pool that `link` names, answer its challenge and be welcomed.
+
+    Raises NetworkError (try again later) or JoinError (it would not help)."""
+    connection = await _connect(url, link, env)
     try:
-        return Link(connection, await _welcome(connection, hello))
+        return Link(connection, await _welcome(connection, greet))
     except BaseException:
         await connection.close()  # also when cancelled: the pool must not take us for a node that is there
         raise
 
 
-async def _welcome(connection: Connection, hello: Hello) -> Welcome:
+async def _welcome(connection: Connection, greet: Greet) -> Welcome:
     try:
         # Not wait_for: Python 3.11's swallows a cancellation that comes together with the answer (gh-86296).
         async with asyncio.timeout(WELCOME_TIMEOUT_S):
-            await connection.send(encode_message(hello))
-            answer = _checked(await connection.recv())
+            challenge = _spoken_here(await _answer(connection, Challenge))
+            await connection.send(encode_message(greet(challenge)))
+            return await _answer(connection, Welcome)
     except ConnectionClosed as error:
-        if error.code in FINAL_CODES:
-            raise JoinError("refused", error.reason or "The pool refuses this node without a reason.") from None
-        raise NetworkError(f"the coordinator closed the connection: {error}") from None
+        raise _final(error) or NetworkError(f"the coordinator closed the connection: {error}") from None
     except TimeoutError:
         raise NetworkError("the coordinator does not answer") from None
-    if not isinstance(answer, Welcome):
-        raise JoinError("unexpected_answer", "What answers at this address is not a DecentLLM coordinator.")
-    return answer
+
+
+async def _connect(url: str, link: JoinLink, env: Env) -> Connection:
+    try:
+        return await env.network.connect(url, MAX_MESSAGE_BYTES, Access(pin=link.pin))
+    except WrongCertificate as error:
+        log.info("%s", error)
+        raise JoinError("wrong_certificate", _wrong_certificate(link)) from None
+    except NotAWebsocket as error:
+        log.info("%s", error)
+        raise _not_a_pool() from None
+
+
+def _wrong_certificate(link: JoinLink) -> str:
+    if link.pin:
+        return (
+            f"The server at {link.host_and_port} is not the pool that the join link names, or its certificate is out of"
+            " date: ask the pool's operator for a new link."
+        )
+    if urlsplit(link.url).scheme == "http":
+        return (
+            f"The server at {link.host_and_port} takes secure connections only: use the pool's full join link, which"
+            " begins with decentllm://."
+        )
+    return (
+        f"No public authority vouches for the server at {link.host_and_port}: use the pool's full join link, which"
+        " begins with decentllm://."
+    )
+
+
+def _not_a_pool() -> JoinError:
+    return JoinError("not_a_pool", "What answers at this address is not a DecentLLM coordinator.")
+
+
+async def _answer(connection: Connection, kind: type[M]) -> M:
+    message = _checked(await connection.recv())
+    if not isinstance(message, kind):
+        raise _not_a_pool()
+    return message
+
+
+def _spoken_here(challenge: Challenge) -> Challenge:
+    """Raises JoinError if this build speaks no version that the pool speaks."""
+    if PROTOCOL_VERSION in challenge.protocol_versions:
+        return challenge
+    older = max(challenge.protocol_versions) < PROTOCOL_VERSION
+    advice = "its operator must update it" if older else "update DecentLLM"
+    spoken = ", ".join(str(version) for version in challenge.protocol_versions)
+    sentence = f"The pool speaks version {spoken} of the protocol, this program version {PROTOCOL_VERSION}: {advice}."
+    raise JoinError("protocol_version", sentence)
+
+
+def _final(error: ConnectionClosed) -> JoinError | None:
+    """None for a close that another try may change."""
+    if error.code not in FINAL_CODES:
+        return None
+    code, sentence = FINAL_CODES[error.code]
+    return JoinError(code, sentence if code == "replaced" else error.reason or sentence)
 
 
 def _checked(data: str | bytes) -> CoordinatorMessage:

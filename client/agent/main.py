@@ -7,10 +7,13 @@ import contextlib
 import logging
 import os
 import sys
+from datetime import datetime
 
-from client.agent.agent import Agent, listen_to_signals, obey_lines
+from client.agent.agent import Agent, listen_to_signals, nvml_of, obey_lines
+from client.agent.hardware import Limits, find_devices
+from client.agent.prepared import worker_python
 from client.config import NodeConfig
-from client.status import AgentState, Status, decode_status
+from client.status import AgentState, PauseInfo, Status, decode_report
 from shell import AsyncioEnv
 
 MAX_LINE_BYTES = 64 * 1024
@@ -23,6 +26,21 @@ def run_node(config: NodeConfig) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     asyncio.run(_main(config))
     return 0
+
+
+def prepare_runtime(config: NodeConfig) -> str:
+    """Get the workers' interpreter ready now; progress goes to standard error. Raises ClientError."""
+    return asyncio.run(_prepare(config))
+
+
+async def _prepare(config: NodeConfig) -> str:
+    nvml = nvml_of(config)
+    devices = find_devices(nvml, Limits(config.max_memory_bytes, config.max_layers))
+    env = AsyncioEnv()
+    try:
+        return await worker_python(config, devices, nvml, env, ProgressPrinter().show)
+    finally:
+        await env.close()
 
 
 async def _main(config: NodeConfig) -> None:
@@ -52,6 +70,20 @@ def write_line_to_stdout(line: bytes) -> None:
             rest = rest[os.write(1, rest) :]
 
 
+class ProgressPrinter:
+    """A line whenever another tenth is there."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def show(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        percent = 100 * done_bytes // total_bytes // 10 * 10 if total_bytes else 0
+        line = f"{what}: {percent} % of {total_bytes / 1e6:,.0f} MB"
+        if line != self._last:
+            self._last = line
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the program's output
+
+
 class StatusPrinter:
     """For people without a GUI: a line whenever something worth reading changes."""
 
@@ -59,7 +91,10 @@ class StatusPrinter:
         self._last = ""
 
     def show(self, line: bytes) -> None:
-        text = describe(decode_status(line))
+        report = decode_report(line)
+        if not isinstance(report, Status):
+            return
+        text = describe(report)
         if text != self._last:
             self._last = text
             self._print(text)
@@ -78,6 +113,23 @@ def describe(status: Status) -> str:
         if device.layers is not None and status.state is not AgentState.CONNECTING:
             parts.append(f"{device.device_id}: layers {device.layers} of {device.num_layers} of {device.model_name}")
         if device.state in (AgentState.DOWNLOADING, AgentState.LOADING) and device.total_bytes:
-            percent = 100 * device.done_bytes // device.total_bytes
-            parts.append(f"{percent // 10 * 10} % of {device.total_bytes / 1e6:.0f} MB")
-    return " · ".join([*parts, *([status.message] if status.message else [])])
+            parts.append(_share(device.done_bytes, device.total_bytes))
+    if status.state is AgentState.PREPARING and status.total_bytes:
+        parts.append(_share(status.done_bytes, status.total_bytes))
+    said = [status.message, _when(status.pause) if status.pause is not None else ""]
+    return " · ".join([*parts, *(part for part in said if part)])
+
+
+def _share(done_bytes: int, total_bytes: int) -> str:
+    return f"{100 * done_bytes // total_bytes // 10 * 10} % of {total_bytes / 1e6:.0f} MB"
+
+
+def _when(pause: PauseInfo) -> str:
+    """When the node goes on, in local time; empty when nobody knows."""
+    if pause.resumes_at_s is not None:
+        return f"goes on at {_clock_time(pause.resumes_at_s)} if nothing stirs"
+    return f"until {_clock_time(pause.until_s)} at least" if pause.until_s is not None else ""
+
+
+def _clock_time(wall_s: float) -> str:
+    return datetime.fromtimestamp(wall_s).strftime("%H:%M:%S")

@@ -1,14 +1,22 @@
-"""Direct links to neighbours: a listener for theirs, one outgoing link per neighbour, the relay when that fails."""
+"""Direct links to neighbours: a listener for theirs, one outgoing link per neighbour, the relay when that fails.
+
+Off this machine a direct link is TLS, and the neighbour's certificate is the one that the pool names with the hop. A
+node that takes no direct links makes none either: its neighbours do not learn its address.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
+import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
+from client.config import Direct
 from protocol import PROTOCOL_VERSION, SUPPORTED_VERSIONS
-from protocol.env import Connection, ConnectionClosed, Env, Listener, NetworkError
+from protocol.env import Access, Certificate, Connection, ConnectionClosed, Env, Listener, NetworkError
 from protocol.errors import CloseCode, MessageError
 from protocol.frames import FrameLimits
 from protocol.messages import PeerHello, decode_peer_message, encode_message
@@ -25,6 +33,24 @@ DIRECT_AGAIN_AFTER_S = 30.0
 RELAY_QUIET_S = 2.0
 """Rows that went through the relay have arrived, or never will, after this long."""
 MAX_FRAME_BYTES = FrameLimits().max_payload_bytes + 2**20
+
+
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = {False: "0.0.0.0", True: "::"}  # noqa: S104 - neighbours are elsewhere; TLS and a ticket guard the door
+"""All addresses of the machine, of IPv4 or (True) of IPv6."""
+_LOCAL_NETWORKS = tuple(
+    ipaddress.ip_network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10")
+)
+"""RFC 1918, RFC 3927, RFC 4193, RFC 4291."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where neighbours reach a node directly, and its certificate there. No URL: only the relay reaches it."""
+
+    url: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(slots=True)
@@ -52,13 +78,29 @@ class Peers:
         self._env = env
         self._callbacks = callbacks
         self._listener: Listener | None = None
+        self._certificate: Certificate | None = None
         self._outgoing: dict[NodeId, _Outgoing] = {}
         self._relay_until_s: dict[NodeId, float] = {}
 
-    async def listen(self, host: str) -> str:
-        """Take neighbours' links on a port of the system's choice; returns this node's address."""
-        self._listener = await self._env.network.listen(host, 0, self._serve, MAX_FRAME_BYTES)
-        return f"ws://{host}:{self._listener.port}"
+    @property
+    def takes_neighbours(self) -> bool:
+        return self._listener is not None
+
+    async def listen(self, host: str, certificate: Certificate | None = None) -> None:
+        """Take neighbours' links on a port of the system's choice, from where `host`, an address of this machine, can
+        be reached; without a certificate from this machine only. Raises NetworkError."""
+        bound = LOOPBACK if certificate is None else EVERYWHERE[":" in host]
+        self._listener = await self._env.network.listen(bound, 0, self._serve, MAX_FRAME_BYTES, certificate)
+        self._certificate = certificate
+
+    def address_at(self, host: str) -> PeerAddress:
+        """What neighbours reach this node by when its address is `host`; nothing when it does not listen."""
+        if self._listener is None:
+            return PeerAddress()
+        authority = f"[{host}]:{self._listener.port}" if ":" in host else f"{host}:{self._listener.port}"
+        if self._certificate is None:
+            return PeerAddress(f"ws://{authority}")
+        return PeerAddress(f"wss://{authority}", self._certificate.fingerprint)
 
     async def close(self) -> None:
         for outgoing in self._outgoing.values():
@@ -76,13 +118,19 @@ class Peers:
     def send(self, hop: Hop, frame: bytes) -> None:
         """Send towards the neighbour, in order: directly when that works, else through the coordinator."""
         node_id = NodeId(hop.node_id)
-        if hop.address is None or self._is_relayed(node_id):
+        if not self._may_connect(hop) or self._is_relayed(node_id):
             self._callbacks.relay(frame)
             return
         outgoing = self._outgoing.get(node_id)
         if outgoing is None or outgoing.hop.address != hop.address:
             outgoing = self._open(node_id, hop)
         outgoing.outbox.put_nowait(frame)
+
+    def _may_connect(self, hop: Hop) -> bool:
+        """Without TLS rows and ticket would be readable on the way: that is for this machine's own addresses only."""
+        if hop.address is None or self._listener is None:
+            return False
+        return hop.fingerprint is not None or is_loopback(hop.address)
 
     def _is_relayed(self, node_id: NodeId) -> bool:
         """Whether the relay is still in use for this neighbour; if so it stays so until it has been quiet for a while:
@@ -122,7 +170,8 @@ class Peers:
 
     async def _connect(self, hop: Hop) -> Connection:
         assert hop.address is not None, "only hops with an address are connected to"
-        connection = await self._env.network.connect(hop.address, MAX_FRAME_BYTES)
+        access = Access(pin=hop.fingerprint or "")
+        connection = await self._env.network.connect(hop.address, MAX_FRAME_BYTES, access)
         await connection.send(encode_message(PeerHello(PROTOCOL_VERSION, self._node_id, hop.ticket or "")))
         return connection
 
@@ -157,10 +206,46 @@ class Peers:
         if hello.protocol_version not in SUPPORTED_VERSIONS:
             await connection.close(CloseCode.PROTOCOL_VERSION, f"version {hello.protocol_version} is not spoken here")
             return None
-        if hello.ticket != self.ticket:
+        if not hmac.compare_digest(hello.ticket, self.ticket):
             await connection.close(CloseCode.BAD_TICKET, "the ticket is not this node's")
             return None
         return NodeId(hello.node_id)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine itself."""
+    host = _host(url)
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def is_local_network(host: str) -> bool:
+    """Whether it is an address of a private network; a name is not (it may lead anywhere)."""
+    address = _address(host)
+    return address is not None and any(address in network for network in _LOCAL_NETWORKS)
+
+
+def may_take_neighbours(direct: Direct, pool_url: str) -> bool:
+    """Whether this node may be reached by its neighbours without the coordinator, with that pool."""
+    return {
+        Direct.OFF: False,
+        Direct.ON: True,
+        Direct.AUTO: is_loopback(pool_url) or is_local_network(_host(pool_url)),
+    }[direct]
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
 
 
 def _reason(sentence: str) -> str:

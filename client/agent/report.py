@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from client.agent.core import AgentCore
 from client.agent.device import Device, Stage
-from client.status import AgentState, DeviceStatus, Status
+from client.status import AgentState, DeviceStatus, PauseInfo, Status
 from protocol.messages import AssignSlice
 from protocol.values import DeviceId
 
@@ -73,6 +73,12 @@ def offline_status(core: AgentCore, pool_name: str, pids: Mapping[DeviceId, int]
         num_tokens=core.num_tokens,
         worker_pids=tuple(pids.values()),
     )
+
+
+def paused_status(pause: PauseInfo) -> Status:
+    """The status of a node that has left the pool until nobody else needs the machine."""
+    why = f"Paused: {pause.detail}." if pause.detail else "Paused."
+    return Status(AgentState.PAUSED, f"{why} The GPU's memory is free.", pause=pause)
 
 
 def _message(core: AgentCore, state: AgentState) -> str:

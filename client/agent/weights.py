@@ -1,7 +1,8 @@
 """The weights on disk: sparse copies of the model's files, filled chunk by chunk, each chunk checked before it counts.
 
 Interrupted at any moment it goes on at the last checked chunk. A chunk that does not match its SHA-256 is fetched
-again; when that does not help, the mirror's file is bad and the sentence says which.
+again; when that does not help, the mirror's file is bad and the sentence says which. Before a download, models that
+nothing uses are removed if it would not fit otherwise (quota.py).
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import asyncio
 import errno
 import hashlib
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.agent.quota import Kept, Room, to_evict
+from client.config import MAX_DISK_BYTES
 from client.errors import WeightsError
-from protocol.env import Env, NetworkError
+from protocol.env import Access, Env, NetworkError
 from protocol.errors import ProtocolError
 from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, chunk_span, chunks_of, decode_manifest, manifest_hash
 
@@ -26,10 +30,22 @@ MAX_RUN_CHUNKS = 32
 """Chunks per request: long enough that requests cost nothing, short enough to lose little."""
 MAX_TRIES = 4
 RETRY_BASE_S = 0.5
-SPARE_DISK_BYTES = 2**30
-"""Never fill a volunteer's disk to the last byte."""
+USED_FILE = "used"
+"""Written whenever a model's weights are asked for: its time says which model has not been used for longest."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where to download from, and what opens it: a pool's address, or one of its files."""
+
+    url: str
+    access: Access = Access()
+
+    def below(self, path: str) -> Source:
+        return Source(f"{self.url}/weights/{path}", self.access)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +59,34 @@ class Wanted:
 class WeightStore:
     """All weights of this installation: `folder / manifest hash / file`."""
 
-    def __init__(self, folder: Path, env: Env) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        env: Env,
+        limit_bytes: Callable[[], int] = lambda: MAX_DISK_BYTES,
+        in_use: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """`limit_bytes` is for all weights together. `in_use` names the models that devices use, each once per
+        device: they are not removed."""
         self._folder = folder
         self._env = env
+        self._limit_bytes = limit_bytes
+        self._in_use = in_use
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._room_turn = asyncio.Lock()
+        self._downloads: dict[str, _Counter] = {}
 
-    async def manifest(self, base_url: str, digest: str) -> Manifest:
+    async def manifest(self, mirror: Source, digest: str) -> Manifest:
         """The manifest of that hash, from disk or from the pool. Raises WeightsError."""
         try:
-            return decode_manifest(await self._manifest_bytes(base_url, digest))
+            return decode_manifest(await self._manifest_bytes(mirror, digest))
         except ProtocolError as error:
             raise WeightsError("bad_manifest", f"The pool's model description is not usable: {error}") from None
         except OSError as error:
             raise self._disk_error(digest, error) from None
 
     async def fetch(
-        self, base_url: str, digest: str, manifest: Manifest, tensor_names: Sequence[str], progress: Progress
+        self, mirror: Source, digest: str, manifest: Manifest, tensor_names: Sequence[str], progress: Progress
     ) -> Path:
         """Make sure that these tensors are on disk; returns the folder. `progress(done_bytes, total_bytes)`.
 
@@ -66,7 +94,7 @@ class WeightStore:
         folder = self._folder / digest
         try:
             async with self._turns[digest]:
-                await self._fetch(base_url, folder, manifest, chunks_of(manifest, tensor_names), progress)
+                await self._fetch(mirror, folder, manifest, chunks_of(manifest, tensor_names), progress)
         except ProtocolError as error:
             raise WeightsError("bad_plan", f"The worker asks for what the model does not have: {error}") from None
         except OSError as error:
@@ -76,30 +104,72 @@ class WeightStore:
     # ------------------------------------------------------------ parts
 
     async def _fetch(
-        self, base_url: str, folder: Path, manifest: Manifest, wanted: dict[int, list[int]], progress: Progress
+        self, mirror: Source, folder: Path, manifest: Manifest, wanted: dict[int, list[int]], progress: Progress
     ) -> None:
-        total = sum(_size(manifest, file, chunk) for file, chunks in wanted.items() for chunk in chunks)
-        missing = [Wanted(file, self._missing(folder, manifest, file, chunks)) for file, chunks in wanted.items()]
-        todo = sum(_size(manifest, want.file, chunk) for want in missing for chunk in want.chunks)
-        self._check_room(folder, todo)
-        counter = _Counter(total - todo, total, progress)
-        for want in missing:
-            await self._fetch_file(base_url, folder, manifest, want, counter)
+        await self._note_use(folder)
+        counter = _Counter(0, _num_bytes(manifest, wanted), progress)
+        try:
+            async with self._room_turn:
+                missing = await self._make_room(folder, manifest, wanted)
+                counter.add(counter.total - _num_bytes(manifest, missing))
+                self._downloads[folder.name] = counter
+            for file, chunks in missing.items():
+                await self._fetch_file(mirror, folder, manifest, Wanted(file, tuple(chunks)), counter)
+        finally:
+            self._downloads.pop(folder.name, None)
 
-    async def _manifest_bytes(self, base_url: str, digest: str) -> bytes:
+    async def _make_room(self, folder: Path, manifest: Manifest, wanted: dict[int, list[int]]) -> dict[int, list[int]]:
+        """Remove models until what is missing of `wanted` fits; returns what is missing.
+
+        Other layers of the same model go last, and the wanted ones with them: they share their files."""
+        digest, missing = folder.name, self._missing(folder, manifest, wanted)
+        kept, room = await self._env.run_blocking(self._kept)
+        in_use = list(self._in_use())
+        taken = {*in_use, *self._downloads}
+        try:
+            evicted = to_evict(kept, {*taken, digest}, _num_bytes(manifest, missing), room)
+        except WeightsError:
+            if in_use.count(digest) > 1:
+                raise
+            evicted = to_evict(kept, taken - {digest}, _num_bytes(manifest, wanted), room)
+        for model in evicted:
+            log.info("removing the weights of model %s to make room", model[:16])
+            await self._env.run_blocking(self._env.disk.remove_folder, self._folder / model)
+        if digest not in evicted:
+            return missing
+        await self._note_use(folder)
+        return self._missing(folder, manifest, wanted)
+
+    async def _note_use(self, folder: Path) -> None:
+        await self._env.run_blocking(self._env.disk.write_atomic, folder / USED_FILE, b"")
+
+    def _kept(self) -> tuple[list[Kept], Room]:
+        """The models on disk. What else lies in the folder takes room too, and is never removed."""
+        used: defaultdict[str, int] = defaultdict(int)
+        used_s: defaultdict[str, float] = defaultdict(float)
+        for path, facts in self._env.disk.list_files(self._folder).items():
+            name, _, rest = path.partition("/")
+            used[name] += facts.used_bytes
+            used_s[name] = facts.written_s if rest == USED_FILE else used_s[name]
+        pending = sum(counter.total - counter.done for counter in self._downloads.values())
+        free = self._env.disk.free_bytes(self._folder)
+        room = Room(self._limit_bytes(), sum(used.values()) + pending, free - pending)
+        return [Kept(name, used[name], used_s[name]) for name in used if _DIGEST.fullmatch(name)], room
+
+    async def _manifest_bytes(self, mirror: Source, digest: str) -> bytes:
         path = self._folder / digest / "manifest.json"
         data = self._env.disk.read(path)
         if data is None or manifest_hash(data) != digest:
-            data = await self._download_manifest(f"{base_url}/weights/{digest}/manifest")
+            data = await self._download_manifest(mirror.below(f"{digest}/manifest"))
             if manifest_hash(data) != digest:
                 raise WeightsError("bad_manifest", "The pool's model description does not match its checksum.")
             self._env.disk.write_atomic(path, data)
         return data
 
-    async def _download_manifest(self, url: str) -> bytes:
+    async def _download_manifest(self, source: Source) -> bytes:
         data = bytearray()
         try:
-            async for piece in self._env.network.get(url):
+            async for piece in self._env.network.get(source.url, access=source.access):
                 data += piece
                 if len(data) > MAX_MANIFEST_BYTES:
                     raise NetworkError(f"it is longer than {MAX_MANIFEST_BYTES} bytes")
@@ -107,12 +177,15 @@ class WeightStore:
             raise WeightsError("download_failed", f"The model description could not be downloaded: {error}") from None
         return bytes(data)
 
-    def _missing(self, folder: Path, manifest: Manifest, file: int, chunks: Sequence[int]) -> tuple[int, ...]:
+    def _missing(self, folder: Path, manifest: Manifest, wanted: dict[int, list[int]]) -> dict[int, list[int]]:
+        return {file: self._missing_of(folder, manifest, file, chunks) for file, chunks in wanted.items()}
+
+    def _missing_of(self, folder: Path, manifest: Manifest, file: int, chunks: Sequence[int]) -> list[int]:
         marks = _marks_path(folder, manifest, file)
         if not self._has_size(folder / manifest.files[file].path, manifest.files[file].size_bytes):
             self._env.disk.remove(marks)  # the marks are for a file that somebody deleted or cut
         have = self._env.disk.read(marks) or b""
-        return tuple(chunk for chunk in chunks if not (chunk < len(have) and have[chunk]))
+        return [chunk for chunk in chunks if not (chunk < len(have) and have[chunk])]
 
     def _has_size(self, path: Path, size_bytes: int) -> bool:
         try:
@@ -120,34 +193,30 @@ class WeightStore:
         except FileNotFoundError:
             return False
 
-    def _check_room(self, folder: Path, num_bytes: int) -> None:
-        free = self._env.disk.free_bytes(folder)
-        if num_bytes + SPARE_DISK_BYTES > free:
-            sentence = f"The weights need {num_bytes / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free."
-            raise WeightsError("disk_full", sentence)
-
     def _disk_error(self, digest: str, error: OSError) -> WeightsError:
         code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
         return WeightsError(code, f"The weights cannot be kept in {self._folder / digest}: {error.strerror or error}.")
 
     async def _fetch_file(
-        self, base_url: str, folder: Path, manifest: Manifest, want: Wanted, counter: _Counter
+        self, mirror: Source, folder: Path, manifest: Manifest, want: Wanted, counter: _Counter
     ) -> None:
         if not want.chunks:
             return
         spec = manifest.files[want.file]
         self._env.disk.reserve(folder / spec.path, spec.size_bytes)
-        url = f"{base_url}/weights/{folder.name}/files/{spec.path}"
+        source = mirror.below(f"{folder.name}/files/{spec.path}")
         for run in _runs(want.chunks):
-            await self._fetch_run(url, folder, manifest, Wanted(want.file, run), counter)
+            await self._fetch_run(source, folder, manifest, Wanted(want.file, run), counter)
 
-    async def _fetch_run(self, url: str, folder: Path, manifest: Manifest, want: Wanted, counter: _Counter) -> None:
+    async def _fetch_run(
+        self, source: Source, folder: Path, manifest: Manifest, want: Wanted, counter: _Counter
+    ) -> None:
         """One range of consecutive chunks, with retries from the first chunk that is still missing."""
         chunks, tries = list(want.chunks), 0
         while chunks:
             num_before = len(chunks)
             try:
-                await self._stream_chunks(url, folder, manifest, want.file, chunks, counter)
+                await self._stream_chunks(source, folder, manifest, want.file, chunks, counter)
                 if chunks:
                     raise NetworkError(f"the mirror ended {len(chunks)} chunks early")
             except (NetworkError, _BadChunk) as error:
@@ -158,13 +227,13 @@ class WeightStore:
                 await self._env.clock.sleep(RETRY_BASE_S * 2**tries)
 
     async def _stream_chunks(
-        self, url: str, folder: Path, manifest: Manifest, file: int, chunks: list[int], counter: _Counter
+        self, source: Source, folder: Path, manifest: Manifest, file: int, chunks: list[int], counter: _Counter
     ) -> None:
         """Download `chunks` in one request, taking each off the list once it is checked and written."""
         start, stop = chunk_span(manifest, file, chunks[0])[0], chunk_span(manifest, file, chunks[-1])[1]
         buffer, fresh = bytearray(), list[int]()
         try:
-            async for piece in self._env.network.get(url, start, stop):
+            async for piece in self._env.network.get(source.url, start, stop, source.access):
                 if not chunks:
                     break  # it sends more than it was asked for, perhaps without end
                 buffer += piece
@@ -200,9 +269,6 @@ class _Counter:
     total: int
     progress: Progress
 
-    def __post_init__(self) -> None:
-        self.progress(self.done, self.total)
-
     def add(self, num_bytes: int) -> None:
         self.done += num_bytes
         self.progress(self.done, self.total)
@@ -217,6 +283,10 @@ def _given_up(error: Exception, path: str) -> WeightsError:
     if isinstance(error, _BadChunk):
         return WeightsError("bad_weights", f"The pool's file {path} is corrupt: {error}.")
     return WeightsError("download_failed", f"The file {path} could not be downloaded: {error}.")
+
+
+def _num_bytes(manifest: Manifest, chunks_of_file: dict[int, list[int]]) -> int:
+    return sum(_size(manifest, file, chunk) for file, chunks in chunks_of_file.items() for chunk in chunks)
 
 
 def _size(manifest: Manifest, file: int, chunk: int) -> int:

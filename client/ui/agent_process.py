@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PySide6.QtCore import QObject, QProcess, QTimer, Signal
+from PySide6.QtCore import QObject, QProcess, QProcessEnvironment, QTimer, Signal
 
 from client.supervisor import (
     AgentExited,
@@ -30,20 +31,29 @@ from client.supervisor import (
 logger = logging.getLogger(__name__)
 
 MAX_LOG_BYTES = 5 * 1024 * 1024
-_SHOW_EVERY_MS = 50
+_SHOW_EVERY_MS = 100
 _KILL_LIMIT_MS = 2000
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the agent is started with. `variables` are for what a command line would show to all users (proc(5):
+    /proc/PID/cmdline is world-readable, environ is not)."""
+
+    argv: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
 class AgentProcess(QObject):
-    """`argv` is asked for at each start, so that a changed setting counts from the next one."""
+    """`launch` is asked for at each start, so that a changed setting counts from the next one."""
 
     changed = Signal(Snapshot)
-    """At most 20 times a second, however fast the agent talks."""
+    """At most 10 times a second, however fast the agent talks."""
     finished = Signal()
 
-    def __init__(self, argv: Callable[[], list[str]], log_file: Path | None, parent: QObject | None = None) -> None:
+    def __init__(self, launch: Callable[[], Launch], log_file: Path | None, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._argv = argv
+        self._launch = launch
         self._log_file = log_file
         self._supervisor = Supervisor()
         self._process: QProcess | None = None
@@ -94,10 +104,12 @@ class AgentProcess(QObject):
                 self.finished.emit()
 
     def _start(self) -> None:
-        program, *arguments = self._argv()
+        launch = self._launch()
+        program, *arguments = launch.argv
         process = QProcess(self)
         process.setProgram(program)
         process.setArguments(arguments)
+        process.setProcessEnvironment(_environment(launch.variables))
         self._send_errors_to_log(process)
         process.readyReadStandardOutput.connect(self._read)
         process.finished.connect(self._note_finished)
@@ -135,6 +147,13 @@ class AgentProcess(QObject):
         if process is not None:
             process.blockSignals(True)
             process.deleteLater()
+
+
+def _environment(variables: Mapping[str, str]) -> QProcessEnvironment:
+    environment = QProcessEnvironment.systemEnvironment()
+    for name, value in variables.items():
+        environment.insert(name, value)
+    return environment
 
 
 def keep_log_small(path: Path) -> None:

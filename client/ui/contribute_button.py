@@ -1,17 +1,43 @@
-"""The one big button."""
+"""The one big button, and beside it the menu of how long to pause."""
 
 from __future__ import annotations
 
-from PySide6.QtCore import QElapsedTimer, Qt, Signal
-from PySide6.QtGui import QFocusEvent, QFont, QMouseEvent
-from PySide6.QtWidgets import QApplication, QPushButton, QWidget
+from PySide6.QtCore import QElapsedTimer, QPointF, Qt, Signal
+from PySide6.QtGui import QFocusEvent, QFont, QMouseEvent, QPainter, QPaintEvent, QPen
+from PySide6.QtWidgets import QApplication, QHBoxLayout, QPushButton, QWidget
 
+from client.ui.pause_choice import PauseChoice
+from client.ui.pause_menu import PauseMenu
 from client.ui.view import View, Wish
 
 _KEYBOARD_REASONS = (Qt.FocusReason.TabFocusReason, Qt.FocusReason.BacktabFocusReason)
 
 
-class ContributeButton(QPushButton):
+class _BigButton(QPushButton):
+    """Follows the style sheet's properties `quiet` and `ring`."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setObjectName("primary")
+
+    def restyle(self, name: str, value: bool) -> None:
+        """Set a property that the style sheet looks at."""
+        if self.property(name) is not value:
+            self.setProperty(name, value)
+            self.style().unpolish(self)
+            self.style().polish(self)
+
+    def focusInEvent(self, event: QFocusEvent) -> None:  # noqa: N802 - Qt's name
+        """A ring for those who use the keyboard only, as the web's :focus-visible."""
+        self.restyle("ring", event.reason() in _KEYBOARD_REASONS)
+        super().focusInEvent(event)
+
+    def focusOutEvent(self, event: QFocusEvent) -> None:  # noqa: N802 - Qt's name
+        self.restyle("ring", False)
+        super().focusOutEvent(event)
+
+
+class ContributeButton(_BigButton):
     """Emits `wished` with what it showed when it was pressed."""
 
     wished = Signal(Wish)
@@ -20,7 +46,6 @@ class ContributeButton(QPushButton):
         super().__init__(parent)
         self._wish = Wish.CONTRIBUTE
         self._since_press = QElapsedTimer()
-        self.setObjectName("primary")
         font = QFont(self.font())
         font.setPointSizeF(font.pointSizeF() * 1.35)
         font.setWeight(QFont.Weight.DemiBold)
@@ -34,23 +59,7 @@ class ContributeButton(QPushButton):
         self.setAccessibleDescription(view.headline)
         self.setEnabled(view.button_enabled)
         self._wish = view.wish
-        self._restyle("quiet", view.wish is Wish.PAUSE)
-
-    def _restyle(self, name: str, value: bool) -> None:
-        """Set a property that the style sheet looks at."""
-        if self.property(name) is not value:
-            self.setProperty(name, value)
-            self.style().unpolish(self)
-            self.style().polish(self)
-
-    def focusInEvent(self, event: QFocusEvent) -> None:  # noqa: N802 - Qt's name
-        """A ring for those who use the keyboard only, as the web's :focus-visible."""
-        self._restyle("ring", event.reason() in _KEYBOARD_REASONS)
-        super().focusInEvent(event)
-
-    def focusOutEvent(self, event: QFocusEvent) -> None:  # noqa: N802 - Qt's name
-        self._restyle("ring", False)
-        super().focusOutEvent(event)
+        self.restyle("quiet", view.wish is not Wish.CONTRIBUTE)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802 - Qt's name
         """The button changes its meaning when pressed, so a burst of clicks must count as one: the second click of a
@@ -62,3 +71,48 @@ class ContributeButton(QPushButton):
 
     def mouseDoubleClickEvent(self, event: QMouseEvent) -> None:  # noqa: N802 - Qt's name
         self.mousePressEvent(event)
+
+
+class PauseMenuButton(_BigButton):
+    """A chevron that opens the menu. Drawn here: a style sheet takes an arrow from a file only."""
+
+    chosen = Signal(PauseChoice)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setAccessibleName("Pause for how long")
+        self.restyle("quiet", True)
+        self.setProperty("menu", True)
+        self.setFixedWidth(52)
+        menu = PauseMenu("Pause", self)
+        menu.chosen.connect(self.chosen)
+        self.setMenu(menu)
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802 - Qt's name
+        super().paintEvent(event)
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        pen = QPen(self.palette().buttonText().color(), 2.0)
+        pen.setCapStyle(Qt.PenCapStyle.RoundCap)
+        pen.setJoinStyle(Qt.PenJoinStyle.RoundJoin)
+        painter.setPen(pen)
+        middle = QPointF(self.rect().center()) + QPointF(0.5, 1.5)
+        painter.drawPolyline([middle + QPointF(-5, -3), middle + QPointF(0, 2), middle + QPointF(5, -3)])
+
+
+class ButtonRow(QWidget):
+    """Both, side by side; the menu only where there is something to pause."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.button = ContributeButton(self)
+        self.pause_menu = PauseMenuButton(self)
+        line = QHBoxLayout(self)
+        line.setContentsMargins(0, 0, 0, 0)
+        line.setSpacing(8)
+        line.addWidget(self.button, 1)
+        line.addWidget(self.pause_menu)
+
+    def show_view(self, view: View) -> None:
+        self.button.show_view(view)
+        self.pause_menu.setVisible(view.can_pause)

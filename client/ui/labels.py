@@ -7,6 +7,14 @@ from PySide6.QtGui import QFont
 from PySide6.QtWidgets import QLabel, QWidget
 
 
+def fit_height(window: QWidget, width: int) -> None:
+    """As high as its wrapped texts need; a size hint reckons with another width."""
+    layout = window.layout()
+    if layout is not None:
+        layout.activate()
+        window.resize(width, layout.totalHeightForWidth(width))
+
+
 class PlainLabel(QLabel):
     """`scale` is relative to the app's font. An empty label takes no room."""
 

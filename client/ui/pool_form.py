@@ -6,7 +6,8 @@ from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QLineEdit, QVBoxLayout, QWidget
 
 from client.ui.labels import PlainLabel
-from client.ui.preferences import MAX_ADDRESS_CHARACTERS, AddressError, parse_pool_address
+from client.ui.pool_link import parse_pool_link
+from protocol.join_link import MAX_LINK_CHARACTERS, JoinLink, JoinLinkError
 
 
 class PoolForm(QWidget):
@@ -17,13 +18,14 @@ class PoolForm(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         label = PlainLabel(self, bold=True)
-        label.setText("&Pool address")
+        label.setText("&Join link or address of the pool")
         self._complaint = PlainLabel(self, "alert")
         self._complaint.show_text("")
         self._field = QLineEdit(self)
-        self._field.setPlaceholderText("https://pool.example.org")
-        self._field.setMaxLength(2 * MAX_ADDRESS_CHARACTERS)
-        self._field.setAccessibleName("Pool address")
+        self._field.setPlaceholderText("decentllm://pool.example.org/join?…")
+        # Longer than any link, so that a longer one is refused instead of being cut into another one.
+        self._field.setMaxLength(2 * MAX_LINK_CHARACTERS)
+        self._field.setAccessibleName("Join link or address of the pool")
         self._field.returnPressed.connect(self.submitted)
         self._field.textEdited.connect(lambda _text: self._complaint.show_text(""))
         label.setBuddy(self._field)
@@ -41,11 +43,11 @@ class PoolForm(QWidget):
         self._field.setFocus()
         self._field.selectAll()
 
-    def address(self) -> str | None:
-        """The address, or None after saying what is wrong with it."""
+    def link(self) -> JoinLink | None:
+        """What was pasted, or None after saying what is wrong with it."""
         try:
-            return parse_pool_address(self._field.text())
-        except AddressError as error:
+            return parse_pool_link(self._field.text())
+        except JoinLinkError as error:
             self._complaint.show_text(str(error))
             self._field.setFocus()
             return None

@@ -1,4 +1,4 @@
-"""What the window and the tray say, as a pure function of the supervisor's snapshot. Free of Qt.
+"""What the window and the tray say, as a pure function of the supervisor's snapshot and the settings. Free of Qt.
 
 Names and messages come from the network: they are shortened and stripped of control characters here, and shown as
 plain text by the widgets.
@@ -6,15 +6,18 @@ plain text by the widgets.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 
-from client.status import AgentState, DeviceStatus
-from client.supervisor import Phase, Snapshot
+from client.status import AgentState, DeviceStatus, PauseInfo
+from client.supervisor import Snapshot
+from client.supervisor_table import Phase
+from client.ui import pause_text
+from client.ui.pause_choice import ManualPause
+from client.ui.plan import Plan
+from client.ui.text import MAX_NAME_CHARACTERS, MAX_SENTENCE_CHARACTERS, clean, format_bytes
+from protocol.pause import PauseReason
 
-MAX_NAME_CHARACTERS = 64
-MAX_SENTENCE_CHARACTERS = 400
 MAX_DEVICES = 32
 
 
@@ -32,7 +35,18 @@ class Wish(StrEnum):
     """What the one big button asks for."""
 
     CONTRIBUTE = "contribute"
+    ANYWAY = "anyway"
+    """Contribute although the machine is used for something else."""
     PAUSE = "pause"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the snapshot does not know: the time (seconds since 1970), the pause by hand, what would happen."""
+
+    now_s: float = 0.0
+    pause: ManualPause | None = None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +79,30 @@ class View:
     icon: Icon
     headline: str
     subject: str
-    """The model that the headline is about, if it is about one."""
+    """The model that the headline is about, or why it is paused."""
     sentence: str
     pool_name: str
     button_text: str
     button_enabled: bool
     wish: Wish
+    can_pause: bool
+    """The menu with times to pause for is there."""
     progress: Progress | None
     devices: tuple[DeviceView, ...]
     facts: tuple[Fact, ...]
     note: str
+    reason: str
+    """Why it is paused, for the tray; empty otherwise."""
     tooltip: str
+    plan: Plan | None = None
+    """Shown before the first contribution, instead of devices and figures."""
+    is_counting_down: bool = False
+    """The sentence changes by the second."""
 
 
 _STATE_NAMES = {
     AgentState.STOPPED: "Not contributing",
+    AgentState.PREPARING: "Preparing",
     AgentState.CONNECTING: "Connecting to the pool",
     AgentState.MEASURING: "Measuring your hardware",
     AgentState.WAITING: "Waiting for work",
@@ -91,6 +114,7 @@ _STATE_NAMES = {
 }
 _STATE_SENTENCES = {
     AgentState.STOPPED: "Lend your GPU to the pool. You can take it back at any time.",
+    AgentState.PREPARING: "Fetching what runs models on this computer. This is done once.",
     AgentState.CONNECTING: "",
     AgentState.MEASURING: "Finding out how fast your devices are. This takes less than a minute.",
     AgentState.WAITING: "You are in the pool. It gives you layers as soon as it needs them.",
@@ -102,6 +126,7 @@ _STATE_SENTENCES = {
 }
 _STATE_ICONS = {
     AgentState.STOPPED: Icon.IDLE,
+    AgentState.PREPARING: Icon.BUSY,
     AgentState.CONNECTING: Icon.BUSY,
     AgentState.MEASURING: Icon.BUSY,
     AgentState.WAITING: Icon.BUSY,
@@ -123,63 +148,112 @@ _PHASE_HEADLINES = {
 """Where the wish is ahead of the agent, its last report is not the truth any more."""
 
 _WISH_IS_PAUSE = frozenset({Phase.STARTING, Phase.CONTRIBUTING, Phase.REPLACING, Phase.RESTARTING})
+_CAN_PAUSE = _WISH_IS_PAUSE | {Phase.PAUSING, Phase.PAUSED, Phase.FAILED}
 _WITH_DEVICES = frozenset({Phase.CONTRIBUTING, Phase.FAILED, Phase.PAUSING, Phase.PAUSED})
 _NOT_MARKUP = str.maketrans({"<": "(", ">": ")", "&": "+"})
 """Some desktops render a tray's tooltip as HTML (freedesktop's StatusNotifierItem allows markup in it)."""
 _WITH_BYTES = (AgentState.DOWNLOADING, AgentState.LOADING)
 
 
-def view_of(snapshot: Snapshot) -> View:
-    icon, headline, sentence = _headline(snapshot)
-    subject = _subject(snapshot)
-    status = snapshot.status
-    pausing = snapshot.phase in _WISH_IS_PAUSE
-    failed = icon is Icon.ATTENTION and not pausing
-    pool_name = clean(status.pool_name, MAX_NAME_CHARACTERS)
+def view_of(snapshot: Snapshot, around: Surroundings = Surroundings()) -> View:
+    said = _headline(snapshot, around)
+    button_text, wish = _button(snapshot, said.icon)
+    reason = _reason(snapshot, around)
+    subject = said.subject
+    told = f". {reason}" if reason else f" of {subject}" if subject else ""
+    is_idle = snapshot.phase is Phase.STOPPED and said.icon is Icon.IDLE
     return View(
-        icon=icon,
-        headline=headline,
+        icon=said.icon,
+        headline=said.headline,
         subject=subject,
-        sentence=sentence,
-        pool_name=pool_name,
-        button_text="Pause" if pausing else "Try again" if failed else "Contribute GPU",
+        sentence=said.sentence,
+        pool_name=clean(snapshot.status.pool_name, MAX_NAME_CHARACTERS),
+        button_text=button_text,
         button_enabled=snapshot.phase not in (Phase.LEAVING, Phase.ENDED),
-        wish=Wish.PAUSE if pausing else Wish.CONTRIBUTE,
+        wish=wish,
+        can_pause=snapshot.phase in _CAN_PAUSE or _is_resting(snapshot, around),
         progress=_total_progress(snapshot),
         devices=_devices(snapshot),
         facts=_facts(snapshot),
         note=_note(snapshot.num_garbage_lines),
-        tooltip=f"DecentLLM: {headline}{f' of {subject}' if subject else ''}".translate(_NOT_MARKUP),
+        reason=reason,
+        tooltip=f"DecentLLM: {said.headline}{told}".translate(_NOT_MARKUP),
+        plan=around.plan if is_idle else None,
+        is_counting_down=_is_auto_paused(snapshot) and pause_text.is_counting_down(snapshot.status.pause, around.now_s),
     )
 
 
-def clean(text: str, max_characters: int) -> str:
-    """One line without control, format (bidirectional overrides, zero-width) or unpaired characters, shortened."""
-    shown = "".join(" " if unicodedata.category(letter)[0] == "C" else letter for letter in text[: 4 * max_characters])
-    shown = " ".join(shown.split())
-    return shown if len(shown) <= max_characters else shown[: max_characters - 1] + "…"
+@dataclass(frozen=True, slots=True)
+class _Said:
+    icon: Icon
+    headline: str
+    sentence: str
+    subject: str = ""
 
 
-def format_bytes(num_bytes: int) -> str:
-    """Decimal units, as file managers and network plans count."""
-    size = float(max(0, num_bytes))
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit in ("bytes", "kB") or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
-
-
-def _headline(snapshot: Snapshot) -> tuple[Icon, str, str]:
+def _headline(snapshot: Snapshot, around: Surroundings) -> _Said:
     phase, status = snapshot.phase, snapshot.status
     if phase in _PHASE_HEADLINES:
         icon, headline, sentence = _PHASE_HEADLINES[phase]
-        return icon, headline, _with_restart(snapshot) or sentence
-    state = AgentState.PAUSED if phase is Phase.PAUSED else status.state
+        return _Said(icon, headline, _with_restart(snapshot) or sentence)
+    if _is_auto_paused(snapshot):
+        return _auto_paused(status.pause, around.now_s)
+    if phase is Phase.PAUSED or _is_resting(snapshot, around) or status.state is AgentState.PAUSED:
+        return _paused_by_hand(status.pause, around)
     message = clean(status.message, MAX_SENTENCE_CHARACTERS)
-    if state is AgentState.FAILED:
-        return Icon.ATTENTION, _STATE_NAMES[state], _failure(message)
-    return _STATE_ICONS[state], _state_text(state, status.devices), message or _STATE_SENTENCES[state]
+    if status.state is AgentState.FAILED:
+        return _Said(Icon.ATTENTION, _STATE_NAMES[status.state], _failure(message))
+    text = _state_text(status.state, status.devices, _total_progress(snapshot))
+    return _Said(_STATE_ICONS[status.state], text, message or _STATE_SENTENCES[status.state], _subject(snapshot))
+
+
+def _auto_paused(pause: PauseInfo | None, now_s: float) -> _Said:
+    lines = (pause_text.detail_of(pause), pause_text.automatic_pause_sentence(pause, now_s))
+    return _Said(Icon.PAUSED, "Paused", "\n".join(line for line in lines if line), pause_text.reason_of(pause))
+
+
+def _paused_by_hand(pause: PauseInfo | None, around: Surroundings) -> _Said:
+    until_s = _pause_end_s(pause, around)
+    headline = pause_text.manual_pause_headline(until_s, around.now_s)
+    return _Said(Icon.PAUSED, headline, pause_text.manual_pause_sentence(until_s, around.pause, around.now_s))
+
+
+def _pause_end_s(pause: PauseInfo | None, around: Surroundings) -> float | None:
+    """What the agent says counts, as long as it lives."""
+    if pause is not None and pause.until_s is not None:
+        return pause.until_s
+    return around.pause.until_s if around.pause is not None else None
+
+
+def _is_auto_paused(snapshot: Snapshot) -> bool:
+    """The volunteer wants to contribute, and the agent has a reason not to."""
+    status = snapshot.status
+    if snapshot.phase is not Phase.CONTRIBUTING or status.state is not AgentState.PAUSED:
+        return False
+    return status.pause is None or PauseReason.MANUAL not in status.pause.reasons
+
+
+def _is_resting(snapshot: Snapshot, around: Surroundings) -> bool:
+    """Paused by hand, with no process behind it: the app was started again, or the agent had to be ended."""
+    has_failed = snapshot.status.state is AgentState.FAILED
+    return snapshot.phase is Phase.STOPPED and around.pause is not None and not has_failed
+
+
+def _reason(snapshot: Snapshot, around: Surroundings) -> str:
+    if _is_auto_paused(snapshot):
+        return pause_text.reason_of(snapshot.status.pause)
+    is_paused = snapshot.phase is Phase.PAUSED or _is_resting(snapshot, around)
+    return pause_text.SENTENCES[PauseReason.MANUAL] if is_paused else ""
+
+
+def _button(snapshot: Snapshot, icon: Icon) -> tuple[str, Wish]:
+    is_paused = snapshot.status.state is AgentState.PAUSED
+    if snapshot.phase is Phase.CONTRIBUTING and is_paused:
+        return ("Contribute anyway" if _is_auto_paused(snapshot) else "Contribute GPU"), Wish.ANYWAY
+    if snapshot.phase in _WISH_IS_PAUSE:
+        is_preparing = snapshot.phase is Phase.CONTRIBUTING and snapshot.status.state is AgentState.PREPARING
+        return ("Cancel" if is_preparing else "Pause"), Wish.PAUSE
+    return ("Try again" if icon is Icon.ATTENTION else "Contribute GPU"), Wish.CONTRIBUTE
 
 
 def _with_restart(snapshot: Snapshot) -> str:
@@ -193,13 +267,12 @@ def _failure(message: str) -> str:
     return f"{reason}\nOnce that is put right, press “Try again”. The log has the details."
 
 
-def _state_text(state: AgentState, devices: tuple[DeviceStatus, ...]) -> str:
+def _state_text(state: AgentState, devices: tuple[DeviceStatus, ...], progress: Progress | None) -> str:
     busy = [device for device in devices if device.state is state]
     if state is AgentState.SERVING and len(busy) == 1:
         return f"Serving {_layers_text(busy[0])}".rstrip()
     if state is AgentState.SERVING and busy:
         return f"Serving on {len(busy)} devices"
-    progress = _sum_progress(state, busy)
     if progress is not None and progress.fraction is not None:
         return f"{_STATE_NAMES[state]} {progress.fraction:.0%}"
     return _STATE_NAMES[state]
@@ -223,15 +296,21 @@ def _layers_text(device: DeviceStatus) -> str:
 def _total_progress(snapshot: Snapshot) -> Progress | None:
     if snapshot.phase is not Phase.CONTRIBUTING:
         return None
-    state = snapshot.status.state
-    return _sum_progress(state, [device for device in snapshot.status.devices if device.state is state])
+    status = snapshot.status
+    if status.state is AgentState.PREPARING:
+        return _progress(status.state, status.done_bytes, status.total_bytes)
+    return _sum_progress(status.state, [device for device in status.devices if device.state is status.state])
 
 
 def _sum_progress(state: AgentState, devices: list[DeviceStatus]) -> Progress | None:
     if state not in _WITH_BYTES:
         return None
     done = sum(max(0, device.done_bytes) for device in devices)
-    total = sum(max(0, device.total_bytes) for device in devices)
+    return _progress(state, done, sum(max(0, device.total_bytes) for device in devices))
+
+
+def _progress(state: AgentState, done: int, total: int) -> Progress:
+    done = max(0, done)
     if total <= 0:
         return Progress(None, _STATE_NAMES[state])
     # Only what is whole counts as whole: 99.9 % must not be shown as 100 %.

@@ -9,12 +9,15 @@ from PySide6.QtGui import QCloseEvent, QKeySequence, QShortcut
 from PySide6.QtWidgets import QApplication, QFrame, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from client.ui.artwork import logo, state_icon
-from client.ui.contribute_button import ContributeButton
+from client.ui.contribute_button import ButtonRow
 from client.ui.device_list import DeviceList, ProgressLine
 from client.ui.labels import PlainLabel
+from client.ui.pause_choice import PauseChoice
+from client.ui.plan_card import PlanCard
 from client.ui.pool_form import PoolForm
 from client.ui.theme import is_dark
 from client.ui.view import Fact, Progress, View, Wish
+from protocol.join_link import JoinLink
 
 _STATE_ICON_SIZE = QSize(64, 64)
 _LOGO_SIZE = QSize(36, 36)
@@ -23,9 +26,11 @@ _LOGO_SIZE = QSize(36, 36)
 class MainWindow(QWidget):
     """Says what the volunteer wants by signals, and shows what is true."""
 
-    contribute_wished = Signal()
-    pause_wished = Signal()
-    pool_chosen = Signal(str)
+    wished = Signal(Wish)
+    pause_chosen = Signal(PauseChoice)
+    pool_chosen = Signal(JoinLink)
+    history_wished = Signal()
+    settings_wished = Signal()
     log_wished = Signal()
     closed = Signal()
     """The volunteer closed the window. What that means depends on there being a tray: the app decides."""
@@ -36,41 +41,57 @@ class MainWindow(QWidget):
         self.setWindowIcon(logo())
         self.setAccessibleName("DecentLLM")
         self._address = ""
+        self._shown: tuple[View, bool] | None = None
         self._header = _Header(self)
         self._state = _StateCard(self)
         self.pool_form = PoolForm(self)
-        self.button = ContributeButton(self)
+        self._buttons = ButtonRow(self)
+        self.button, self.pause_button = self._buttons.button, self._buttons.pause_menu
+        self._plan = PlanCard(self)
+        self._plan.hide()
         self._devices = DeviceList(self)
         self._facts = _Facts(self)
         self._note = PlainLabel(self, "note")
         self._links = _Links(self)
         self._lay_out()
         self._connect()
-        self.resize(440, 570)
-        self.setMinimumSize(340, 420)
+        self.button.setFocus()
+        self.resize(460, 640)
+        self.setMinimumSize(360, 440)
 
     def _lay_out(self) -> None:
         column = QVBoxLayout(self)
         column.setContentsMargins(20, 18, 20, 12)
         column.setSpacing(14)
-        above: list[QWidget] = [self._header, self._state, self.pool_form, self.button]
+        above: list[QWidget] = [self._header, self._state, self.pool_form, self._buttons, self._plan]
         for widget in (*above, self._devices, self._facts, self._note, self._links):
             column.addWidget(widget)
         column.setStretchFactor(self._devices, 1)
 
     def _connect(self) -> None:
         self.button.wished.connect(self._pass_on)
+        self.pause_button.chosen.connect(self.pause_chosen)
         self.pool_form.submitted.connect(lambda: self._pass_on(Wish.CONTRIBUTE))
+        self._header.settings.clicked.connect(lambda: self.settings_wished.emit())
         self._links.change_pool.clicked.connect(lambda: self._switch_form())
+        self._links.history.clicked.connect(lambda: self.history_wished.emit())
         self._links.open_log.clicked.connect(lambda: self.log_wished.emit())
         QShortcut(QKeySequence(QKeySequence.StandardKey.Close), self, self.close)
 
     def show_view(self, view: View) -> None:
+        """Cheap when nothing is new."""
+        if (view, is_dark()) == self._shown:
+            return
+        self._shown = (view, is_dark())
         self._header.show_pool(view.pool_name)
         self._state.show_view(view)
-        self.button.show_view(view)
+        self._buttons.show_view(view)
+        self._plan.setVisible(view.plan is not None)
+        if view.plan is not None:
+            self._plan.show_plan(view.plan)
         self._devices.show_devices(view.devices)
         self._facts.show_facts(view.facts)
+        self._facts.setVisible(view.plan is None)
         self._note.show_text(view.note)
 
     def show_pool(self, address: str | None, fixed: bool) -> None:
@@ -103,13 +124,13 @@ class MainWindow(QWidget):
             self.pool_form.hide()
 
     def _pass_on(self, wish: Wish) -> None:
-        if wish is Wish.PAUSE:
-            self.pause_wished.emit()
-        elif self.pool_form.isHidden():
-            self.contribute_wished.emit()
-        elif address := self.pool_form.address():
-            self.pool_chosen.emit(address)
-            self.contribute_wished.emit()
+        """A link that was pasted is taken with the wish to contribute."""
+        if wish is Wish.CONTRIBUTE and not self.pool_form.isHidden():
+            link = self.pool_form.link()
+            if link is None:
+                return
+            self.pool_chosen.emit(link)
+        self.wished.emit(wish)
 
 
 class _Header(QWidget):
@@ -126,6 +147,7 @@ class _Header(QWidget):
         self._pool = PlainLabel(self, "muted")
         self._address = ""
         self._pool_name = ""
+        self.settings = link_button("Settings", self)
         texts = QVBoxLayout()
         texts.setSpacing(0)
         texts.addWidget(title)
@@ -135,6 +157,7 @@ class _Header(QWidget):
         line.setSpacing(12)
         line.addWidget(picture)
         line.addLayout(texts, 1)
+        line.addWidget(self.settings, 0, Qt.AlignmentFlag.AlignTop)
 
     def show_address(self, address: str) -> None:
         self._address = address
@@ -173,12 +196,13 @@ class _StateCard(QFrame):
         for label in (self._headline, self._subject, self._sentence, self._progress, self._amount, self._problem):
             column.addWidget(label)
         column.addStretch(1)
-        # Tall enough for most states, so that the button below stays where the mouse is.
-        self.setMinimumHeight(12 * self.fontMetrics().lineSpacing() + _STATE_ICON_SIZE.height() // 4)
         for label in (self._headline, self._subject, self._sentence, self._amount, self._problem):
             label.setAlignment(Qt.AlignmentFlag.AlignHCenter)
 
     def show_view(self, view: View) -> None:
+        # Tall enough for most states, so that the button below stays where the mouse is.
+        num_lines = 12 if view.plan is None else 9
+        self.setMinimumHeight(num_lines * self.fontMetrics().lineSpacing() + _STATE_ICON_SIZE.height() // 4)
         self._picture.setPixmap(state_icon(view.icon, is_dark()).pixmap(_STATE_ICON_SIZE, self.devicePixelRatioF()))
         self._picture.setAccessibleName(f"State: {view.headline}")
         self._headline.show_text(view.headline)
@@ -227,21 +251,27 @@ class _Links(QWidget):
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
-        self.change_pool = self._link("Change pool…")
-        self.open_log = self._link("Open the log")
+        self.change_pool = link_button("Change pool…", self)
+        self.history = link_button("Why did it pause?", self)
+        self.open_log = link_button("Open the log", self)
         line = QHBoxLayout(self)
         line.setContentsMargins(0, 0, 0, 0)
         line.addWidget(self.change_pool)
         line.addStretch(1)
+        line.addWidget(self.history)
+        line.addStretch(1)
         line.addWidget(self.open_log)
 
-    def _link(self, text: str) -> QPushButton:
-        link = QPushButton(text, self)
-        link.setObjectName("link")
-        link.setFlat(True)
-        link.setCursor(Qt.CursorShape.PointingHandCursor)
-        link.setAccessibleName(text)
-        return link
+
+def link_button(text: str, parent: QWidget) -> QPushButton:
+    """A button that looks like a link."""
+    link = QPushButton(text, parent)
+    link.setObjectName("link")
+    link.setFlat(True)
+    link.setAutoDefault(False)
+    link.setCursor(Qt.CursorShape.PointingHandCursor)
+    link.setAccessibleName(text)
+    return link
 
 
 def save_picture(window: QWidget, path: Path) -> None:

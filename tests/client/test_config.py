@@ -8,69 +8,32 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.headers import build_host
+from websockets.uri import parse_uri
 
-from client.config import MAX_SIZE_BYTES, NodeConfig, parse_join_url, parse_size
+from client.config import MAX_SIZE_BYTES, NodeConfig, join_link, parse_size
 from client.errors import JoinError
+from protocol.join_link import JoinLink
+
+PIN = "0123456789abcdef" * 4
 
 
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
-        ("https://pool.example", "https://pool.example"),
-        ("pool.example:8000", "http://pool.example:8000"),
-        ("  http://pool.example:8000/\n", "http://pool.example:8000"),
-        ("HTTP://Pool.Example", "http://Pool.Example"),
-        ("http://pool.example/chat?x=1#y", "http://pool.example"),
-        ("http://[::1]:8000", "http://[::1]:8000"),
-        ("http://bücher.example", "http://bücher.example"),
-    ],
-)
-def test_an_address_is_cut_to_its_base(text: str, url: str) -> None:
-    assert parse_join_url(text) == url
+def config(url: str) -> NodeConfig:
+    return NodeConfig(JoinLink(url), Path(), "node")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "   ",
-        "http://",
-        "ftp://pool.example",
-        "ws://pool.example",
-        "javascript:alert(1)//",
-        "http://:8000",
-        "http://pool.example:0",
-        "http://pool.example:70000",
-        "http://pool.example:abc",
-        "http://pool.example:-1",
-        "http://[::1",
-        '"http://pool.example"',
-        "http://pool example",
-        "http://pool<script>",
-        "http://po\x00ol",
-        "http://po\udcffol",
-        "://",
-    ],
-)
-def test_what_is_no_address_is_refused_in_one_sentence(text: str) -> None:
+def test_a_link_is_read_with_its_fingerprint_and_its_invitation() -> None:
+    link = join_link(f"decentllm://pool.example:8443/join?pin={PIN}&invite=invitation")
+    assert link == JoinLink("https://pool.example:8443", PIN, "invitation")
+    assert join_link("http://pool.example/") == JoinLink("http://pool.example")
+
+
+@pytest.mark.parametrize("text", ["", "ftp://pool.example", "http://pool example", "decentllm://pool/join?pin=1"])
+def test_what_is_no_link_is_a_join_error_with_its_sentence(text: str) -> None:
     with pytest.raises(JoinError) as caught:
-        parse_join_url(text)
-    assert caught.value.code == "bad_address"
-    assert str(caught.value).startswith("The pool's address ")
-
-
-@pytest.mark.parametrize("text", ["http://user:secret@pool", "http://user@pool", "http://:secret@pool", "http://@pool"])
-def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> None:
-    with pytest.raises(JoinError, match="user name or password") as caught:
-        parse_join_url(text)
-    assert "secret" not in str(caught.value)
-
-
-@given(st.text(max_size=60) | st.text("htps:/@[]%.0123456789 \\?#", max_size=60).map("http://".__add__))
-def test_any_text_gives_an_address_or_a_join_error(text: str) -> None:
-    with contextlib.suppress(JoinError):
-        assert parse_join_url(parse_join_url(text))
+        join_link(text)
+    assert caught.value.code == "bad_link"
+    assert str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +41,32 @@ def test_any_text_gives_an_address_or_a_join_error(text: str) -> None:
     [("http://h:1", "ws://h:1/node"), ("https://h", "wss://h/node"), ("http://[::1]:2", "ws://[::1]:2/node")],
 )
 def test_the_node_socket_is_beside_the_web_page(join_url: str, socket_url: str) -> None:
-    assert NodeConfig(join_url, Path(), "node").node_socket_url == socket_url
+    assert config(join_url).node_socket_url == socket_url
+    assert config(join_url).join_url == join_url
+
+
+@pytest.mark.parametrize(
+    ("url", "audience"),
+    [
+        ("http://127.0.0.1:8000", "127.0.0.1:8000"),
+        ("https://pool.example", "pool.example"),
+        ("https://pool.example:443", "pool.example"),
+        ("http://pool.example:80", "pool.example"),
+        ("https://pool.example:80", "pool.example:80"),
+        ("https://Pool.Example:8443", "pool.example:8443"),
+        ("http://[FD00::1]:8000", "[fd00::1]:8000"),
+        ("http://[::1]", "[::1]"),
+        ("https://bücher.example:8443", "xn--bcher-kva.example:8443"),
+    ],
+)
+def test_a_hello_is_for_the_host_that_the_connection_names(url: str, audience: str) -> None:
+    assert config(url).audience == audience
+    websocket = parse_uri(config(url).node_socket_url)
+    assert build_host(websocket.host, websocket.port, websocket.secure).lower() == audience
+
+
+def test_the_invitation_is_in_no_repr_of_the_settings() -> None:
+    assert "invitation" not in repr(NodeConfig(JoinLink("http://h", "", "invitation"), Path(), "node"))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +81,8 @@ def test_the_node_socket_is_beside_the_web_page(join_url: str, socket_url: str) 
         ("3k", 3000),
         ("7B", 7),
         ("1", 1),
+        ("2TB", 2 * 10**12),
+        ("1 TiB", 2**40),
     ],
 )
 def test_a_size_is_read(text: str, size: int) -> None:
@@ -100,7 +90,7 @@ def test_a_size_is_read(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GB", "-1", "-6GB", "nan", "inf", "1e9", "6 TB", "6,5GB", "6GBB", "0x10", "6 G B"]
+    "text", ["", "GB", "-1", "-6GB", "nan", "inf", "1e9", "6 PB", "6,5GB", "6GBB", "0x10", "6 G B"]
 )
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="6GB, 512MiB or 2000000000"):

@@ -6,30 +6,38 @@ import random
 
 import pytest
 
-from client.status import AgentState, Pause, Quit, Resume, Status, encode_line
+from client.status import (
+    MAX_TRANSITIONS,
+    AgentState,
+    History,
+    Pause,
+    Quit,
+    Resume,
+    SessionReading,
+    SetRules,
+    Status,
+    Transition,
+    encode_line,
+)
 from client.supervisor import (
     MAX_BACK_OFF_S,
     MAX_LINE_BYTES,
-    PAUSE_LIMIT_S,
-    QUIT_LIMIT_S,
     STABLE_RUN_S,
-    START_LIMIT_S,
-    TRANSITIONS,
     AgentExited,
     AgentNotStarted,
     Command,
     ContributePressed,
     Event,
     Exit,
-    Input,
     KillAgent,
     LineBuffer,
     OutputReceived,
     PausePressed,
-    Phase,
     PoolChanged,
     QuitPressed,
+    RulesChanged,
     SendLine,
+    SessionRead,
     Show,
     StartAgent,
     Supervisor,
@@ -37,10 +45,14 @@ from client.supervisor import (
     UnexpectedInput,
     WakeAfter,
 )
+from client.supervisor_table import LISTENING, PAUSE_LIMIT_S, QUIT_LIMIT_S, START_LIMIT_S, TRANSITIONS, Input, Phase
+from protocol.pause import PauseMode, PauseReason, PauseRules
 
 PAUSE_LINE = SendLine(encode_line(Pause()))
 RESUME_LINE = SendLine(encode_line(Resume()))
 QUIT_LINE = SendLine(encode_line(Quit()))
+NO_RULES_LINE = SendLine(encode_line(SetRules(PauseRules())))
+STARTED = [StartAgent(), NO_RULES_LINE, WakeAfter(START_LIMIT_S)]
 
 
 def reported(state: AgentState, **fields: object) -> OutputReceived:
@@ -64,7 +76,7 @@ def supervisor() -> Supervisor:
 
 
 def test_contribute_starts_the_agent(supervisor: Supervisor) -> None:
-    assert run(supervisor, ContributePressed()) == [StartAgent(), WakeAfter(START_LIMIT_S)]
+    assert run(supervisor, ContributePressed()) == STARTED
     assert supervisor.snapshot().phase is Phase.STARTING
 
 
@@ -74,7 +86,7 @@ def test_twenty_contributes_start_one_agent(supervisor: Supervisor) -> None:
 
 
 def test_the_first_report_ends_the_wait_for_the_agent(supervisor: Supervisor) -> None:
-    assert run(supervisor, ContributePressed(), SERVING)[2:] == []
+    assert run(supervisor, ContributePressed(), SERVING)[3:] == []
     assert supervisor.snapshot().phase is Phase.CONTRIBUTING
     assert run(supervisor, TimePassed(), now_s=START_LIMIT_S + 1) == []
 
@@ -124,6 +136,94 @@ def test_a_late_answer_to_an_older_resume_is_not_shown_as_paused(supervisor: Sup
     assert supervisor.snapshot().phase is Phase.PAUSING
 
 
+def test_preparing_may_take_as_long_as_it_takes(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed(), reported(AgentState.PREPARING, total_bytes=10))
+    assert run(supervisor, TimePassed(), now_s=3600.0) == []
+    assert supervisor.snapshot().phase is Phase.CONTRIBUTING
+
+
+def test_a_pause_of_the_agents_own_is_no_wish_of_the_volunteers(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed(), SERVING, PAUSED)
+    assert supervisor.snapshot().phase is Phase.CONTRIBUTING
+    run(supervisor, SERVING)
+    assert supervisor.snapshot().phase is Phase.CONTRIBUTING
+
+
+def test_contributing_anyway_is_told_and_awaited_by_nobody(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed(), SERVING, PAUSED)
+    assert run(supervisor, ContributePressed(anyway=True)) == [SendLine(encode_line(Resume(anyway=True)))]
+    assert run(supervisor, PAUSED, TimePassed(), now_s=3600.0) == []
+    assert supervisor.snapshot().phase is Phase.CONTRIBUTING
+
+
+def test_contributing_anyway_without_an_agent_starts_one(supervisor: Supervisor) -> None:
+    assert run(supervisor, ContributePressed(anyway=True)) == STARTED
+
+
+def test_a_pause_with_an_end_is_told_and_ends_by_itself(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed(), SERVING)
+    assert run(supervisor, PausePressed(900.0))[0] == SendLine(encode_line(Pause(900.0)))
+    run(supervisor, SERVING, PAUSED)
+    assert supervisor.snapshot().phase is Phase.PAUSED
+    assert run(supervisor, reported(AgentState.CONNECTING), now_s=900.0) == []
+    assert supervisor.snapshot().phase is Phase.CONTRIBUTING
+
+
+def test_another_end_replaces_the_first_one(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed(), SERVING, PausePressed(900.0), PAUSED)
+    assert run(supervisor, PausePressed()) == [PAUSE_LINE]
+    run(supervisor, SERVING)
+    assert supervisor.snapshot().phase is Phase.PAUSING
+
+
+def test_another_end_does_not_put_off_the_limit(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed(), SERVING, PausePressed())
+    assert run(supervisor, PausePressed(900.0), now_s=PAUSE_LIMIT_S - 1) == [SendLine(encode_line(Pause(900.0)))]
+    assert run(supervisor, TimePassed(), now_s=PAUSE_LIMIT_S) == [KillAgent()]
+
+
+def test_rules_are_the_first_thing_that_an_agent_hears(supervisor: Supervisor) -> None:
+    rules = PauseRules(mode=PauseMode.WHEN_AWAY)
+    assert run(supervisor, RulesChanged(rules)) == []
+    line = SendLine(encode_line(SetRules(rules)))
+    assert run(supervisor, ContributePressed())[:2] == [StartAgent(), line]
+    run(supervisor, SERVING, AgentExited(1))
+    assert run(supervisor, TimePassed(), now_s=1.0)[:2] == [StartAgent(), line]
+
+
+def test_changed_rules_are_told_at_once(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed(), SERVING)
+    rules = PauseRules(run_on_battery=True)
+    assert run(supervisor, RulesChanged(rules)) == [SendLine(encode_line(SetRules(rules)))]
+
+
+def test_the_desktops_readings_go_to_an_agent_that_listens(supervisor: Supervisor) -> None:
+    reading = SessionReading(3.0, False, None)
+    assert run(supervisor, SessionRead(reading)) == []
+    run(supervisor, ContributePressed(), SERVING)
+    assert run(supervisor, SessionRead(reading)) == [SendLine(encode_line(reading))]
+    assert run(supervisor, QuitPressed(), SessionRead(reading))[1:] == [WakeAfter(QUIT_LIMIT_S)]
+
+
+def told(*transitions: Transition) -> OutputReceived:
+    return OutputReceived(encode_line(History(transitions)))
+
+
+def test_the_history_outlives_the_agent_that_told_it(supervisor: Supervisor) -> None:
+    first, second = Transition(1.0, (PauseReason.VIDEO,), "vlc"), Transition(2.0)
+    run(supervisor, ContributePressed(), told(first, second), AgentExited(1))
+    run(supervisor, TimePassed(), told(second, Transition(3.0)), now_s=1.0)
+    assert [transition.at_s for transition in supervisor.snapshot().history] == [1.0, 2.0, 3.0]
+
+
+def test_the_history_is_bounded_and_ends_no_wait(supervisor: Supervisor) -> None:
+    run(supervisor, ContributePressed())
+    for start in (0, MAX_TRANSITIONS):
+        run(supervisor, told(*(Transition(float(start + index)) for index in range(MAX_TRANSITIONS))))
+    assert supervisor.snapshot().history[0].at_s == MAX_TRANSITIONS
+    assert supervisor.snapshot().phase is Phase.STARTING
+
+
 def test_a_crash_is_shown_and_answered_by_a_restart(supervisor: Supervisor) -> None:
     run(supervisor, ContributePressed(), SERVING)
     assert run(supervisor, AgentExited(3), now_s=5.0) == [WakeAfter(1.0)]
@@ -131,7 +231,7 @@ def test_a_crash_is_shown_and_answered_by_a_restart(supervisor: Supervisor) -> N
     assert snapshot.phase is Phase.RESTARTING
     assert snapshot.problem == "The background process stopped unexpectedly (exit status 3)."
     assert (snapshot.restart_in_s, snapshot.status.state) == (1, AgentState.STOPPED)
-    assert run(supervisor, TimePassed(), now_s=6.0) == [StartAgent(), WakeAfter(START_LIMIT_S)]
+    assert run(supervisor, TimePassed(), now_s=6.0) == STARTED
 
 
 def test_a_signal_is_named(supervisor: Supervisor) -> None:
@@ -183,7 +283,7 @@ def test_a_silent_agent_is_replaced(supervisor: Supervisor) -> None:
     run(supervisor, ContributePressed())
     assert run(supervisor, TimePassed(), now_s=START_LIMIT_S) == [KillAgent()]
     assert "did not answer" in supervisor.snapshot().problem
-    assert run(supervisor, AgentExited(-9), now_s=START_LIMIT_S) == [StartAgent(), WakeAfter(START_LIMIT_S)]
+    assert run(supervisor, AgentExited(-9), now_s=START_LIMIT_S) == STARTED
 
 
 def test_a_failure_waits_for_the_volunteer(supervisor: Supervisor) -> None:
@@ -205,7 +305,7 @@ def test_tokens_are_summed_over_pauses_and_crashes(supervisor: Supervisor) -> No
 
 
 def test_an_agent_that_ends_after_a_failure_is_not_restarted_and_its_sentence_stays(supervisor: Supervisor) -> None:
-    assert run(supervisor, ContributePressed(), FAILED, AgentExited(1))[2:] == []
+    assert run(supervisor, ContributePressed(), FAILED, AgentExited(1))[3:] == []
     snapshot = supervisor.snapshot()
     assert (snapshot.phase, snapshot.status.message) == (Phase.STOPPED, "The invitation has run out.")
     assert run(supervisor, ContributePressed())[0] == StartAgent()
@@ -231,7 +331,7 @@ def test_quit_kills_an_agent_that_does_not_leave(supervisor: Supervisor) -> None
 def test_another_pool_replaces_the_agent(supervisor: Supervisor) -> None:
     run(supervisor, ContributePressed(), SERVING)
     assert run(supervisor, PoolChanged(), ContributePressed()) == [QUIT_LINE, WakeAfter(QUIT_LIMIT_S)]
-    assert run(supervisor, AgentExited(0)) == [StartAgent(), WakeAfter(START_LIMIT_S)]
+    assert run(supervisor, AgentExited(0)) == STARTED
 
 
 def test_another_pool_while_paused_ends_the_agent_and_starts_none(supervisor: Supervisor) -> None:
@@ -290,9 +390,10 @@ def test_what_cannot_happen_is_an_error(supervisor: Supervisor) -> None:
 
 
 def test_every_phase_knows_what_to_do_with_every_wish() -> None:
-    wishes = {Input.CONTRIBUTE, Input.PAUSE, Input.QUIT, Input.CHANGE_POOL}
+    wishes = {Input.CONTRIBUTE, Input.CONTRIBUTE_ANYWAY, Input.PAUSE, Input.QUIT, Input.CHANGE_POOL}
     reports = {Input.REPORTED, Input.REPORTED_PAUSED, Input.REPORTED_FAILED, Input.EXITED}
     without_process = {Phase.STOPPED, Phase.RESTARTING, Phase.ENDED}
+    assert not without_process & LISTENING
     for phase in Phase:
         assert set(TRANSITIONS[phase]) >= wishes
         assert (set(TRANSITIONS[phase]) >= reports) is (phase not in without_process)
@@ -318,7 +419,10 @@ class World:
             self._obey(command)
 
     def _next_event(self) -> Event:
-        wishes: list[Event] = [ContributePressed(), PausePressed(), PoolChanged(), TimePassed()]
+        wishes: list[Event] = [
+            *(ContributePressed(), ContributePressed(anyway=True), PausePressed(), PausePressed(900.0)),
+            *(PoolChanged(), TimePassed(), RulesChanged(PauseRules()), SessionRead(SessionReading(1.0))),
+        ]
         if self.random.random() < 0.02:
             wishes.append(QuitPressed())
         talk: list[Event] = [SERVING, PAUSED, FAILED, OutputReceived(b"?\n"), AgentExited(1)] if self.alive else []

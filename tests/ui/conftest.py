@@ -16,13 +16,16 @@ from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
 from client.app import Gui, GuiSettings
+from client.autostart import FileAutostart
+from client.desktop.session import DesktopSession
 from client.status import AgentState
-from client.supervisor import Phase
+from client.supervisor_table import Phase
 from client.ui.theme import apply_theme
 
 LIMIT_MS = 20_000
 """For anything that a process has to do: far more than it needs on a loaded machine."""
-FAKE_AGENT = (sys.executable, "-m", "tests.fakes.fake_agent")
+FAKE_AGENT = (sys.executable, "-m", "tests.ui.agent_double")
+FACTS_PROGRAM = (sys.executable, "-m", "tests.ui.facts_double")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -86,6 +89,9 @@ def settings(tmp_path: Path) -> GuiSettings:
         config_dir=tmp_path,
         log_dir=tmp_path,
         agent_program=FAKE_AGENT,
+        facts_program=FACTS_PROGRAM,
+        autostart=FileAutostart(tmp_path / "autostart" / "decentllm.desktop"),
+        open_session=lambda: DesktopSession([]),
         agent_arguments=("--record", str(tmp_path / "record")),
     )
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from PySide6.QtCore import QProcess, Qt
 
 from client.status import AgentState
-from client.supervisor import Phase
+from client.supervisor_table import Phase
 from client.ui.agent_process import MAX_LOG_BYTES, keep_log_small
+from client.ui.view import Wish
 from client.ui.window import save_picture
+from protocol.join_link import JoinLink
+from protocol.pause import PauseRules
 from tests.ui.conftest import GuiDriver, shown_texts
 
 StartGui = Callable[..., GuiDriver]
@@ -104,7 +108,7 @@ def test_an_agent_that_does_not_let_go_is_ended(start_gui: StartGui, monkeypatch
     driver.gui.agent.handle = _hurried(driver)  # type: ignore[method-assign]
     driver.press()
     driver.wait_for_phase(Phase.STOPPED)
-    driver.wait_for_text("Not contributing")
+    driver.wait_for_text("Paused")
 
 
 def _hurried(driver: GuiDriver) -> Callable[[object], None]:
@@ -149,12 +153,55 @@ def test_the_app_ends_what_is_left_of_the_agent(start_gui: StartGui) -> None:
 
 def test_another_pool_gets_another_agent(start_gui: StartGui) -> None:
     driver = start_gui(join_url=None)
-    driver.window.pool_chosen.emit("http://127.0.0.1:1")
-    driver.window.contribute_wished.emit()
+    driver.window.pool_chosen.emit(JoinLink("http://127.0.0.1:1"))
+    driver.window.wished.emit(Wish.CONTRIBUTE)
     driver.wait_for_state(AgentState.SERVING)
-    driver.window.pool_chosen.emit("http://127.0.0.1:2")
+    driver.window.pool_chosen.emit(JoinLink("http://127.0.0.1:2"))
     driver.wait_for_record("start", 2)
     driver.wait_for_text("Serving layers 0-11 of 24")
+    assert driver.recorded("join") == ["join decentllm://127.0.0.1:1/join", "join decentllm://127.0.0.1:2/join"]
+
+
+def test_the_invitation_is_in_the_environment_and_on_no_command_line(start_gui: StartGui, tmp_path: Path) -> None:
+    link = "decentllm://127.0.0.1:1/join?invite=abcdefgh"
+    driver = start_gui(join_url=link)
+    launch = driver.gui._launch()
+    assert not any("abcdefgh" in word for word in launch.argv)
+    assert "abcdefgh" not in repr(launch)
+    driver.press()
+    driver.wait_for_record("join")
+    assert driver.recorded("join") == [f"join {link}"]
+
+
+def test_what_is_asked_for_comes_before_everything_else(start_gui: StartGui) -> None:
+    driver = start_gui()
+    driver.press()
+    driver.wait_for_record("rules")
+    driver.wait_for_state(AgentState.SERVING)
+    assert driver.recorded("rules") == [f"rules {msgspec.json.encode(PauseRules()).decode()}"]
+
+
+def test_preparing_shows_bytes_and_can_be_cancelled(start_gui: StartGui) -> None:
+    driver = start_gui("--play", "preparing:41")
+    driver.press()
+    driver.wait_for_text("Preparing 41%")
+    assert "517 MB of 1.3 GB" in shown_texts(driver.window)
+    assert driver.window.button.text() == "Cancel"
+    driver.press()
+    driver.wait_for_phase(Phase.PAUSED)
+    assert driver.window.button.text() == "Contribute GPU"
+
+
+def test_a_pause_of_the_agents_own_says_why_and_can_be_overruled(start_gui: StartGui) -> None:
+    driver = start_gui("--play", "serving,paused:other_gpu_use")
+    driver.press()
+    driver.wait_for_text("Another program is using the GPU.")
+    assert any("steam uses 87 % of the GPU" in text for text in shown_texts(driver.window))
+    assert driver.gui.agent.snapshot().phase is Phase.CONTRIBUTING
+    driver.qtbot.waitUntil(lambda: bool(driver.gui.agent.snapshot().history), timeout=20_000)
+    driver.window.button.click()
+    driver.wait_for_text("Serving layers 0-11 of 24")
+    assert driver.recorded("anyway") == ["anyway True"]
 
 
 def test_a_log_that_has_grown_is_set_aside(tmp_path: Path) -> None:

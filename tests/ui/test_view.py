@@ -7,11 +7,16 @@ import sys
 
 import pytest
 
-from client.status import AgentState, DeviceStatus, Status
-from client.supervisor import Phase, Snapshot
-from client.ui.view import MAX_DEVICES, Icon, View, Wish, clean, format_bytes, view_of
+from client.status import AgentState, DeviceStatus, PauseInfo, Status
+from client.supervisor import Snapshot
+from client.supervisor_table import Phase
+from client.ui.pause_choice import ManualPause
+from client.ui.plan import plan_of
+from client.ui.preferences import Preferences
+from client.ui.view import MAX_DEVICES, Icon, Surroundings, View, Wish, view_of
+from protocol.pause import PauseReason
 from protocol.values import LayerRange
-from tests.fakes.fake_agent import status_of
+from tests.ui.agent_double import status_of
 
 BUSY_STATES = (AgentState.CONNECTING, AgentState.MEASURING, AgentState.WAITING, AgentState.LOADING)
 
@@ -110,12 +115,6 @@ def test_every_phase_and_state_has_a_view() -> None:
             assert view.button_text
 
 
-def test_names_are_one_short_line() -> None:
-    assert clean("a\nb\tc\x00\x1b[31m", 64) == "a b c [31m"
-    assert clean("x" * 100, 64) == "x" * 63 + "…"
-    assert clean("safe\u202egnp.exe\u200b", 64) == "safe gnp.exe"
-
-
 def test_markup_never_reaches_the_tooltip() -> None:
     device = DeviceStatus("cpu", "<b>CPU</b>", AgentState.SERVING, "<img src=file:///x>&", LayerRange(0, 1), 1)
     view = view_of(Snapshot(Phase.CONTRIBUTING, Status(AgentState.SERVING, devices=(device,))))
@@ -134,14 +133,89 @@ def test_garbage_is_mentioned() -> None:
     assert view_of(Snapshot()).note == ""
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (41_000, "41 kB"), (1_260_000_000, "1.3 GB"), (2 * 10**15, "2,000.0 TB")],
-)
-def test_sizes_are_decimal(size: int, text: str) -> None:
-    assert format_bytes(size) == text
+NOW_S = 1_800_000_000.0
+
+
+def auto_paused(*reasons: PauseReason, **fields: object) -> View:
+    pause = PauseInfo(reasons, NOW_S - 60, **fields)
+    snapshot = Snapshot(Phase.CONTRIBUTING, Status(AgentState.PAUSED, pause=pause))
+    return view_of(snapshot, Surroundings(NOW_S))
+
+
+def test_preparing_says_how_much_and_can_be_cancelled() -> None:
+    view = contributing("preparing:41")
+    assert (view.headline, view.button_text, view.wish) == ("Preparing 41%", "Cancel", Wish.PAUSE)
+    assert view.progress is not None
+    assert view.progress.text == "517 MB of 1.3 GB"
+
+
+def test_preparing_says_what_the_agent_says_about_it() -> None:
+    status = Status(AgentState.PREPARING, "Testing what was installed.")
+    view = view_of(Snapshot(Phase.CONTRIBUTING, status))
+    assert view.sentence == "Testing what was installed."
+    assert view.progress is not None
+    assert view.progress.fraction is None
+
+
+def test_an_automatic_pause_says_why_and_offers_to_contribute_anyway() -> None:
+    view = auto_paused(PauseReason.OTHER_GPU_USE, detail="steam uses 87 % of the GPU")
+    assert (view.headline, view.subject) == ("Paused", "Another program is using the GPU.")
+    assert view.sentence.startswith("steam uses 87 % of the GPU\nIt goes on by itself")
+    assert (view.button_text, view.wish, view.icon) == ("Contribute anyway", Wish.ANYWAY, Icon.PAUSED)
+    assert view.tooltip == "DecentLLM: Paused. Another program is using the GPU."
+    assert "steam" not in view.tooltip + view.reason
+    assert view.can_pause
+
+
+@pytest.mark.parametrize("reason", [reason for reason in PauseReason if reason is not PauseReason.MANUAL])
+def test_every_reason_has_a_sentence_and_says_when_it_goes_on(reason: PauseReason) -> None:
+    view = auto_paused(reason)
+    assert view.reason.endswith(".")
+    assert view.sentence.startswith("It goes on by itself")
+
+
+def test_the_wait_is_counted_down_and_stays_out_of_the_tray() -> None:
+    view = auto_paused(PauseReason.VIDEO, resumes_at_s=NOW_S + 42)
+    assert view.sentence == "It goes on by itself in 42 s, if nothing stirs again."
+    assert view.is_counting_down
+    assert "42" not in view.tooltip
+    assert not auto_paused(PauseReason.HOURS, resumes_at_s=NOW_S + 5 * 3600).is_counting_down
+
+
+def test_a_pause_without_reasons_is_still_one() -> None:
+    view = view_of(Snapshot(Phase.CONTRIBUTING, Status(AgentState.PAUSED)))
+    assert (view.headline, view.wish, view.icon) == ("Paused", Wish.ANYWAY, Icon.PAUSED)
+
+
+def test_a_pause_by_hand_says_its_end() -> None:
+    snapshot = Snapshot(Phase.PAUSED, Status(AgentState.PAUSED, pause=PauseInfo((PauseReason.MANUAL,), NOW_S)))
+    view = view_of(snapshot, Surroundings(NOW_S, ManualPause(NOW_S + 900)))
+    assert view.headline.startswith("Paused until ")
+    assert (view.button_text, view.wish, view.can_pause) == ("Contribute GPU", Wish.CONTRIBUTE, True)
+    assert view.tooltip.startswith("DecentLLM: Paused until ")
+
+
+def test_a_pause_that_only_the_agent_knows_can_be_ended() -> None:
+    status = Status(AgentState.PAUSED, pause=PauseInfo((PauseReason.MANUAL,), NOW_S))
+    view = view_of(Snapshot(Phase.CONTRIBUTING, status))
+    assert (view.headline, view.button_text, view.wish) == ("Paused", "Contribute GPU", Wish.ANYWAY)
+
+
+def test_a_remembered_pause_is_shown_without_an_agent() -> None:
+    view = view_of(Snapshot(), Surroundings(NOW_S, ManualPause()))
+    assert (view.headline, view.icon, view.can_pause) == ("Paused", Icon.PAUSED, True)
+    assert view.plan is None
+
+
+def test_before_the_first_click_there_is_a_plan_and_later_none() -> None:
+    plan = plan_of(None, False, Preferences())
+    assert view_of(Snapshot(), Surroundings(plan=plan)).plan is plan
+    for phase in Phase:
+        if phase is not Phase.STOPPED:
+            assert view_of(Snapshot(phase, status_of("serving")), Surroundings(plan=plan)).plan is None
 
 
 def test_view_and_supervisor_need_no_qt() -> None:
-    code = "import sys, client.ui.view, client.supervisor; sys.exit(any('PySide6' in name for name in sys.modules))"
+    modules = "client.ui.view, client.ui.plan, client.supervisor, client.facts, client.autostart"
+    code = f"import sys, {modules}; sys.exit(any('PySide6' in name for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

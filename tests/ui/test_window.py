@@ -11,13 +11,18 @@ from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QLineEdit, 
 from pytestqt.qtbot import QtBot
 
 from client.status import AgentState, DeviceStatus, Status
-from client.supervisor import Phase, Snapshot
-from client.ui.tray import Tray
-from client.ui.view import View, Wish, view_of
+from client.supervisor import Snapshot
+from client.supervisor_table import Phase
+from client.ui.pause_choice import PauseChoice
+from client.ui.plan import plan_of
+from client.ui.preferences import Preferences
+from client.ui.view import Surroundings, View, Wish, view_of
 from client.ui.window import MainWindow, save_picture
+from protocol.join_link import JoinLink
 from protocol.values import LayerRange
-from tests.fakes.fake_agent import status_of
+from tests.ui.agent_double import status_of
 from tests.ui.conftest import shown_texts
+from tests.ui.facts_double import FACTS
 
 SERVING = view_of(Snapshot(Phase.CONTRIBUTING, status_of("serving"), num_tokens=128_934))
 DOWNLOADING = view_of(Snapshot(Phase.CONTRIBUTING, status_of("downloading:41")))
@@ -29,7 +34,7 @@ MARKUP = "<img src=file:///etc/hostname><b>bold</b>"
 def window(qtbot: QtBot) -> MainWindow:
     window = MainWindow()
     qtbot.addWidget(window)
-    window.show_pool("https://pool.example.org", fixed=False)
+    window.show_pool("pool.example.org", fixed=False)
     window.show_view(STOPPED)
     window.show()
     return window
@@ -45,7 +50,7 @@ def test_it_shows_what_is_served(window: MainWindow) -> None:
     window.show_view(SERVING)
     texts = shown_texts(window)
     assert "Serving layers 0-11 of 24" in texts
-    assert "Pool “Friends of the llama” at https://pool.example.org" in texts
+    assert "Pool “Friends of the llama” at pool.example.org" in texts
     assert {"NVIDIA GeForce RTX 4090", "128,934", "3"} <= set(texts)
     assert window.button.text() == "Pause"
 
@@ -94,11 +99,11 @@ def test_a_burst_of_mouse_clicks_is_one_wish(window: MainWindow, qtbot: QtBot) -
 
 
 def test_the_button_asks_for_what_it_says(window: MainWindow, qtbot: QtBot) -> None:
-    with qtbot.waitSignal(window.contribute_wished):
-        qtbot.keyClick(window.button, Qt.Key.Key_Space)
-    window.show_view(SERVING)
-    with qtbot.waitSignal(window.pause_wished):
-        qtbot.keyClick(window.button, Qt.Key.Key_Space)
+    for view, wish in ((STOPPED, Wish.CONTRIBUTE), (SERVING, Wish.PAUSE)):
+        window.show_view(view)
+        with qtbot.waitSignal(window.wished) as blocker:
+            qtbot.keyClick(window.button, Qt.Key.Key_Space)
+        assert blocker.args == [wish]
 
 
 def test_the_keyboard_gets_a_ring_and_the_mouse_none(window: MainWindow) -> None:
@@ -111,15 +116,69 @@ def test_without_a_pool_the_button_takes_the_address_first(window: MainWindow, q
     window.show_pool(None, fixed=False)
     field = window.findChild(QLineEdit)
     field.setText("ftp://pool.example.org")
-    with qtbot.assertNotEmitted(window.contribute_wished):
+    with qtbot.assertNotEmitted(window.wished):
         window.button.click()
-    assert any("must look like http://" in text for text in shown_texts(window))
-    emitted: list[str] = []
-    window.pool_chosen.connect(lambda address: emitted.append(address))
-    window.contribute_wished.connect(lambda: emitted.append("contribute"))
-    field.setText("https://pool.example.org")
+    assert any("pool's link begins with" in text for text in shown_texts(window))
+    emitted: list[object] = []
+    window.pool_chosen.connect(lambda link: emitted.append(link))
+    window.wished.connect(lambda wish: emitted.append(wish))
+    field.setText("https://pool.example.org/#invite=abcdefgh")
     qtbot.keyClick(field, Qt.Key.Key_Return)
-    assert emitted == ["https://pool.example.org", "contribute"]
+    assert emitted == [JoinLink("https://pool.example.org", "", "abcdefgh"), Wish.CONTRIBUTE]
+
+
+def test_a_pause_needs_no_address(window: MainWindow, qtbot: QtBot) -> None:
+    window.show_pool(None, fixed=False)
+    window.show_view(SERVING)
+    with qtbot.waitSignal(window.wished):
+        window.button.click()
+
+
+def test_the_menu_beside_the_button_pauses_for_a_while(window: MainWindow, qtbot: QtBot) -> None:
+    assert not window.pause_button.isVisible()
+    window.show_view(SERVING)
+    assert window.pause_button.isVisible()
+    actions = window.pause_button.menu().actions()
+    assert [action.text() for action in actions] == [choice.value for choice in PauseChoice]
+    with qtbot.waitSignal(window.pause_chosen) as blocker:
+        actions[1].trigger()
+    assert blocker.args == [PauseChoice.QUARTER_HOUR]
+
+
+def test_before_the_first_click_it_says_what_will_happen(window: MainWindow) -> None:
+    window.show_view(view_of(Snapshot(), Surroundings(plan=plan_of(FACTS, False, Preferences()))))
+    texts = shown_texts(window)
+    assert "NVIDIA GeForce RTX 4090, 24 GB" in texts
+    assert any("2.9 GB, into" in text and "runtime" in text for text in texts)
+    assert any("up to 50 GB, into" in text and "(81 GB free)" in text for text in texts)
+    assert any(text.startswith("By itself, when another program needs the GPU") for text in texts)
+    assert "Tokens served" not in texts
+    window.show_view(SERVING)
+    assert "NVIDIA GeForce RTX 4090, 24 GB" not in shown_texts(window)
+
+
+def test_the_keyboard_reaches_everything(window: MainWindow, qtbot: QtBot) -> None:
+    window.show_view(SERVING)
+    window.activateWindow()
+    window.button.setFocus()
+    reached: list[QWidget] = []
+    for _ in range(12):
+        widget = QApplication.focusWidget() or window.focusWidget()
+        reached.append(widget)
+        qtbot.keyClick(widget, Qt.Key.Key_Tab)
+    names = {widget.accessibleName() for widget in reached}
+    assert {"Pause", "Pause for how long", "Settings", "Change pool…", "Why did it pause?", "Open the log"} <= names
+
+
+def test_links_say_what_is_wished(window: MainWindow, qtbot: QtBot) -> None:
+    buttons = {button.text(): button for button in window.findChildren(QAbstractButton)}
+    for text, signal in (
+        ("Settings", window.settings_wished),
+        ("Why did it pause?", window.history_wished),
+        ("Open the log", window.log_wished),
+    ):
+        with qtbot.waitSignal(signal):
+            buttons[text].click()
 
 
 def test_the_pool_can_be_changed_unless_the_command_line_says_it(window: MainWindow) -> None:
@@ -129,7 +188,7 @@ def test_the_pool_can_be_changed_unless_the_command_line_says_it(window: MainWin
     assert window.pool_form.isVisible()
     link.click()
     assert not window.pool_form.isVisible()
-    window.show_pool("https://pool.example.org", fixed=True)
+    window.show_pool("pool.example.org", fixed=True)
     assert not link.isVisible()
 
 
@@ -169,27 +228,6 @@ def test_its_picture_can_be_taken(window: MainWindow, tmp_path: Path) -> None:
     assert (tmp_path / "window.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(OSError, match="could not be written"):
         save_picture(window, tmp_path / "missing" / "window.png")
-
-
-def test_without_a_tray_the_tray_says_so(qtbot: QtBot) -> None:
-    tray = Tray()
-    tray.show_view(SERVING)
-    if QApplication.platformName() == "offscreen":
-        tray.start()
-        assert not tray.is_available()
-    tray.stop()
-
-
-def test_the_trays_menu_escapes_mnemonics(qtbot: QtBot) -> None:
-    tray = Tray()
-    status = Status(AgentState.WAITING)
-    tray.show_view(view_of(Snapshot(Phase.CONTRIBUTING, status)))
-    assert [action.text() for action in tray.menu_actions()] == [
-        "Waiting for work",
-        "Open DecentLLM",
-        "Pause",
-        "Quit",
-    ]
 
 
 class Emitter(QObject):

@@ -39,6 +39,8 @@ class Mirror:
     habit: str = "honest"
     spans: list[Span] = field(default_factory=list)
     num_manifests: int = 0
+    token: str = ""
+    """Without it in the Authorization header everything is 401, unless it is empty."""
     stalled: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
 
@@ -52,6 +54,9 @@ class Mirror:
             writer.close()
 
     async def _answer(self, request: bytes, writer: asyncio.StreamWriter) -> None:
+        if self.token and f"authorization: bearer {self.token}".encode() not in request.lower():
+            await _send(writer, "401 Unauthorized", b"")
+            return
         path = request.split(b" ", 2)[1].decode()
         if path == f"/weights/{self.model.digest}/manifest":
             self.num_manifests += 1

@@ -11,7 +11,10 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from protocol import PROTOCOL_VERSION
+from protocol.env import Certificate
+from protocol.join_link import JoinLink
 from protocol.messages import (
+    Challenge,
     CoordinatorMessage,
     Heartbeat,
     Hello,
@@ -20,10 +23,14 @@ from protocol.messages import (
     decode_node_message,
     encode_message,
 )
+from shell.tls import server_context
 from tests.client.agent.waiting import LIMIT_S
 
 M = TypeVar("M")
-WELCOME = Welcome(PROTOCOL_VERSION, "The pool", 30.0)
+NONCE = "5" * 64
+WEIGHTS_TOKEN = "weights-token"
+CHALLENGE = Challenge((PROTOCOL_VERSION,), NONCE, "The pool")
+WELCOME = Welcome(PROTOCOL_VERSION, "The pool", 30.0, WEIGHTS_TOKEN)
 Greeter = Callable[[ServerConnection, Hello], Awaitable[None]]
 
 
@@ -32,10 +39,13 @@ async def welcome(connection: ServerConnection, hello: Hello) -> None:
 
 
 class PoolServer:
-    """What nodes said is in `messages` and `frames`, in order; `greet` is the answer to a hello."""
+    """What nodes said is in `messages` and `frames`, in order; `challenge` is said first (None: nothing), `greet` is
+    the answer to a hello. With a certificate it speaks TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Certificate | None = None) -> None:
+        self.challenge: CoordinatorMessage | str | bytes | None = CHALLENGE
         self.greet: Greeter = welcome
+        self.certificate = certificate
         self.messages: asyncio.Queue[NodeMessage] = asyncio.Queue()
         self.frames: asyncio.Queue[bytes] = asyncio.Queue()
         self.connections: list[ServerConnection] = []
@@ -45,11 +55,16 @@ class PoolServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.certificate is None else 'https'}://127.0.0.1:{self.port}"
+
+    @property
+    def link(self) -> JoinLink:
+        return JoinLink(self.url, self.certificate.fingerprint if self.certificate is not None else "")
 
     async def start(self) -> None:
         """Listen; on the port of the last time, if there was one."""
-        self._server = await serve(self._serve, "127.0.0.1", self.port, compression=None, max_size=2**25)
+        context = server_context(self.certificate) if self.certificate is not None else None
+        self._server = await serve(self._serve, "127.0.0.1", self.port, compression=None, max_size=2**25, ssl=context)
         self.port = next(iter(self._server.sockets)).getsockname()[1]
 
     async def stop(self) -> None:
@@ -64,8 +79,7 @@ class PoolServer:
 
     async def say(self, message: CoordinatorMessage | str | bytes) -> None:
         """To the node that came last."""
-        data = message if isinstance(message, str | bytes) else encode_message(message)
-        await self.connections[-1].send(data)
+        await self.connections[-1].send(_encoded(message))
 
     async def hears(self, kind: type[M]) -> M:
         """The next message of that kind; what comes before it is passed over."""
@@ -83,6 +97,8 @@ class PoolServer:
 
     async def _serve(self, connection: ServerConnection) -> None:
         try:
+            if self.challenge is not None:
+                await connection.send(_encoded(self.challenge))
             await self._listen(connection)
         except ConnectionClosed:
             self.closed.append((connection.close_code, connection.close_reason))
@@ -100,9 +116,13 @@ class PoolServer:
                 await self.greet(connection, message)
 
 
+def _encoded(message: CoordinatorMessage | str | bytes) -> str | bytes:
+    return message if isinstance(message, str | bytes) else encode_message(message)
+
+
 @asynccontextmanager
-async def running_pool() -> AsyncIterator[PoolServer]:
-    pool = PoolServer()
+async def running_pool(certificate: Certificate | None = None) -> AsyncIterator[PoolServer]:
+    pool = PoolServer(certificate)
     await pool.start()
     try:
         yield pool

@@ -7,6 +7,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
+from client.agent.identity import Identity
 from protocol import messages as msg
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
 from protocol.manifest import MIN_CHUNK_BYTES, Manifest, ManifestFile, TensorSpec, encode_manifest, manifest_hash
@@ -24,7 +25,8 @@ from protocol.values import (
 )
 
 MIB = 2**20
-NODE, LEFT, RIGHT = NodeId("a" * 32), NodeId("b" * 32), NodeId("c" * 32)
+IDENTITY = Identity.of(bytes(32))
+NODE, LEFT, RIGHT = IDENTITY.node_id, NodeId("b" * 32), NodeId("c" * 32)
 SESSION, OTHER_SESSION = SessionId("1" * 32), SessionId("2" * 32)
 CPU = DeviceSpec(DeviceId("cpu"), DeviceKind.CPU, "A processor", 100 * MIB, Variant.FLOAT32)
 GPU = DeviceSpec(DeviceId("cuda:0"), DeviceKind.CUDA, "A graphics card", 200 * MIB, Variant.BFLOAT16)
@@ -124,7 +126,7 @@ def open_session(
         num_prompt_tokens=4,
         num_reserved_tokens=16,
         previous=Hop(previous, max(0, stage - 1)),
-        next=following or Hop(RIGHT, stage + 1, "ws://127.0.0.1:1", "ticket"),
+        next=following or Hop(RIGHT, stage + 1, "ws://127.0.0.1:1", "ticket-1"),
     )
 
 

@@ -12,10 +12,24 @@ import pytest
 from client.agent import agent as agent_module
 from client.agent.agent import Agent, load_nvml, obey_lines
 from client.agent.contribution import Contribution
+from client.agent.policy import Readings
+from client.agent.readings import Look
 from client.config import NodeConfig
 from client.errors import JoinError
-from client.status import AgentState, Command, Pause, Quit, Resume, Status, decode_status, encode_line
+from client.status import (
+    AgentState,
+    Command,
+    Pause,
+    PauseInfo,
+    Quit,
+    Resume,
+    SessionReading,
+    Status,
+    decode_report,
+    encode_line,
+)
 from protocol.messages import Hello, Leaving, Refused, encode_message
+from protocol.pause import PauseReason
 from shell import AsyncioEnv
 from tests.client.agent.pool_server import PoolServer, welcome
 from tests.client.agent.waiting import is_alive, our_tasks, until
@@ -23,17 +37,34 @@ from tests.client.agent.waiting import is_alive, our_tasks, until
 MakeWorker = Callable[[str], str]
 
 
+class FreeMachine:
+    """Senses that see nobody but us."""
+
+    def __init__(self, env: AsyncioEnv) -> None:
+        self._env = env
+
+    async def read(self, look: Look) -> Readings:
+        return Readings(self._env.clock.monotonic())
+
+    def hear(self, told: SessionReading) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+
 class Running:
-    """An agent at work, and the lines it wrote."""
+    """An agent at work on a machine that nobody else uses, and the lines it wrote."""
 
     def __init__(self, config: NodeConfig, env: AsyncioEnv) -> None:
         self.lines: list[bytes] = []
-        self.agent = Agent(config, env, self.lines.append)
+        self.agent = Agent(config, env, self.lines.append, FreeMachine(env))
         self.task = asyncio.create_task(self.agent.run())
 
     @property
     def statuses(self) -> list[Status]:
-        return [decode_status(line) for line in self.lines]
+        reports = [decode_report(line) for line in self.lines]
+        return [report for report in reports if isinstance(report, Status)]
 
     @property
     def last(self) -> Status:
@@ -57,7 +88,7 @@ class Running:
 @pytest.fixture
 def config(pool: PoolServer, worker_python: MakeWorker, tmp_path: Path) -> NodeConfig:
     return NodeConfig(
-        pool.url, tmp_path / "data", "node", use_gpu=False, worker_python=worker_python("good"), attached=True
+        pool.link, tmp_path / "data", "node", use_gpu=False, worker_python=worker_python("good"), attached=True
     )
 
 
@@ -93,7 +124,7 @@ async def test_quitting_tells_the_pool_and_leaves_no_worker(pool: PoolServer, ru
         status = await run.until(AgentState.WAITING)
         run.command(Quit())
         await run.task
-        assert await pool.hears(Leaving)
+        assert await pool.hears(Leaving) == Leaving("quit")
         assert not any(map(is_alive, status.worker_pids))
 
 
@@ -102,9 +133,11 @@ async def test_pausing_kills_the_worker_and_leaves_the_pool(pool: PoolServer, ru
         before = await run.until(AgentState.WAITING)
         run.command(Pause())
         status = await run.until(AgentState.PAUSED)
-        assert status == Status(AgentState.PAUSED, "Paused. The GPU's memory is free.")
+        since_s = status.pause.since_s
+        info = PauseInfo((PauseReason.MANUAL,), since_s)
+        assert status == Status(AgentState.PAUSED, "Paused. The GPU's memory is free.", pause=info)
         assert not any(map(is_alive, before.worker_pids))
-        assert await pool.hears(Leaving)
+        assert await pool.hears(Leaving) == Leaving("manual")
         await until(lambda: pool.closed)
         assert all("agent/agent.py" in name for name in our_tasks())
 
@@ -113,7 +146,9 @@ async def test_resuming_joins_again_as_the_same_node_with_a_new_worker(pool: Poo
     async with running() as run:
         before = await run.until(AgentState.WAITING)
         first = await pool.hears(Hello)
-        run.command(Pause(), Resume())
+        run.command(Pause())
+        await run.until(AgentState.PAUSED)
+        run.command(Resume())
         second = await pool.hears(Hello)
         after = await run.until(AgentState.WAITING)
         assert first.node_id == second.node_id
@@ -140,10 +175,10 @@ async def test_pausing_twice_is_pausing_once(running: Callable) -> None:
         await run.until(AgentState.WAITING)
 
 
-async def test_resuming_while_contributing_changes_nothing(pool: PoolServer, running: Callable) -> None:
+async def test_what_ends_in_resume_while_contributing_changes_nothing(pool: PoolServer, running: Callable) -> None:
     async with running() as run:
         await run.until(AgentState.WAITING)
-        run.command(Resume(), Resume())
+        run.command(Resume(), Pause(), Resume())
         await asyncio.sleep(0.05)
         assert len(pool.connections) == 1
 
@@ -172,7 +207,7 @@ async def test_many_hasty_clicks_end_in_the_last_ones_state(running: Callable) -
         run.command(*[Pause(), Resume()] * 10, Pause())
         await run.until(AgentState.PAUSED)
         run.command(*[Resume(), Pause()] * 10, Resume())
-        await until(lambda: run.last.state is AgentState.WAITING and run.agent._commands.empty())
+        await run.until(AgentState.WAITING)
 
 
 async def test_an_agent_that_is_cancelled_cleans_up(running: Callable) -> None:
@@ -269,23 +304,12 @@ async def test_a_folder_that_cannot_be_used_is_failed_with_a_sentence(running: C
 # ---------------------------------------------------------------- identity
 
 
-async def test_the_node_id_is_made_once_and_kept(pool: PoolServer, running: Callable, config: NodeConfig) -> None:
+async def test_the_node_id_is_made_once_and_kept(pool: PoolServer, running: Callable) -> None:
     ids = []
     for _ in range(2):
         async with running():
             ids.append((await pool.hears(Hello)).node_id)
-    assert ids[0] == ids[1] == (config.data_dir / "node-id").read_text()
-
-
-@pytest.mark.parametrize("kept", [b"", b"x" * 32, b"\xff" * 32, b"abc", b"A" * 32])
-async def test_a_damaged_node_id_is_made_anew(
-    pool: PoolServer, running: Callable, config: NodeConfig, kept: bytes
-) -> None:
-    config.data_dir.mkdir()
-    (config.data_dir / "node-id").write_bytes(kept)
-    async with running():
-        node_id = (await pool.hears(Hello)).node_id
-    assert len(bytes.fromhex(node_id)) == 16
+    assert ids[0] == ids[1]
 
 
 # ---------------------------------------------------------------- status lines

@@ -9,22 +9,44 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date, datetime, time
 from pathlib import Path
 
 import pytest
 
 from client.agent.main import StatusPrinter, describe
-from client.status import AgentState, DeviceStatus, Pause, Status, decode_status, encode_line
+from client.status import (
+    AgentState,
+    DeviceStatus,
+    History,
+    Pause,
+    PauseInfo,
+    Status,
+    Transition,
+    decode_report,
+    encode_line,
+)
 from protocol.messages import Hello, Leaving, Refused, encode_message
+from protocol.pause import PauseReason
 from protocol.values import LayerRange
 from tests.client.agent.pool_server import PoolServer
 from tests.client.agent.waiting import LIMIT_S, until, until_dead
+from tests.fakes.fake_nvml import SCRIPT_VARIABLE, FakeGpu, FakeProcess, write_script
 
 MakeWorker = Callable[[str], str]
 
 
 def device(state: AgentState, done: int = 0, total: int = 0) -> DeviceStatus:
     return DeviceStatus("cuda:0", "A card", state, "tiny", LayerRange(0, 12), 24, done, total)
+
+
+def clock_time(text: str) -> float:
+    """Seconds since 1970 of a local time today."""
+    return datetime.combine(date.today(), time.fromisoformat(text)).timestamp()
+
+
+def paused(message: str, **ends: float) -> Status:
+    return Status(AgentState.PAUSED, message, pause=PauseInfo((PauseReason.BATTERY,), 0.0, **ends))
 
 
 IDLE = DeviceStatus("cpu", "A processor", AgentState.WAITING)
@@ -54,6 +76,15 @@ IDLE = DeviceStatus("cpu", "A processor", AgentState.WAITING)
             Status(AgentState.CONNECTING, "The pool does not answer.", devices=(device(AgentState.SERVING),)),
             "connecting · The pool does not answer.",
         ),
+        (paused("Paused: on battery."), "paused · Paused: on battery."),
+        (
+            paused("Paused.", resumes_at_s=clock_time("14:05:09")),
+            "paused · Paused. · goes on at 14:05:09 if nothing stirs",
+        ),
+        (
+            paused("Paused.", until_s=clock_time("14:05:09")),
+            "paused · Paused. · until 14:05:09 at least",
+        ),
     ],
 )
 def test_a_status_is_one_plain_line(status: Status, line: str) -> None:
@@ -68,6 +99,11 @@ def test_a_line_is_printed_only_when_it_says_something_new(capsys: pytest.Captur
     assert percents == ["0", "10", "20"]
 
 
+def test_the_history_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    StatusPrinter().show(encode_line(History((Transition(1.0, (PauseReason.BATTERY,), "on battery"),))))
+    assert capsys.readouterr().out == ""
+
+
 # ---------------------------------------------------------------- as a process
 
 
@@ -77,7 +113,8 @@ def start(pool: PoolServer, worker_python: MakeWorker, tmp_path: Path) -> Callab
 
     @contextmanager
     def run(*options: str, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "client", "node", "run", "--join", pool.url, "--cpu"]
+        command = [sys.executable, "-m", "client", "node", "run", "--join", pool.url]
+        command += [] if "--nvml-module" in options else ["--cpu"]
         command += ["--data-dir", str(tmp_path / "data"), "--worker-python", worker_python("good"), *options]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
         with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
@@ -98,8 +135,10 @@ async def says(agent: subprocess.Popen[bytes], state: AgentState) -> None:
     """Read its lines until one has that state."""
     assert agent.stdout is not None
     async with asyncio.timeout(LIMIT_S):
-        while decode_status(await asyncio.to_thread(agent.stdout.readline)).state is not state:
-            continue
+        while True:
+            report = decode_report(await asyncio.to_thread(agent.stdout.readline))
+            if isinstance(report, Status) and report.state is state:
+                return
 
 
 def worker_of(agent: subprocess.Popen[bytes]) -> int:
@@ -109,7 +148,8 @@ def worker_of(agent: subprocess.Popen[bytes]) -> int:
 
 
 def statuses(output: bytes) -> list[Status]:
-    return [decode_status(line) for line in output.splitlines()]
+    reports = [decode_report(line) for line in output.splitlines()]
+    return [report for report in reports if isinstance(report, Status)]
 
 
 async def test_end_of_file_on_standard_input_leaves_the_pool_and_ends_the_agent(
@@ -133,6 +173,25 @@ async def test_a_pause_over_standard_input_is_obeyed(pool: PoolServer, start: Ca
         assert await pool.hears(Leaving)
         await says(agent, AgentState.PAUSED)
         agent.stdin.close()
+        assert await ended(agent) == 0
+
+
+async def test_when_another_process_takes_the_gpu_the_agent_leaves_and_says_why(
+    pool: PoolServer, start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "gpus.json"
+    monkeypatch.setenv(SCRIPT_VARIABLE, str(script))
+    write_script(script, FakeGpu(is_offered=False))
+    with start("--nvml-module", "tests.fakes.fake_nvml", stdin=subprocess.DEVNULL) as agent:
+        await pool.hears(Hello)
+        worker = worker_of(agent)
+        write_script(script, FakeGpu(is_offered=False, processes=[FakeProcess(os.getpid(), sm=80)]))
+        assert await pool.hears(Leaving) == Leaving("other_gpu_use")
+        await until_dead(worker)
+        lines = iter(lambda: agent.stdout.readline().decode(), "")
+        line = await asyncio.to_thread(lambda: next(line for line in lines if line.startswith("paused")))
+        assert line.endswith(" uses 80 % of the GPU. The GPU's memory is free.\n")
+        agent.terminate()
         assert await ended(agent) == 0
 
 

@@ -20,6 +20,7 @@ from client.agent.events import (
     WorkerDied,
 )
 from protocol import messages as msg
+from protocol.pause import PoolDefaults
 from protocol.values import FinishReason, Hop, LayerRange, StepTiming
 from tests.client.agent.node import AWAKE, FOLDER, LOADED, READY, Node, node_at
 from tests.client.agent.samples import (
@@ -498,5 +499,52 @@ def test_a_dead_workers_sessions_are_forgotten() -> None:
 
 def test_a_welcome_and_a_refusal_need_no_answer() -> None:
     node = node_at(Stage.IDLE)
-    assert node.pool(msg.Welcome(1, "pool", 5.0)) == []
+    assert node.pool(msg.Welcome(2, "pool", 5.0, "weights-token")) == []
+    assert node.pool(msg.Challenge((2,), "5f" * 32, "pool")) == []
     assert node.pool(msg.Refused("no", "No.")) == []
+
+
+# ---------------------------------------------------------------- the pool's limits, weights in use
+
+
+def test_a_device_offers_what_the_stricter_of_volunteer_and_pool_allows() -> None:
+    own = msgspec.structs.replace(CPU, max_layers=8)
+    node = Node(own, GPU)
+    node.core.limit(PoolDefaults(max_memory_bytes=GPU.memory_bytes - 1, max_layers=12))
+    assert (node.device(own).spec.memory_bytes, node.device(own).spec.max_layers) == (CPU.memory_bytes, 8)
+    assert (node.device(GPU).spec.memory_bytes, node.device(GPU).spec.max_layers) == (GPU.memory_bytes - 1, 12)
+
+
+def test_a_pool_that_loosens_its_limits_gets_what_the_volunteer_offers() -> None:
+    node = Node(CPU)
+    node.core.limit(PoolDefaults(max_memory_bytes=1, max_layers=1))
+    node.core.limit(PoolDefaults())
+    assert node.device(CPU).spec == CPU
+
+
+def test_a_slice_is_loaded_into_the_memory_that_the_pool_allows() -> None:
+    def kv_bytes(limits: PoolDefaults) -> int:
+        node = node_at(Stage.DOWNLOADING)
+        node.core.limit(limits)
+        node.downloaded()
+        (load,) = [message for message in node.told if isinstance(message, ipc.LoadSlice)]
+        return load.max_kv_bytes
+
+    assert kv_bytes(PoolDefaults(max_memory_bytes=CPU.memory_bytes // 2)) < kv_bytes(PoolDefaults())
+
+
+def test_weights_are_in_use_from_the_assignment_on_and_as_long_as_they_are_held() -> None:
+    assert node_at(Stage.IDLE).core.weights_in_use == []
+    for stage in (Stage.FETCHING, Stage.DOWNLOADING, Stage.LOADING, Stage.SERVING):
+        assert node_at(stage).core.weights_in_use == [model().digest]
+    node = node_at(Stage.SERVING)
+    other = msgspec.structs.replace(assign(generation=2), manifest_hash="f" * 64)
+    node.pool(other)
+    assert set(node.core.weights_in_use) == {model().digest, "f" * 64}
+
+
+def test_two_devices_with_one_model_are_two_uses() -> None:
+    node = node_at(Stage.SERVING, CPU, GPU)
+    node.worker(READY, GPU)
+    node.pool(assign(device=GPU))
+    assert node.core.weights_in_use == [model().digest] * 2

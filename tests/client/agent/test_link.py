@@ -1,4 +1,4 @@
-"""The connection to the coordinator: welcome, refusal, and its end."""
+"""The connection to the coordinator: challenge, welcome, refusal, and its end."""
 
 from __future__ import annotations
 
@@ -16,18 +16,31 @@ from client.errors import JoinError
 from protocol import PROTOCOL_VERSION
 from protocol.env import ConnectionClosed, NetworkError
 from protocol.errors import CloseCode
-from protocol.messages import CloseSession, CoordinatorMessage, Heartbeat, Hello, Leaving, Refused, encode_message
+from protocol.join_link import JoinLink
+from protocol.messages import (
+    Challenge,
+    CloseSession,
+    CoordinatorMessage,
+    Heartbeat,
+    Hello,
+    Leaving,
+    Refused,
+    encode_message,
+)
 from shell import AsyncioEnv
-from tests.client.agent.pool_server import WELCOME, PoolServer
-from tests.client.agent.samples import CPU, NODE, SESSION
+from shell.tls import make_certificate
+from tests.client.agent.pool_server import CHALLENGE, NONCE, WELCOME, PoolServer, running_pool
+from tests.client.agent.samples import CPU, IDENTITY, NODE, SESSION
 from tests.client.agent.waiting import until
 
-HELLO = Hello(PROTOCOL_VERSION, NODE, "1.0", "node", (CPU,))
+AUDIENCE = "127.0.0.1"
+HELLO = Hello(PROTOCOL_VERSION, NODE, IDENTITY.public_key, IDENTITY.hello_proof(NONCE, AUDIENCE), "1.0", "node", (CPU,))
 CLOSE = CloseSession(SESSION, 1)
 
 
-async def join(pool: PoolServer, env: AsyncioEnv) -> Link:
-    return await open_link(f"ws://127.0.0.1:{pool.port}/node", HELLO, env)
+async def join(pool: PoolServer, env: AsyncioEnv, link: JoinLink | None = None) -> Link:
+    url = f"{'ws' if pool.certificate is None else 'wss'}://127.0.0.1:{pool.port}/node"
+    return await open_link(url, link or pool.link, lambda challenge: HELLO, env)
 
 
 def ignore(message: object) -> None:
@@ -58,6 +71,18 @@ async def test_a_welcome_makes_a_link(pool: PoolServer, env: AsyncioEnv) -> None
     await until(lambda: pool.closed == [(1000, "leaving")])
 
 
+async def test_the_hello_answers_the_pools_challenge(pool: PoolServer, env: AsyncioEnv) -> None:
+    challenges: list[Challenge] = []
+
+    def greet(challenge: Challenge) -> Hello:
+        challenges.append(challenge)
+        return HELLO
+
+    link = await open_link(f"ws://127.0.0.1:{pool.port}/node", pool.link, greet, env)
+    assert challenges == [CHALLENGE]
+    await link.leave(Leaving("Good-bye."))
+
+
 async def test_messages_and_frames_go_both_ways_in_order(pool: PoolServer, env: AsyncioEnv) -> None:
     link = await join(pool, env)
     await pool.hears(Hello)
@@ -85,7 +110,7 @@ async def test_a_refusal_is_a_join_error_with_its_sentence(pool: PoolServer, env
     await until(lambda: pool.closed)
 
 
-@pytest.mark.parametrize("code", [CloseCode.PROTOCOL_VERSION, CloseCode.BAD_MESSAGE])
+@pytest.mark.parametrize("code", [CloseCode.PROTOCOL_VERSION, CloseCode.BAD_MESSAGE, CloseCode.NOT_ALLOWED])
 async def test_a_close_that_is_final_is_a_join_error(pool: PoolServer, env: AsyncioEnv, code: int) -> None:
     pool.greet = close(code, "Your version is too old.")
     with pytest.raises(JoinError, match=r"^Your version is too old\.$"):
@@ -96,6 +121,10 @@ async def test_a_final_close_without_a_reason_still_has_a_sentence(pool: PoolSer
     pool.greet = close(CloseCode.BAD_MESSAGE)
     with pytest.raises(JoinError, match="without a reason"):
         await join(pool, env)
+    pool.greet = close(CloseCode.NOT_ALLOWED)
+    with pytest.raises(JoinError, match="does not accept this node") as caught:
+        await join(pool, env)
+    assert caught.value.code == "not_allowed"
 
 
 @pytest.mark.parametrize("code", [1000, 1011, 1012])
@@ -121,14 +150,100 @@ async def test_an_answer_that_is_no_welcome_is_a_join_error(pool: PoolServer, en
         await join(pool, env)
 
 
+async def test_a_first_message_that_is_no_challenge_is_a_join_error_and_no_hello_is_said(
+    pool: PoolServer, env: AsyncioEnv
+) -> None:
+    pool.challenge = WELCOME
+    with pytest.raises(JoinError, match="not a DecentLLM coordinator"):
+        await join(pool, env)
+    await until(lambda: pool.closed)
+    assert pool.messages.empty()
+
+
+@pytest.mark.parametrize(
+    ("versions", "advice"),
+    [((9,), "update DecentLLM"), ((1,), "its operator must update it"), ((1, 9), "update DecentLLM")],
+)
+async def test_a_pool_of_other_versions_is_a_join_error_that_says_who_must_update(
+    pool: PoolServer, env: AsyncioEnv, versions: tuple[int, ...], advice: str
+) -> None:
+    pool.challenge = Challenge(versions, NONCE, "The pool")
+    with pytest.raises(JoinError, match=advice) as caught:
+        await join(pool, env)
+    assert caught.value.code == "protocol_version"
+    await until(lambda: pool.closed)
+    assert pool.messages.empty()
+
+
+async def test_a_refusal_instead_of_a_challenge_is_a_join_error(pool: PoolServer, env: AsyncioEnv) -> None:
+    pool.challenge = Refused("too_many", "The pool is full.")
+    with pytest.raises(JoinError, match=r"^The pool is full\.$"):
+        await join(pool, env)
+
+
+# ---------------------------------------------------------------- the door
+
+
+async def test_a_pool_with_its_own_certificate_is_joined_by_its_full_link(env: AsyncioEnv) -> None:
+    async with running_pool(make_certificate(["pool.example"])) as pool:
+        link = await join(pool, env)
+        assert link.welcome == WELCOME
+        await link.leave(Leaving("Good-bye."))
+
+
+async def test_another_certificate_than_the_links_is_a_join_error_and_no_hello_is_said(env: AsyncioEnv) -> None:
+    async with running_pool(make_certificate(["pool.example"])) as pool:
+        with pytest.raises(JoinError, match="is not the pool that the join link names") as caught:
+            await join(pool, env, JoinLink(pool.url, pin="0" * 64))
+        assert caught.value.code == "wrong_certificate"
+        assert pool.messages.empty()
+
+
+async def test_a_certificate_of_no_public_authority_is_a_join_error_that_asks_for_the_full_link(
+    env: AsyncioEnv,
+) -> None:
+    async with running_pool(make_certificate(["127.0.0.1"])) as pool:
+        with pytest.raises(JoinError, match="use the pool's full join link, which begins with decentllm://") as caught:
+            await join(pool, env, JoinLink(pool.url))
+        assert caught.value.code == "wrong_certificate"
+        assert pool.messages.empty()
+
+
+async def test_a_plain_address_of_a_secure_pool_is_a_join_error_that_asks_for_the_full_link(env: AsyncioEnv) -> None:
+    async with running_pool(make_certificate(["127.0.0.1"])) as pool:
+        plain = JoinLink(pool.url.replace("https", "http"))
+        with pytest.raises(JoinError, match="takes secure connections only: use the pool's full join link"):
+            await open_link(f"ws://127.0.0.1:{pool.port}/node", plain, lambda challenge: HELLO, env)
+        assert pool.messages.empty()
+
+
+async def test_a_server_that_is_no_coordinator_is_a_join_error(pool: PoolServer, env: AsyncioEnv) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/node"
+        with pytest.raises(JoinError, match="not a DecentLLM coordinator") as caught:
+            await open_link(url, pool.link, lambda challenge: HELLO, env)
+    assert caught.value.code == "not_a_pool"
+
+
+# ---------------------------------------------------------------- trouble that may pass
+
+
 async def test_no_answer_is_worth_another_try_and_the_connection_is_closed(
     pool: PoolServer, env: AsyncioEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link_module, "WELCOME_TIMEOUT_S", 0.1)
     pool.greet = answer()
-    with pytest.raises(NetworkError, match="does not answer"):
-        await join(pool, env)
-    await until(lambda: pool.closed)
+    for challenge in (CHALLENGE, None):
+        pool.challenge = challenge
+        with pytest.raises(NetworkError, match="does not answer"):
+            await join(pool, env)
+    await until(lambda: len(pool.closed) == 2)
 
 
 async def test_a_join_that_is_cancelled_closes_its_connection(pool: PoolServer, env: AsyncioEnv) -> None:
@@ -152,6 +267,15 @@ async def test_a_refusal_in_the_middle_ends_the_link(pool: PoolServer, env: Asyn
     with pytest.raises(JoinError, match=r"This node is banned\."):
         await link.run(ignore, ignore)
     await link.leave(Leaving("Good-bye."))
+
+
+async def test_a_node_that_the_operator_removes_does_not_come_back(pool: PoolServer, env: AsyncioEnv) -> None:
+    link = await join(pool, env)
+    await pool.hears(Hello)
+    await pool.connections[0].close(CloseCode.NOT_ALLOWED, "The operator removed this node.")
+    with pytest.raises(JoinError, match=r"^The operator removed this node\.$") as caught:
+        await link.run(ignore, ignore)
+    assert caught.value.code == "not_allowed"
 
 
 async def test_a_node_replaced_by_another_of_its_identity_does_not_fight_for_its_place(
@@ -196,13 +320,15 @@ async def test_a_coordinator_that_reads_nothing_cannot_hold_up_a_leaving_node() 
 
 
 async def test_a_cancellation_that_comes_together_with_the_welcome_is_not_lost(env: AsyncioEnv) -> None:
-    answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    connection = SimpleNamespace(send=AsyncMock(), recv=lambda: answer, close=AsyncMock())
+    answers = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    answers[0].set_result(encode_message(CHALLENGE))
+    receive = iter(answers)
+    connection = SimpleNamespace(send=AsyncMock(), recv=lambda: next(receive), close=AsyncMock())
     env.network = SimpleNamespace(connect=AsyncMock(return_value=connection), close=AsyncMock())  # type: ignore[assignment]
-    task = asyncio.create_task(open_link("ws://pool/node", HELLO, env))
+    task = asyncio.create_task(open_link("ws://pool/node", JoinLink("http://pool"), lambda challenge: HELLO, env))
     await until(lambda: connection.send.await_count)
     await asyncio.sleep(0)
-    answer.set_result(encode_message(WELCOME))
+    answers[1].set_result(encode_message(WELCOME))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -11,12 +11,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from client.agent import peers as peers_module
-from client.agent.peers import PeerCallbacks, Peers
+from client.agent.peers import PeerAddress, PeerCallbacks, Peers, is_local_network, is_loopback, may_take_neighbours
+from client.config import Direct
 from protocol import PROTOCOL_VERSION
+from protocol.env import Certificate
 from protocol.errors import CloseCode
 from protocol.messages import PeerHello, encode_message
 from protocol.values import Hop, NodeId
 from shell import AsyncioEnv
+from shell.tls import make_certificate
 from tests.client.agent.samples import LEFT, NODE, RIGHT
 from tests.client.agent.waiting import until
 
@@ -31,21 +34,27 @@ class Side:
     frames: list[tuple[bytes, NodeId]] = field(default_factory=list)
     relayed: list[bytes] = field(default_factory=list)
     lost: list[NodeId] = field(default_factory=list)
-    address: str = ""
+    at: PeerAddress = PeerAddress()
+
+    @property
+    def address(self) -> str:
+        assert self.at.url is not None
+        return self.at.url
 
     @classmethod
-    async def make(cls, node_id: NodeId, env: AsyncioEnv) -> Side:
+    async def make(cls, node_id: NodeId, env: AsyncioEnv, certificate: Certificate | None = None) -> Side:
         side = cls()
         callbacks = PeerCallbacks(
             lambda frame, sender: side.frames.append((frame, sender)), side.relayed.append, side.lost.append
         )
         side.peers = Peers(node_id, env, callbacks)
-        side.address = await side.peers.listen(HOST)
+        await side.peers.listen(HOST, certificate)
+        side.at = side.peers.address_at(HOST)
         return side
 
     def hop(self, node_id: NodeId = RIGHT, ticket: str | None = None) -> Hop:
         """The way to this side."""
-        return Hop(node_id, 1, self.address, self.peers.ticket if ticket is None else ticket)
+        return Hop(node_id, 1, self.address, self.peers.ticket if ticket is None else ticket, self.at.fingerprint)
 
     async def greeted(self, **changes: object) -> ClientConnection:
         """A link to this side by hand."""
@@ -109,8 +118,47 @@ async def test_a_neighbour_that_cannot_be_reached_is_reached_by_the_relay_in_ord
 
 @pytest.mark.expected_logs("using the relay")
 async def test_an_address_that_is_none_is_reached_by_the_relay(here: Side) -> None:
-    here.peers.send(Hop(RIGHT, 1, "nonsense"), b"frame")
+    here.peers.send(Hop(RIGHT, 1, "ws://127.0.0.1:99999"), b"frame")
     await until(lambda: here.relayed == [b"frame"])
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "ws://192.168.1.7:4000", "ws://pool.example:4000", "wss://192.168.1.7:4000", "ws://[::1"]
+)
+async def test_rows_never_leave_this_machine_without_a_certificate_to_expect(here: Side, address: str) -> None:
+    here.peers.send(Hop(RIGHT, 1, address, "ticket-1"), b"frame")
+    assert here.relayed == [b"frame"]
+
+
+async def test_a_node_that_takes_no_direct_links_makes_none(there: Side, env: AsyncioEnv) -> None:
+    relayed: list[bytes] = []
+    peers = Peers(NODE, env, PeerCallbacks(lambda frame, sender: None, relayed.append, lambda node_id: None))
+    assert peers.address_at(HOST) == PeerAddress()
+    peers.send(there.hop(), b"frame")
+    assert relayed == [b"frame"]
+    await peers.close()
+
+
+async def test_frames_arrive_over_tls_at_the_neighbour_whose_certificate_the_pool_named(
+    here: Side, env: AsyncioEnv
+) -> None:
+    certificate = make_certificate([HOST])
+    there = await Side.make(RIGHT, env, certificate)
+    assert there.address.startswith(f"wss://{HOST}:")
+    assert there.at.fingerprint == certificate.fingerprint
+    here.peers.send(there.hop(), b"frame")
+    await until(lambda: there.frames == [(b"frame", NODE)])
+    await here.peers.close()
+    await there.peers.close()
+
+
+@pytest.mark.expected_logs("using the relay")
+async def test_another_certificate_than_the_pool_named_gets_no_frame_and_no_ticket(here: Side, env: AsyncioEnv) -> None:
+    there = await Side.make(RIGHT, env, make_certificate([HOST]))
+    here.peers.send(Hop(RIGHT, 1, there.address, there.peers.ticket, "0" * 64), b"frame")
+    await until(lambda: here.relayed == [b"frame"])
+    assert there.frames == []
+    await there.peers.close()
 
 
 @pytest.mark.expected_logs("using the relay")
@@ -137,7 +185,7 @@ async def test_a_broken_link_is_reported_and_the_relay_takes_over(here: Side, th
 
 @pytest.mark.expected_logs("broke")
 async def test_a_link_that_the_neighbour_refuses_counts_as_broken(here: Side, there: Side) -> None:
-    here.peers.send(there.hop(ticket="wrong"), b"frame")
+    here.peers.send(there.hop(ticket="wrong-ticket"), b"frame")
     await until(lambda: here.lost == [RIGHT])
     assert there.frames == []
 
@@ -187,8 +235,9 @@ async def test_a_link_with_the_right_ticket_is_taken(here: Side) -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"ticket": "wrong"}, CloseCode.BAD_TICKET),
-        ({"ticket": ""}, CloseCode.BAD_TICKET),
+        ({"ticket": "wrong-ticket"}, CloseCode.BAD_TICKET),
+        ({"ticket": "short"}, CloseCode.BAD_MESSAGE),
+        ({"ticket": ""}, CloseCode.BAD_MESSAGE),
         ({"protocol_version": 99}, CloseCode.PROTOCOL_VERSION),
         ({"protocol_version": 0}, CloseCode.PROTOCOL_VERSION),
     ],
@@ -245,3 +294,42 @@ async def test_a_neighbour_that_leaves_early_is_no_trouble(here: Side) -> None:
     async with await here.greeted() as connection:
         await connection.send(b"frame")
         await until(lambda: here.frames)
+
+
+# ---------------------------------------------------------------- who may connect
+
+
+def test_an_address_for_neighbours_names_scheme_host_and_port(here: Side) -> None:
+    port = here.address.rpartition(":")[2]
+    assert here.peers.address_at("fd00::7") == PeerAddress(f"ws://[fd00::7]:{port}")
+
+
+@pytest.mark.parametrize(
+    ("url", "auto"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://localhost:8000", True),
+        ("http://[::1]:8000", True),
+        ("https://192.168.1.2:8000", True),
+        ("https://10.0.0.2", True),
+        ("https://172.31.0.1", True),
+        ("https://169.254.1.1", True),
+        ("https://[fd00::1]:8000", True),
+        ("https://[fe80::1]:8000", True),
+        ("https://172.32.0.1", False),
+        ("https://203.0.113.1", False),
+        ("https://[2001:db8::1]", False),
+        ("https://pool.example", False),
+        ("https://pool.local", False),
+    ],
+)
+def test_by_itself_a_node_takes_neighbours_on_this_machine_and_the_local_network(url: str, auto: bool) -> None:
+    assert may_take_neighbours(Direct.AUTO, url) is auto
+    assert may_take_neighbours(Direct.ON, url)
+    assert not may_take_neighbours(Direct.OFF, url)
+
+
+def test_what_is_no_address_is_neither_this_machine_nor_the_local_network() -> None:
+    assert not is_loopback("ws://[::1")
+    assert not is_loopback("nonsense")
+    assert not is_local_network("10.example")

@@ -7,8 +7,9 @@ import pytest
 from client import ipc
 from client.agent.device import Stage
 from client.agent.events import FetchFailed, RestartDue, WorkerDied
-from client.agent.report import STATE_OF_STAGE, joined_status, offline_status
-from client.status import AgentState, Status, decode_status, encode_line
+from client.agent.report import STATE_OF_STAGE, joined_status, offline_status, paused_status
+from client.status import AgentState, PauseInfo, Status, decode_report, encode_line
+from protocol.pause import PauseReason
 from protocol.values import DeviceId, LayerRange
 from tests.client.agent.node import Node, node_at
 from tests.client.agent.samples import CPU, GPU, GPU_1, open_session
@@ -18,7 +19,7 @@ PIDS = {DeviceId("cpu"): 4711}
 
 def status_of(node: Node) -> Status:
     status = joined_status(node.core, "The pool", PIDS)
-    assert decode_status(encode_line(status)) == status
+    assert decode_report(encode_line(status)) == status
     return status
 
 
@@ -102,3 +103,17 @@ def test_offline_without_a_worker_the_worker_is_the_reason() -> None:
     assert offline_status(node.core, "", {}, "Connecting.").message == sentence
     node.worker(ipc.WorkerReady(ipc.IPC_VERSION, "", "cpu", 1))
     assert offline_status(node.core, "", {}, "Connecting.").message == "Connecting."
+
+
+@pytest.mark.parametrize(
+    ("detail", "message"),
+    [
+        ("", "Paused. The GPU's memory is free."),
+        ("factorio uses 80 % of the GPU", "Paused: factorio uses 80 % of the GPU. The GPU's memory is free."),
+    ],
+)
+def test_a_paused_node_says_what_was_seen(detail: str, message: str) -> None:
+    info = PauseInfo((PauseReason.MANUAL,), 5.0, detail, resumes_at_s=60.0)
+    status = paused_status(info)
+    assert (status.state, status.message, status.pause) == (AgentState.PAUSED, message, info)
+    assert decode_report(encode_line(status)) == status

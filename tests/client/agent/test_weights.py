@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from client.agent.weights import MAX_TRIES, WeightStore
+from client.agent.quota import RESERVE_BYTES
+from client.agent.weights import MAX_TRIES, Source, WeightStore
 from client.errors import WeightsError
+from protocol.env import Access
 from protocol.manifest import MIN_CHUNK_BYTES, encode_manifest
 from shell import AsyncioEnv
 from tests.client.agent.mirror import Mirror, Span, running_mirror
@@ -46,14 +49,29 @@ class Store:
     def __init__(self, folder: Path, env: AsyncioEnv, mirror: Mirror) -> None:
         self.env, self.mirror = env, mirror
         self.clock = env.clock = ImpatientClock()  # type: ignore[assignment]
-        self.store = WeightStore(folder, env)
+        self.limit_bytes = 10**12
+        self.in_use = [model().digest]
+        self.store = WeightStore(folder, env, lambda: self.limit_bytes, lambda: self.in_use)
         self.folder = folder / model().digest
         self.progress: list[tuple[int, int]] = []
+        self.token = ""
+
+    @property
+    def source(self) -> Source:
+        return Source(self.mirror.url, Access(token=self.token))
 
     async def fetch(self, *names: str) -> Path:
         return await self.store.fetch(
-            self.mirror.url, model().digest, model().manifest, names, lambda *numbers: self.progress.append(numbers)
+            self.source, model().digest, model().manifest, names, lambda *numbers: self.progress.append(numbers)
         )
+
+    def keep_other(self, letter: str, num_bytes: int = 10**6) -> Path:
+        """Another model's weights, last used now."""
+        folder = self.folder.parent / (letter * 64)
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS).write_bytes(bytes([1]) * num_bytes)
+        (folder / "used").write_bytes(b"")
+        return folder
 
     async def fails(self, *names: str) -> WeightsError:
         with pytest.raises(WeightsError) as caught:
@@ -246,7 +264,107 @@ async def test_too_little_room_is_said_before_anything_is_fetched(
     monkeypatch.setattr(store.env.disk, "free_bytes", lambda path: 10**9)
     error = await store.fails(*ALL)
     assert (error.code, store.mirror.spans) == ("disk_full", [])
-    assert str(error) == "The weights need 0.0 GB of disk space, 1.0 GB are free."
+    assert str(error) == "The weights need 0.0 GB more disk space; 1.0 GB are free, and 2.1 GB stay free."
+
+
+@pytest.fixture
+def aged(store: Store) -> tuple[Path, Path]:
+    """Two other models on the disk: one not used for long, one used a moment ago."""
+    old, new = store.keep_other("a"), store.keep_other("b")
+    os.utime(old / "used", (1_000_000, 1_000_000))
+    return old, new
+
+
+async def test_the_model_that_was_not_used_for_longest_makes_room(store: Store, aged: tuple[Path, Path]) -> None:
+    store.limit_bytes = 8 * 10**6
+    await store.fetch(*ALL)
+    assert [folder.exists() for folder in aged] == [False, True]
+    assert store.content == model().weights
+
+
+async def test_what_is_in_use_is_never_removed(store: Store, aged: tuple[Path, Path]) -> None:
+    store.limit_bytes = 8 * 10**6
+    store.in_use.append(aged[0].name)
+    await store.fetch(*ALL)
+    assert [folder.exists() for folder in aged] == [True, False]
+
+
+async def test_a_download_that_can_never_fit_is_refused_and_removes_nothing(
+    store: Store, aged: tuple[Path, Path]
+) -> None:
+    store.limit_bytes = 5 * 10**6
+    error = await store.fails(*ALL)
+    assert error.code == "disk_full"
+    assert str(error) == "The weights need 0.0 GB more disk space, and this node may keep 0.0 GB of weights in all."
+    assert all(folder.exists() for folder in aged)
+    assert store.mirror.spans == []
+
+
+async def test_files_that_are_not_ours_take_room_and_stay(store: Store) -> None:
+    foreign = store.folder.parent / "notes"
+    foreign.mkdir(parents=True)
+    (foreign / "file").write_bytes(bytes([1]) * 10**6)
+    store.limit_bytes = 6_500_000
+    assert (await store.fails(*ALL)).code == "disk_full"
+    assert foreign.exists()
+
+
+async def test_layers_that_a_device_serves_no_more_go_when_nothing_else_helps(store: Store) -> None:
+    await store.fetch(*LAYERS_0_1)
+    store.limit_bytes = 5_500_000
+    await store.fetch(*model().tensor_names(2, 3))
+    needed = model().weights[3 * MIN_CHUNK_BYTES :]
+    assert store.content[3 * MIN_CHUNK_BYTES :] == needed
+    assert store.content[MIN_CHUNK_BYTES : 2 * MIN_CHUNK_BYTES] == bytes(MIN_CHUNK_BYTES)
+
+
+async def test_layers_that_another_device_may_serve_stay(store: Store) -> None:
+    await store.fetch(*LAYERS_0_1)
+    store.limit_bytes = 5_500_000
+    store.in_use = [model().digest] * 2
+    assert (await store.fails(*model().tensor_names(2, 3))).code == "disk_full"
+    await store.fetch(*LAYERS_0_1)
+    assert store.content[: 3 * MIN_CHUNK_BYTES] == model().weights[: 3 * MIN_CHUNK_BYTES]
+
+
+async def test_the_reserve_of_free_space_stays_free(
+    store: Store, aged: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store.env.disk, "free_bytes", lambda path: RESERVE_BYTES + 6 * 10**6)
+    await store.fetch(*ALL)
+    assert [folder.exists() for folder in aged] == [False, True]
+
+
+async def test_two_downloads_at_once_do_not_share_the_same_room(
+    store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store.env.disk, "free_bytes", lambda path: RESERVE_BYTES + 9 * 10**6)
+    mirror.tricks.extend(["honest", "stalls"])
+    first = asyncio.create_task(store.fetch(*ALL))
+    await mirror.stalled.wait()
+    with pytest.raises(WeightsError, match="more disk space"):
+        await store.store.fetch(store.source, "c" * 64, model().manifest, ALL, lambda done, total: None)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+
+
+# ---------------------------------------------------------------- the mirror's door
+
+
+async def test_the_token_opens_the_mirror(store: Store) -> None:
+    store.mirror.token = store.token = "weights-token"
+    assert await store.store.manifest(store.source, model().digest) == model().manifest
+    await store.fetch(*ALL)
+    assert store.content == model().weights
+
+
+@INTERRUPTED
+async def test_a_token_that_does_not_open_the_mirror_is_said_without_being_said(store: Store) -> None:
+    store.mirror.token, store.token = "weights-token", "wrong-token"
+    assert "status 401" in str(await store.fails(*ALL))
+    with pytest.raises(WeightsError, match="status 401") as caught:
+        await store.store.manifest(store.source, model().digest)
+    assert "token" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EACCES, "disk_failed")])
@@ -280,20 +398,20 @@ async def test_a_plan_with_a_tensor_that_does_not_exist_is_said(store: Store) ->
 
 async def manifest_error(store: Store) -> WeightsError:
     with pytest.raises(WeightsError) as caught:
-        await store.store.manifest(store.mirror.url, model().digest)
+        await store.store.manifest(store.source, model().digest)
     return caught.value
 
 
 async def test_a_manifest_is_fetched_once_and_kept(store: Store) -> None:
     for _ in range(2):
-        assert await store.store.manifest(store.mirror.url, model().digest) == model().manifest
+        assert await store.store.manifest(store.source, model().digest) == model().manifest
     assert store.mirror.num_manifests == 1
 
 
 async def test_a_manifest_damaged_on_disk_is_fetched_again(store: Store) -> None:
     store.folder.mkdir(parents=True)
     (store.folder / "manifest.json").write_bytes(b"{")
-    assert await store.store.manifest(store.mirror.url, model().digest) == model().manifest
+    assert await store.store.manifest(store.source, model().digest) == model().manifest
 
 
 async def test_another_manifest_than_asked_for_is_refused_and_not_kept(store: Store) -> None:
@@ -316,9 +434,9 @@ async def test_a_manifest_without_end_is_cut_off(store: Store, monkeypatch: pyte
 
 async def test_a_manifest_that_cannot_be_had_is_said(store: Store) -> None:
     with pytest.raises(WeightsError, match="status 404"):
-        await store.store.manifest(store.mirror.url, "0" * 64)
+        await store.store.manifest(store.source, "0" * 64)
     with pytest.raises(WeightsError, match="could not be downloaded"):
-        await store.store.manifest("http://127.0.0.1:1", model().digest)
+        await store.store.manifest(Source("http://127.0.0.1:1"), model().digest)
 
 
 async def test_a_manifest_that_cannot_be_kept_is_said(store: Store) -> None:

@@ -1,8 +1,9 @@
 """An agent without pool, torch or network: speaks client/status.py over stdin and stdout, and misbehaves on demand.
 
-    python -m tests.fakes.fake_agent --play serving --record FILE --crash-after serving
+    python -m tests.ui.agent_double --play serving --record FILE --crash-after serving
 
-`--record` gets a line for each thing that happens: `start PID`, `line TYPE`, `eof`, `end`. What the node is asked for
+`--record` gets a line for each thing that happens: `start PID`, `join LINK`, `line TYPE`, `eof`, `end`. Rules and the
+desktop's readings are recorded as `rules JSON` and `reading JSON`. What the node is asked for
 besides (--join, DECENTLLM_JOIN and the limits) is taken and not looked at.
 """
 
@@ -16,7 +17,25 @@ import threading
 import time
 from pathlib import Path
 
-from client.status import AgentState, Command, DeviceStatus, Pause, Quit, Resume, Status, decode_command, encode_line
+import msgspec
+
+from client.status import (
+    AgentState,
+    Command,
+    DeviceStatus,
+    History,
+    Pause,
+    PauseInfo,
+    Quit,
+    Resume,
+    SessionReading,
+    SetRules,
+    Status,
+    Transition,
+    decode_command,
+    encode_line,
+)
+from protocol.pause import PauseReason
 from protocol.values import LayerRange
 
 MODEL = "Qwen2.5-Coder-0.5B-Instruct"
@@ -25,20 +44,29 @@ JOURNEY = "connecting,measuring,waiting,downloading:0,downloading:41,downloading
 
 
 def status_of(step: str) -> Status:
-    """`downloading:41` and the like: a state and, for bytes, a percentage."""
-    name, _, percent = step.partition(":")
+    """`downloading:41` and the like: a state and, for bytes, a percentage; `paused:video` has that reason."""
+    name, _, rest = step.partition(":")
     state = AgentState(name)
+    percent = rest if rest.isdigit() else "0"
     message = "The pool refused this node: its invitation has run out." if state is AgentState.FAILED else ""
     serving = state is AgentState.SERVING
     return Status(
         state=state,
         message=message,
         pool_name="Friends of the llama",
-        devices=() if state is AgentState.CONNECTING else (_device(state, int(percent or 0)),),
+        devices=() if state in (AgentState.CONNECTING, AgentState.PREPARING) else (_device(state, int(percent)),),
         num_sessions=3 if serving else 0,
         num_tokens=128_934 if serving else 0,
         worker_pids=() if state in (AgentState.PAUSED, AgentState.STOPPED) else (os.getpid(),),
+        pause=_pause(rest) if state is AgentState.PAUSED else None,
+        done_bytes=TOTAL_BYTES * int(percent) // 100 if state is AgentState.PREPARING else 0,
+        total_bytes=TOTAL_BYTES if state is AgentState.PREPARING else 0,
     )
+
+
+def _pause(reason: str) -> PauseInfo:
+    detail = "steam uses 87 % of the GPU" if reason == PauseReason.OTHER_GPU_USE else ""
+    return PauseInfo((PauseReason(reason or "manual"),), time.time(), detail)
 
 
 def _device(state: AgentState, percent: int) -> DeviceStatus:
@@ -55,7 +83,7 @@ def _device(state: AgentState, percent: int) -> DeviceStatus:
     )
 
 
-class FakeAgent:
+class AgentDouble:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._steps: list[str] = []
@@ -63,6 +91,7 @@ class FakeAgent:
 
     def run(self) -> int:
         self._record(f"start {os.getpid()}")
+        self._record(f"join {os.environ.get('DECENTLLM_JOIN', '')}")
         if self._options.silent:
             time.sleep(3600)
         if self._options.garbage:
@@ -88,6 +117,10 @@ class FakeAgent:
 
     def _play(self, step: str) -> None:
         self._write(encode_line(status_of(step)))
+        if step.startswith("paused:"):
+            pause = status_of(step).pause
+            assert pause is not None
+            self._write(encode_line(History((Transition(pause.since_s, pause.reasons, pause.detail),))))
         if step == self._options.crash_after and self._may_crash():
             os._exit(3)
 
@@ -96,12 +129,20 @@ class FakeAgent:
         return len(starts) <= self._options.crash_times
 
     def _obey(self, command: Command) -> bool:
+        if isinstance(command, SetRules):
+            self._record(f"rules {msgspec.json.encode(command.rules).decode()}")
+            return True
+        if isinstance(command, SessionReading):
+            self._record(f"reading {msgspec.json.encode(command).decode()}")
+            return True
         self._record(f"line {type(command).__name__}")
         if isinstance(command, Pause):
+            self._record(f"for {command.for_s}")
             self._steps = [] if self._options.ignore_pause else ["paused"]
         elif isinstance(command, Resume):
-            self._steps = self._options.play.split(",")
-        return self._options.ignore_quit or not isinstance(command, Quit)
+            self._record(f"anyway {command.anyway}")
+            self._steps = ["serving"] if command.anyway else self._options.play.split(",")
+        return not isinstance(command, Quit) or self._options.ignore_quit
 
     def _read(self) -> None:
         for line in sys.stdin.buffer:
@@ -122,6 +163,8 @@ class FakeAgent:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--attached", action="store_true")
+    for name in ("--name", "--max-memory", "--max-disk", "--direct"):
+        parser.add_argument(name)
     parser.add_argument("--join", default=os.environ.get("DECENTLLM_JOIN", ""))
     parser.add_argument("--record", type=Path, default=Path(os.devnull))
     parser.add_argument("--play", default=JOURNEY)
@@ -131,7 +174,7 @@ def main() -> int:
     parser.add_argument("--flood", type=int, default=0)
     for flag in ("--silent", "--garbage", "--ignore-pause", "--ignore-quit"):
         parser.add_argument(flag, action="store_true")
-    return FakeAgent(parser.parse_args()).run()
+    return AgentDouble(parser.parse_args()).run()
 
 
 if __name__ == "__main__":
