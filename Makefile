@@ -16,7 +16,11 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SCREEN = $(if $(shell command -v xvfb-run),xvfb-run -a -s "-screen 0 1280x800x24" env QT_QPA_PLATFORM=xcb,env QT_QPA_PLATFORM=offscreen)
 PYTEST = DECENTLLM_TEST_MODELS="$(abspath $(MODELS))" $(SCREEN) $(RUN) -m pytest
 
-.PHONY: demo test check lint types contracts web web-test system models-for-tests benchmark screenshots clean
+# A folder with torch's wheel for the package test, where the public index has none for this machine or is out of reach.
+FIND_LINKS ?=
+
+.PHONY: demo test check lint types contracts web web-test system models-for-tests benchmark benchmark-volunteer \
+  screenshots package package-test locks clean
 
 demo: $(VENV)/.demo
 	@$(RUN) -m demo.run --model "$(MODEL)" --models "$(MODELS)" --port "$(PORT)" --ask "$(ASK)"
@@ -54,6 +58,23 @@ models-for-tests: $(VENV)/.dev
 
 benchmark: $(VENV)/.dev models-for-tests
 	$(RUN) -m benchmarks.overhead --models "$(MODELS)" --write
+
+# What the volunteer's machine feels; benchmarks/pause.py wants an NVIDIA GPU and is not among them.
+benchmark-volunteer: $(VENV)/.dev models-for-tests system
+	$(SCREEN) $(RUN) -m benchmarks.idle_cost --models "$(MODELS)" --write
+	$(RUN) -m benchmarks.pause_streams --models "$(MODELS)" --write
+	$(RUN) installer/build.py app
+	$(RUN) -m benchmarks.first_start --models "$(MODELS)" --find-links "$(FIND_LINKS)" --write
+
+# The .deb in dist/; package-test tries it on a fresh Debian (root, mmdebstrap).
+package: $(VENV)/.dev
+	$(RUN) installer/build.py deb
+
+package-test: package models-for-tests system
+	$(RUN) installer/linux/try_package.py dist/decentllm_*_amd64.deb --models "$(MODELS)" --find-links "$(FIND_LINKS)"
+
+locks: $(VENV)/.dev
+	$(RUN) installer/make_locks.py --find-links "$(FIND_LINKS)"
 
 clean:
 	rm -rf var build dist .pytest_cache .mypy_cache .ruff_cache

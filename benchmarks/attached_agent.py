@@ -7,15 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.status import AgentState, Command, Quit, Status, decode_report, encode_line
+from client.status import AgentState, Command, Quit, Status, Transition, decode_report, encode_line
 from demo.local_pool import ROOT, is_running
 
 LIMIT_S = 600.0
+FROM_SOURCE = (sys.executable, "-m", "client", "node", "run")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Seen:
 class AttachedAgent(AbstractContextManager["AttachedAgent"]):
     """Started with the block, ended with it."""
 
-    def __init__(self, join: str, data_dir: Path, *options: str) -> None:
-        argv = [sys.executable, "-m", "client", "node", "run", "--attached", "--data-dir", str(data_dir), *options]
+    def __init__(self, join: str, data_dir: Path, *options: str, program: Sequence[str] = FROM_SOURCE) -> None:
+        argv = [*program, "--attached", "--data-dir", str(data_dir), *options]
+        self.started_s = time.monotonic()
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         self._log = (data_dir.parent / f"{data_dir.name}.log").open("ab")
         self._process = subprocess.Popen(
@@ -42,6 +44,7 @@ class AttachedAgent(AbstractContextManager["AttachedAgent"]):
             env={**os.environ, "DECENTLLM_JOIN": join},
         )
         self.seen: list[Seen] = []
+        self.transitions: tuple[Transition, ...] = ()
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -87,16 +90,20 @@ class AttachedAgent(AbstractContextManager["AttachedAgent"]):
                 self._process.kill()
                 self._process.wait()
         self._reader.join(10)
-        self._log.close()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                stream.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             report = decode_report(line)
-            if isinstance(report, Status):
-                with self._news:
+            with self._news:
+                if isinstance(report, Status):
                     self.seen.append(Seen(time.monotonic(), report))
-                    self._news.notify_all()
+                else:
+                    self.transitions = report.transitions
+                self._news.notify_all()
 
 
 def wait_ended(pids: tuple[int, ...], timeout_s: float = 60.0) -> float:

@@ -1,7 +1,7 @@
 """A program that wants the GPU: `python -m benchmarks.game --seconds 8`. It plays the volunteer's game.
 
-It takes 2 GiB of GPU memory and draws "frames" as fast as it can, each a fixed amount of matrix work. One line per
-frame: when it was done (time.monotonic). The first is the first kernel's.
+It takes 2 GiB of GPU memory and draws "frames" as fast as it can, each a fixed amount of matrix work. It prints times
+(time.monotonic), one per line: when its first kernel was done, then when each frame was.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def main() -> int:
     seconds = parser.parse_args().seconds
     held = torch.empty(2**31, dtype=torch.uint8, device="cuda")
     left = torch.ones(SIZE, SIZE, dtype=torch.bfloat16, device="cuda")
-    end_s = None
-    while end_s is None or time.monotonic() < end_s:
+    torch.cuda.synchronize()
+    print(f"{time.monotonic():.6f}", flush=True)
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
         for _ in range(FRAME_MATRICES):
             torch.matmul(left, left)
         torch.cuda.synchronize()
-        now_s = time.monotonic()
-        end_s = end_s or now_s + seconds
-        print(f"{now_s:.6f}", flush=True)
+        print(f"{time.monotonic():.6f}", flush=True)
     return int(held[0].item()) * 0
 
 

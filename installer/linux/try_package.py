@@ -232,6 +232,8 @@ def try_package(arguments: argparse.Namespace, scratch: Path, steps: Steps) -> N
     (root.folder / "root" / arguments.deb.name).unlink()
     remains = sorted(root.files() - before)
     steps.done("decentllm clean, apt remove, apt purge", f"files left: {len(remains)}")
+    if "decentllm" in (root.folder / "etc/passwd").read_text():
+        remains.append("the user decentllm")
     for name in remains:
         print(f"    left: {name}")
     if left or remains:
@@ -277,6 +279,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if os.geteuid() != 0:
         raise SystemExit("It makes a root for itself: run it as root.")
+    if missing := [name for name in ("mmdebstrap", "Xvfb", "openbox", "xdotool", "import") if not shutil.which(name)]:
+        raise SystemExit(
+            f"Missing programs: {', '.join(missing)} (Debian: mmdebstrap, xvfb, openbox, xdotool, imagemagick)."
+        )
     if not arguments.inside:  # all mounts end with the namespace
         itself = [sys.executable, str(Path(__file__).resolve()), *(sys.argv[1:] if argv is None else argv), "--inside"]
         return subprocess.run(["unshare", "--mount", "--propagation", "private", *itself], check=False).returncode

@@ -1,6 +1,10 @@
 #!/bin/sh
 # After installing: the desktop learns of the application and of decentllm:// links.
 set -e
+# The node service has a user of its own (it does not run until the administrator enables it).
+if ! getent passwd decentllm > /dev/null; then
+  useradd --system --home-dir /var/lib/decentllm --shell /usr/sbin/nologin decentllm
+fi
 if command -v update-desktop-database > /dev/null; then
   update-desktop-database -q /usr/share/applications || true
 fi

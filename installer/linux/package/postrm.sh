@@ -12,5 +12,8 @@ if [ -d /run/systemd/system ]; then
   systemctl daemon-reload || true
 fi
 if [ "$1" = purge ]; then
-  rm -rf /var/lib/decentllm /var/lib/private/decentllm /var/cache/decentllm /etc/decentllm
+  rm -rf /var/lib/decentllm /etc/decentllm
+  if getent passwd decentllm > /dev/null; then
+    userdel decentllm
+  fi
 fi
