@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 CPU_MEMORY_SHARE = 0.6
 """Of the memory free now: the machine is its owner's, who is using it."""
 GPU_MEMORY_SHARE = 0.9
+
+CPU_FACTS = Path("/proc/cpuinfo")
 
 
 class Nvml(Protocol):
@@ -90,11 +93,21 @@ def _cpu(limits: Limits) -> DeviceSpec:
     return DeviceSpec(
         device_id=DeviceId("cpu"),
         kind=DeviceKind.CPU,
-        name=_clean(f"CPU {platform.processor() or platform.machine()}"),
+        name=_clean(_processor_name()),
         memory_bytes=_limited(free, limits.max_memory_bytes),
         variant=Variant.FLOAT32,
         max_layers=limits.max_layers,
     )
+
+
+def _processor_name() -> str:
+    """What people call their processor; platform.processor() is empty on Debian."""
+    try:
+        lines = CPU_FACTS.read_text("utf-8", "replace").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or f"CPU {platform.machine()}"
 
 
 def _limited(free: int, limit: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.agent import hardware
 from client.agent.hardware import Limits, find_devices
 from protocol.values import DeviceKind, DeviceSpec, Variant
 
@@ -124,3 +126,16 @@ def test_the_volunteers_limits_hold_per_device() -> None:
     assert [(spec.memory_bytes, spec.max_layers) for spec in specs] == [(6 * GB, 7), (int(1.8 * GB), 7)]
     (cpu,) = find_devices(None, Limits(max_memory_bytes=1000, max_layers=2))
     assert (cpu.memory_bytes, cpu.max_layers) == (1000, 2)
+
+
+def test_the_processor_has_the_name_that_people_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = tmp_path / "cpuinfo"
+    facts.write_text("processor\t: 0\nmodel name\t: AMD Ryzen 7 5800X <8> Cores\nmodel name\t: another\n")
+    monkeypatch.setattr(hardware, "CPU_FACTS", facts)
+    assert find_devices(None, Limits())[0].name == "AMD Ryzen 7 5800X 8 Cores"
+
+
+def test_a_processor_without_a_name_has_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "CPU_FACTS", tmp_path / "none")
+    monkeypatch.setattr(hardware.platform, "processor", lambda: "")
+    assert find_devices(None, Limits())[0].name.startswith("CPU ")
