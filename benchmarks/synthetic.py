@@ -6,6 +6,7 @@ The tokenizer is a real one's; answers are nonsense, and exactly as much work as
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ QWEN3_4B = {
 """Published in the model's config.json (Qwen/Qwen3-4B)."""
 
 
-def make_folder(folder: Path, tokenizer_folder: Path, shape: dict[str, object], device: str) -> Path:
+def make_folder(folder: Path, tokenizer_folder: Path, shape: Mapping[str, object], device: str) -> Path:
     """Write the model once; a folder that is there is taken as it is."""
     if (folder / "config.json").exists():
         return folder
