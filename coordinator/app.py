@@ -37,11 +37,12 @@ from coordinator.config import (
 )
 from coordinator.core import PoolCore
 from coordinator.errors import PoolError
+from coordinator.folder_lock import locked
 from coordinator.gate import AccountsGate
 from coordinator.hub import Hub
 from coordinator.models.catalog import Catalog, Model
 from coordinator.models.errors import ModelError
-from coordinator.private_files import make_private_folder
+from coordinator.server_protocol import WebsocketProtocol, guarded_http
 from coordinator.site_file import write_site
 from coordinator.store import Store
 from coordinator.token_log import MemoryTokenLog
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 
 MAX_WEBSOCKET_MESSAGE_BYTES = FrameLimits().max_payload_bytes + 2**20
 WEBSOCKET_PING_S = 10.0
+GRACE_S = 3
+"""How long running answers may go on once the pool is told to stop."""
 TRUSTED_PROXIES = "127.0.0.1,::1"
 """Whose X-Forwarded-For is believed. A proxy elsewhere is taken for the client, which costs no safety."""
 FOREIGN_ADDRESSES = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
@@ -71,14 +74,18 @@ class Opened:
     tls: TlsFiles | None
     models: list[Model]
     accounts: Accounts
-    announcement: str
+    tokens: StartTokens
 
 
 def serve(config: PoolConfig, *, with_operator_link: bool = False) -> None:
     """Run a pool until Ctrl-C. Raises PoolError or ModelError, before anything listens, for what cannot work."""
     check_config(config)
     machine = MachineNames() if is_loopback(config.host) else machine_names()
-    make_private_folder(config.data_dir)
+    with locked(config.data_dir):
+        _serve_folder(config, machine, with_operator_link)
+
+
+def _serve_folder(config: PoolConfig, machine: MachineNames, with_operator_link: bool) -> None:
     tls = tls_files(config, machine)
     with (
         bind(config.host, config.port) as listener,
@@ -91,8 +98,7 @@ def serve(config: PoolConfig, *, with_operator_link: bool = False) -> None:
         shows_secrets = with_operator_link or sys.stdout.isatty()
         tokens = start_tokens(accounts, site, with_operator_link=with_operator_link) if shows_secrets else StartTokens()
         write_site(config.data_dir, site)
-        text = announcement(site, [model.name for model in models], tokens)
-        asyncio.run(_serve(Opened(config, site, tls, models, accounts, text), listener))
+        asyncio.run(_serve(Opened(config, site, tls, models, accounts, tokens), listener))
 
 
 def tls_files(config: PoolConfig, machine: MachineNames) -> TlsFiles | None:
@@ -202,9 +208,19 @@ def build_pool(
     hub = Hub(PoolCore(), MemoryTokenLog(), env, config.pool_name, gate, config.defaults)
     desk = ModelDesk(hub, env, config.data_dir / "models")
     for model in models:
-        desk.put(model)
+        _put(desk, model, is_wanted=bool(config.models))
     services = Services(hub, desk, accounts, site, env)
     return hub, build_http(services, _lifespan(hub, stop), app_version())
+
+
+def _put(desk: ModelDesk, model: Model, *, is_wanted: bool) -> None:
+    """Raises ModelError for one that the settings name. One of the catalog's must not keep the pool from starting."""
+    try:
+        desk.put(model)
+    except ModelError as error:
+        if is_wanted:
+            raise
+        log.error("the model %s is not served: %s", model.name, error)
 
 
 def _lifespan(hub: Hub, stop: Callable[[], None]) -> Lifespan:
@@ -231,16 +247,16 @@ def server_settings(http: FastAPI, config: PoolConfig, tls: TlsFiles | None) -> 
     """h11, because it is strict and written in Python: who serves a laboratory does not need the faster parser."""
     return uvicorn.Config(
         http,
-        http="h11",
+        http=guarded_http(),
         log_level="warning",
         access_log=False,
         server_header=False,
-        ws="websockets-sansio",
+        ws=WebsocketProtocol,
         ws_max_size=MAX_WEBSOCKET_MESSAGE_BYTES,
         ws_per_message_deflate=False,
         ws_ping_interval=WEBSOCKET_PING_S,
         ws_ping_timeout=WEBSOCKET_PING_S,
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=2 * GRACE_S,
         proxy_headers=config.behind_proxy,
         forwarded_allow_ips=TRUSTED_PROXIES if config.behind_proxy else "",
         ssl_certfile=tls.certificate if tls else None,
@@ -249,7 +265,8 @@ def server_settings(http: FastAPI, config: PoolConfig, tls: TlsFiles | None) -> 
 
 
 class AnnouncedServer(uvicorn.Server):
-    """Says that it is there once it is: from then on Ctrl-C is heard too."""
+    """Says that it is there once it is: from then on Ctrl-C is heard too. Ends what still runs by hanging up, as a
+    client would: uvicorn cancels it, which each request then reports as an error of ours."""
 
     def __init__(self, config: uvicorn.Config, announcement: str) -> None:
         super().__init__(config)
@@ -258,6 +275,17 @@ class AnnouncedServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self._announcement, flush=True)  # noqa: T201 - what it is for
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.ensure_future(super().shutdown(sockets))
+        await asyncio.wait({ending}, timeout=GRACE_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        if running := set(self.server_state.tasks):
+            await asyncio.wait(running, timeout=GRACE_S)
+        await ending
+        if self.force_exit:  # uvicorn leaves this out after a second Ctrl-C: children would have to wait for the loop
+            await self.lifespan.shutdown()
 
 
 async def _serve(opened: Opened, listener: socket.socket) -> None:
@@ -269,8 +297,11 @@ async def _serve(opened: Opened, listener: socket.socket) -> None:
         has_failed = server.should_exit = True
 
     env = AsyncioEnv()
-    _, http = build_pool(opened.config, opened.models, env, opened.accounts, opened.site, stop)
-    server = AnnouncedServer(server_settings(http, opened.config, opened.tls), opened.announcement)
+    hub, http = build_pool(opened.config, opened.models, env, opened.accounts, opened.site, stop)
+    served = hub.core.scheduler.state.models
+    names = [model.name for model in opened.models if model.manifest_hash in served]
+    text = announcement(opened.site, names, opened.tokens)
+    server = AnnouncedServer(server_settings(http, opened.config, opened.tls), text)
     try:
         await server.serve(sockets=[listener])
     finally:

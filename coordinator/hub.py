@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from coordinator.core import HEARTBEAT_S, TICK_S, DropNode, Effect, PoolCore, ToNode, ToUser
+from coordinator.doorstep import Doorstep
 from coordinator.errors import GenerationFailed, PoolError, RequestRefused
 from coordinator.gate import GateFailed, NodeGate
 from coordinator.handshake import TRY_AGAIN_LATER, Handshake, Refusal, bad_message, close_reason, refuse
@@ -72,6 +73,7 @@ class Hub:
         self.pool_name = pool_name
         self._gate = gate
         self._handshake = Handshake(env, pool_name, defaults)
+        self._doorstep = Doorstep()
         self._num_removals = 0
         self._weights_keys: set[bytes] = set()
         self._left: asyncio.Queue[NodeId] = asyncio.Queue()
@@ -134,17 +136,27 @@ class Hub:
 
     # ------------------------------------------------------------ nodes
 
-    async def serve_node(self, connection: Connection, audience: str = "") -> None:
-        """One node's connection, from the challenge to its end. `audience`: the host and port it was reached by."""
-        hello = await self._handshake.run(connection, audience)
-        if hello is None or not await self._is_admitted(connection, hello):
+    def takes_visitor(self, address: str) -> bool:
+        """Whether one more connection from there may begin with serve_node."""
+        return self._doorstep.has_room(address, self._now())
+
+    async def serve_node(self, connection: Connection, audience: str = "", address: str = "") -> None:
+        """One node's connection, from the challenge to its end. `audience`: the host and port that it was reached by;
+        `address`: where it comes from, if that is known."""
+        if not self.takes_visitor(address):
+            await connection.close(TRY_AGAIN_LATER, "too many connections wait here, try again")
             return
+        with self._doorstep.visit(address):
+            hello = await self._handshake.run(connection, audience)
+            if hello is None or not await self._is_admitted(connection, hello):
+                self._doorstep.turned_away(address, self._now())
+                return
         node_id, link = NodeId(hello.node_id), self._welcome(connection, hello)
         writer = asyncio.create_task(_write(link))
         try:
             await self._read(node_id, link)
         except ConnectionClosed as error:
-            log.info("node %s: %s", node_id[:8], error)
+            log.info("node %s: %s", node_id[:8], in_one_line(str(error)))
         except MessageError as error:
             log.warning("node %s: %s", node_id[:8], error)
             await refuse(connection, bad_message(error))
@@ -164,7 +176,7 @@ class Hub:
             await connection.close(TRY_AGAIN_LATER, close_reason(error.message))
             return False
         except PoolError as error:
-            log.info("node %s (%s) refused: %s", hello.node_id[:8], hello.name, error.code)
+            log.info("node %s (%s) refused: %s", hello.node_id[:8], in_one_line(hello.name), error.code)
             await refuse(connection, Refusal(CloseCode.NOT_ALLOWED, error.code, error.message))
             return False
         return True
@@ -177,7 +189,7 @@ class Hub:
         self._links[node_id] = link
         self._weights_keys.add(link.weights_key)
         link.outbox.put_nowait(encode_message(Welcome(PROTOCOL_VERSION, self.pool_name, HEARTBEAT_S, token)))
-        log.info("node %s (%s) joined with %d device(s)", node_id[:8], hello.name, len(hello.devices))
+        log.info("node %s (%s) joined with %d device(s)", node_id[:8], in_one_line(hello.name), len(hello.devices))
         self._apply(self.core.node_joined(msgspec.structs.replace(hello, invite=None), self._now()))
         return link
 
@@ -286,6 +298,12 @@ async def _write(link: _NodeLink) -> None:
     with contextlib.suppress(ConnectionClosed):  # the reader sees the same and cleans up
         while True:
             await link.connection.send(await link.outbox.get())
+
+
+def in_one_line(text: str) -> str:
+    """Nodes choose their names and the reasons of their closes: neither may write a line of its own into the log, or
+    move the cursor of whoever reads it."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _digest(token: str) -> bytes:

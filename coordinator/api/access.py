@@ -27,7 +27,7 @@ from coordinator.api.credentials import (
     sender_of,
 )
 from coordinator.api.errors import ApiError, NotAllowed, TooManyAttempts, answer_to, status_of
-from coordinator.api.throttle import Throttle
+from coordinator.throttle import Throttle
 from coordinator.config import Site
 from coordinator.hub import Hub
 from protocol.env import Env

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.api.errors import ApiError, answer_to, shown
+from coordinator.config import DEFAULT_PORTS, Site
 
 LOOPBACK_NAME = "localhost"
+_HTTP_SCHEMES = {"ws": "http", "wss": "https"}
 
 
 class HostMiddleware:
@@ -40,9 +43,49 @@ class HostMiddleware:
 
 def name_of(host: str) -> str:
     """A Host header without its port, in lower case and without an IPv6 address's brackets."""
+    return _split(host)[0]
+
+
+def _split(host: str) -> tuple[str, str]:
+    """Name and port, "" for none."""
     name, _, port = host.rpartition(":")
-    name = name if port.isdigit() and not host.endswith("]") else host
-    return name.removeprefix("[").removesuffix("]").lower()
+    if not (port.isascii() and port.isdigit()) or host.endswith("]"):
+        name, port = host, ""
+    return name.removeprefix("[").removesuffix("]").lower(), port
+
+
+def is_ours_alone(scope: Scope, host: str, site: Site) -> bool:
+    """Whether a Host header can mean nobody but this coordinator: the address in its links, or the socket that the
+    connection came in by.
+
+    A node signs its hello for the host that it asked for. Were any address good enough here, another pool that a node
+    joins could pass our challenge on to it, under its own address, and pose as that node with us."""
+    base = urlsplit(site.base_url)
+    if _place(host, base.scheme) == _place(
+        base.netloc, base.scheme
+    ):  # a proxy may not say by which scheme it was asked
+        return True
+    name, port = _place(host, scope["scheme"])
+    server_host, server_port = scope.get("server") or ("", None)
+    return port == server_port and (name in site.allowed_hosts or _is_same_address(name, server_host))
+
+
+def _place(host: str, scheme: str) -> tuple[str, int]:
+    """Name and port of a Host header; a port that is not there is the scheme's own."""
+    name, port = _split(host)
+    return name, int(port[:6]) if port else DEFAULT_PORTS[_HTTP_SCHEMES.get(scheme, scheme)]
+
+
+def _is_same_address(name: str, other: str) -> bool:
+    try:
+        return _plain(ipaddress.ip_address(name)) == _plain(ipaddress.ip_address(other))
+    except ValueError:
+        return False
+
+
+def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> object:
+    """A socket that takes both families shows IPv4 addresses as IPv6 (RFC 4291, section 2.5.5.2)."""
+    return (address.ipv4_mapped if address.version == 6 else None) or address
 
 
 def is_address(name: str) -> bool:

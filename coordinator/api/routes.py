@@ -12,12 +12,16 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from coordinator.api import streaming
 from coordinator.api.bodies import read_body
 from coordinator.api.chat import Answer, ChatService
-from coordinator.api.errors import ApiError, client_gone
+from coordinator.api.credentials import address_of
+from coordinator.api.errors import ApiError, client_gone, shown
+from coordinator.api.host_check import is_ours_alone
 from coordinator.api.node_socket import SocketConnection
 from coordinator.api.pool_view import model_views, pool_view
 from coordinator.api.schemas import parse_chat_request
 from coordinator.api.services import Services
+from coordinator.handshake import Refusal, refuse
 from coordinator.models.catalog import Model
+from protocol.errors import CloseCode
 
 T = TypeVar("T")
 
@@ -86,11 +90,18 @@ class Routes:
     async def node(self, websocket: WebSocket) -> None:
         """A node's connection; its hello signs the host that it asked for. Browsers send Origin and nodes do not: a web
         page must not pose as a node."""
+        host, address = websocket.headers.get("host", "").lower(), address_of(websocket.scope)
         if "origin" in websocket.headers:
             await websocket.close(4403, "browser_not_allowed")
-            return
-        await websocket.accept()
-        await self._hub.serve_node(SocketConnection(websocket), websocket.headers.get("host", "").lower())
+        elif not self._hub.takes_visitor(address):
+            await websocket.send_denial_response(Response(status_code=503, headers={"Retry-After": "5"}))
+        else:
+            await websocket.accept()
+            connection = SocketConnection(websocket)
+            if is_ours_alone(websocket.scope, host, self._site):
+                await self._hub.serve_node(connection, host, address)
+            else:
+                await refuse(connection, _wrong_address(host))
 
     def _opened(self, manifest_hash: str) -> Model:
         opened = self._weights.get(manifest_hash)
@@ -110,6 +121,11 @@ class Routes:
             }
             for name, model in self._models.items()
         ]
+
+
+def _wrong_address(host: str) -> Refusal:
+    sentence = f"This pool does not know that {shown(host)} leads to it; its operator must set public_url to that."
+    return Refusal(CloseCode.NOT_ALLOWED, "wrong_address", sentence)
 
 
 async def _stream(request: Request, answer: Answer, created_s: int, include_usage: bool) -> Response:

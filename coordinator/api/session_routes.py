@@ -16,7 +16,7 @@ from coordinator.api.bodies import Body, read_as
 from coordinator.api.credentials import MAX_SECRET_CHARACTERS, address_of, cookie_name, cookie_of
 from coordinator.api.errors import TooManyAttempts
 from coordinator.api.services import Services
-from coordinator.api.throttle import Throttle
+from coordinator.throttle import Throttle
 
 
 class SignIn(Body):

@@ -30,10 +30,12 @@ from coordinator.models.sources import (
     resolve,
     run_converter,
 )
+from coordinator.models.tokenizer import ChatTokenizer
 from protocol.manifest import Manifest, ManifestError, decode_manifest, encode_manifest, manifest_hash
 from protocol.values import ManifestHash
 
-_NOT_IN_NAME = re.compile(r"[\x00-\x1f<>\"'&]")
+_NOT_IN_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069<>\"'&]")
+"""What the wire forbids (protocol.values.Name), and what would turn a line of text around or break it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,7 @@ def _model(checked: CheckedFolder, data: bytes) -> Model:
 
 
 def _encode(checked: CheckedFolder, name: str, progress: Progress) -> bytes:
+    ChatTokenizer.load(checked.folder)  # a catalog does not take what the pool could not serve
     try:
         return encode_manifest(build_manifest(checked, name, progress))
     except ManifestError as error:

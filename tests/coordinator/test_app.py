@@ -22,6 +22,7 @@ from coordinator.config import ConfigError, MachineNames, PoolConfig, make_site
 from coordinator.errors import PoolError
 from coordinator.hub import Hub
 from coordinator.models.catalog import Catalog
+from coordinator.models.errors import ModelError
 from coordinator.site_file import read_site
 from coordinator.store import Store
 from protocol.pause import PauseRules, PoolDefaults
@@ -129,7 +130,7 @@ def test_only_a_proxy_is_believed_who_the_client_is(config: PoolConfig) -> None:
 def test_the_server_says_nothing_about_itself_and_ends_in_time(config: PoolConfig) -> None:
     settings = app.server_settings(FastAPI(), config, None)
     assert not settings.server_header
-    assert settings.timeout_graceful_shutdown == 3
+    assert settings.timeout_graceful_shutdown == 2 * app.GRACE_S == 6
     assert (settings.ws_ping_interval, settings.ws_ping_timeout) == (10.0, 10.0)
     assert not settings.is_ssl
 
@@ -231,3 +232,36 @@ def test_a_model_whose_folder_is_gone_does_not_keep_the_others_from_being_served
         Catalog(tmp_path / "pool" / "models").add(str(folder))
     shutil.rmtree(tmp_path / "goes")
     assert [model.name for model in app.open_models(PoolConfig(tmp_path / "pool"))] == ["stays"]
+
+
+# ---------------------------------------------------------------- what must not keep a pool from starting
+
+
+def tiny_chat(folder: Path) -> Path:
+    save_tiny("qwen2", folder, vocab_size=384)
+    save_tokenizer(folder, 384)
+    return folder
+
+
+@pytest.mark.expected_logs("is not served: tokenizer.json")
+async def test_a_model_of_the_catalog_whose_tokenizer_broke_does_not_stop_the_others(
+    config: PoolConfig, accounts: Accounts, tmp_path: Path
+) -> None:
+    catalog = Catalog(tmp_path / "models")
+    models = [catalog.add(str(tiny_chat(tmp_path / name))) for name in ("good", "broken")]
+    (tmp_path / "broken" / "tokenizer.json").write_text('{"a":')
+    site = make_site(config, 8000, "", MACHINE)
+    hub, _ = app.build_pool(config, models, AsyncioEnv(), accounts, site, never)
+    assert set(hub.core.scheduler.state.models) == {models[0].manifest_hash}
+    named = replace(config, models=("broken",))
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        app.build_pool(named, models[1:], AsyncioEnv(), accounts, site, never)
+
+
+def test_a_catalog_does_not_take_a_model_whose_tokenizer_does_not_load(tmp_path: Path) -> None:
+    folder = tiny_chat(tmp_path / "broken")
+    (folder / "tokenizer.json").write_text('{"a":')
+    catalog = Catalog(tmp_path / "models")
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        catalog.add(str(folder))
+    assert catalog.names() == []

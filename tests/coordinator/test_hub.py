@@ -11,14 +11,16 @@ import pytest
 
 from coordinator import hub as hub_module
 from coordinator.core import LEASE_S, Effect, PoolCore, ToNode
+from coordinator.doorstep import MAX_IN_VAIN, MAX_PER_ADDRESS
 from coordinator.errors import GenerationFailed, PoolError, RequestRefused
 from coordinator.gate import GateFailed, OpenGate
-from coordinator.hub import MAX_OUTBOX, SEEN_S, Item
+from coordinator.handshake import HELLO_TIMEOUT_S, TRY_AGAIN_LATER
+from coordinator.hub import MAX_OUTBOX, SEEN_S, Item, in_one_line
 from coordinator.scheduler.state import DeviceState
 from coordinator.sessions import Deliver, Order, Queued, Rerouted
 from coordinator.token_log import MemoryTokenLog
 from protocol import messages as m
-from protocol.env import ConnectionClosed
+from protocol.env import Connection, ConnectionClosed
 from protocol.errors import CloseCode
 from protocol.messages import encode_message
 from protocol.values import FinishReason, SessionId
@@ -77,6 +79,74 @@ async def test_many_connections_of_one_node_at_once_leave_one() -> None:
                 codes.append(0)
         assert sorted(codes) == [0, *[CloseCode.REPLACED] * 4]
         assert list(pool.hub.core.nodes) == [facts.node_id(1)]
+
+
+async def arrive(pool: HubDriver, address: str, port: int) -> Connection:
+    """A connection that the hub believes to come from that address."""
+    env = pool.world.env("door")
+
+    async def serve(connection: Connection) -> None:
+        await pool.hub.serve_node(connection, f"door:{port}", address)
+
+    await env.network.listen("door", port, serve, 2**20)
+    return await pool.world.env("node").network.connect(f"ws://door:{port}/node", 2**20)
+
+
+@on_virtual_time
+async def test_an_address_cannot_fill_the_doorstep_and_its_room_comes_back() -> None:
+    async with running_hub() as pool:
+        silent = [await arrive(pool, "10.9.9.9", port) for port in range(1, MAX_PER_ADDRESS + 1)]
+        for connection in silent:
+            assert isinstance(await hear(connection), m.Challenge)
+        with pytest.raises(ConnectionClosed) as closed:
+            await (await arrive(pool, "10.9.9.9", 100)).recv()
+        assert closed.value.code == TRY_AGAIN_LATER
+        assert isinstance(await hear(await arrive(pool, "10.8.8.8", 101)), m.Challenge)
+        await asyncio.sleep(HELLO_TIMEOUT_S + 1)
+        assert pool.hub.takes_visitor("10.9.9.9")
+
+
+@on_virtual_time
+async def test_a_node_that_is_in_takes_no_room_on_the_doorstep() -> None:
+    async with running_hub() as pool:
+        for number in range(1, MAX_PER_ADDRESS + 3):
+            connection = await arrive(pool, "10.9.9.9", number)
+            challenge = await hear(connection)
+            assert isinstance(challenge, m.Challenge)
+            hello = facts.signed(facts.hello(number), challenge.nonce, f"door:{number}")
+            await connection.send(encode_message(hello))
+            assert isinstance(await hear(connection), m.Welcome)
+
+
+@on_virtual_time
+async def test_who_is_refused_again_and_again_is_not_heard_for_a_while() -> None:
+    async with running_hub(gate=Doorkeeper(PoolError("node_blocked", "No."))) as pool:
+        for number in range(1, MAX_IN_VAIN + 1):
+            connection = await arrive(pool, "10.9.9.9", number)
+            assert isinstance(await hear(connection), m.Challenge)
+            await connection.send("nonsense")
+            await refusal(connection)
+        assert not pool.hub.takes_visitor("10.9.9.9")
+        assert pool.hub.takes_visitor("10.8.8.8")
+        await asyncio.sleep(3)
+        assert pool.hub.takes_visitor("10.9.9.9")
+
+
+@on_virtual_time
+async def test_a_node_cannot_write_lines_of_its_own_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with running_hub() as pool:
+        connection, _ = await pool.welcomed(msgspec.structs.replace(facts.hello(1), name="a\u009b31m\u2028b"))
+        await connection.close(4999, "x\nERROR root: forged \x1b[31m")
+        await pool.until(lambda: not pool.hub.core.nodes)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("forged" in line for line in lines)
+    assert any("a?31m?b" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_one_line_keeps_what_people_can_read() -> None:
+    assert in_one_line("Jürgens Büro 北京 (3)\n\t\u202e") == "Jürgens Büro 北京 (3)???"
 
 
 @pytest.mark.expected_logs("message refused")

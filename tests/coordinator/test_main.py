@@ -344,16 +344,7 @@ def running(
     data_dir: Path, *arguments: str, shows: str = "Operator page (one sign-in)", with_link: bool = True
 ) -> Iterator[dict[str, str]]:
     """A pool in a process of its own: what it said, by the words before the colon. It is stopped by Ctrl-C."""
-    link = ["--operator-link"] if with_link else []
-    environment = os.environ | {"DECENTLLM_COORDINATOR_DATA_DIR": str(data_dir)}
-    with subprocess.Popen(
-        [*COMMAND, "serve", "--port", "0", *link, *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
+    with serving(data_dir, *arguments, with_link=with_link) as child:
         try:
             assert child.stdout is not None
             yield said_until(child.stdout, shows)
@@ -362,6 +353,19 @@ def running(
             _, errors = child.communicate(timeout=LIMIT_S)
     assert "Traceback" not in errors
     assert child.returncode in (0, 130)
+
+
+def serving(data_dir: Path, *arguments: str, with_link: bool = True) -> subprocess.Popen[str]:
+    link = ["--operator-link"] if with_link else []
+    environment = os.environ | {"DECENTLLM_COORDINATOR_DATA_DIR": str(data_dir)}
+    return subprocess.Popen(
+        [*COMMAND, "serve", "--port", "0", *link, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def said_until(output: IO[str], last: str) -> dict[str, str]:
@@ -410,3 +414,28 @@ def test_a_closed_pool_for_others_is_reached_by_its_fingerprint_only(tmp_path: P
             assert client.get("/v1/models", extensions=extensions).status_code == 401
         with pytest.raises(httpx.ConnectError, match="certificate"):
             httpx.get(f"https://127.0.0.1:{port}/healthz")
+
+
+def test_a_second_pool_in_the_same_folder_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    with running(tmp_path) as lines:
+        line = sentence_of(run("serve", "--port", "0", data_dir=tmp_path))
+        assert f"Another coordinator runs in {tmp_path}" in line
+        assert httpx.get(f"{lines['Chat page']}healthz", timeout=LIMIT_S).status_code == 200
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGINT]])
+def test_a_request_that_never_ends_does_not_keep_the_pool_from_ending_and_leaves_no_traceback(
+    tmp_path: Path, signals: list[signal.Signals]
+) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with serving(tmp_path) as child:
+        assert child.stdout is not None
+        url = said_until(child.stdout, "Operator page (one sign-in)")["Chat page"]
+        port = urlsplit(url).port or 0
+        with socket.create_connection(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)) as talker:
+            talker.sendall(head + b"Content-Length: 99\r\n\r\n{")
+            assert httpx.get(f"{url}healthz", timeout=LIMIT_S).status_code == 200
+            for number in signals:
+                child.send_signal(number)
+            _, errors = child.communicate(timeout=LIMIT_S)
+    assert errors == ""

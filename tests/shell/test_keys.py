@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shell.keys import PRIVATE_KEY_BYTES, is_signed_by, make_private_key, public_key_of, sign
+from shell.keys import PRIVATE_KEY_BYTES, SMALL_ORDER, is_signed_by, make_private_key, public_key_of, sign
 
 # RFC 8032, section 7.1, test 2.
 PRIVATE = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
@@ -52,3 +52,11 @@ def test_what_is_no_private_key_is_refused(private: bytes) -> None:
     for use in (public_key_of, lambda key: sign(key, DATA)):
         with pytest.raises(ValueError, match="32"):
             use(private)
+
+
+@pytest.mark.parametrize("sign_of_x", [0, 0x80])
+@pytest.mark.parametrize("point", sorted(SMALL_ORDER))
+def test_a_key_that_everybody_can_sign_for_has_signed_nothing(point: str, sign_of_x: int) -> None:
+    key = point[:-2] + f"{int(point[-2:], 16) | sign_of_x:02x}"
+    neutral = "01" + "00" * 63  # R is the neutral element, S is 0: it fits where the key adds nothing
+    assert not any(is_signed_by(key, neutral, bytes([text])) for text in range(16))

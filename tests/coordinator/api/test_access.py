@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from coordinator.accounts import Caller, Role, StoreError
 from coordinator.api.access import MAX_GOOD_KEYS, AccessMiddleware, Gate, Need, NotAllowed, caller_of, operator_of
 from coordinator.api.http import page_addresses
-from coordinator.api.throttle import NUM_ATTEMPTS, Throttle
+from coordinator.throttle import NUM_ATTEMPTS, Throttle
 from tests.fakes import pool_facts as facts
 from tests.fakes.api_driver import CHAT, CLOSED_SITE, OPEN_SITE, ApiDriver, question, running_api, speaker
 from tests.fakes.asgi_client import JSON, AsgiClient

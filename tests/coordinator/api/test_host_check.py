@@ -7,7 +7,8 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from coordinator.api.host_check import HostMiddleware, is_address, name_of
+from coordinator.api.host_check import HostMiddleware, is_address, is_ours_alone, name_of
+from coordinator.config import Site
 from tests.fakes.api_driver import CLOSED_SITE, running_api
 from tests.fakes.asgi_client import AsgiClient
 
@@ -74,3 +75,38 @@ def test_a_websocket_to_another_name_is_closed() -> None:
     with pytest.raises(WebSocketDisconnect) as caught, client.websocket_connect("/node"):
         pass
     assert caught.value.code == 4421
+
+
+WIDE_NAMES = frozenset({"localhost", "127.0.0.1", "192.0.2.2", "ada"})
+WIDE = Site(
+    "https://192.0.2.2:8443", "ab" * 32, True, frozenset({"localhost", "127.0.0.1", "192.0.2.2", "ada"}), True, "x"
+)
+PROXIED = Site("https://pool.test", "", True, frozenset({"localhost", "127.0.0.1", "pool.test"}), True, "x")
+
+
+@pytest.mark.parametrize(
+    ("site", "scheme", "server", "host", "is_it"),
+    [
+        (WIDE, "wss", ("192.0.2.2", 8443), "192.0.2.2:8443", True),
+        (WIDE, "wss", ("127.0.0.1", 8443), "localhost:8443", True),
+        (WIDE, "wss", ("10.1.1.1", 8443), "ADA:8443", True),
+        (WIDE, "wss", ("10.1.1.1", 8443), "10.1.1.1:8443", True),  # a network that it did not know of at its start
+        (WIDE, "wss", ("::ffff:10.1.1.1", 8443), "10.1.1.1:8443", True),
+        (WIDE, "wss", ("fe80::1", 8443), "[fe80::1]:8443", True),
+        (WIDE, "wss", ("10.1.1.1", 8443), "203.0.113.5:8443", False),  # another pool's address
+        (WIDE, "wss", ("192.0.2.2", 8443), "192.0.2.2:9000", False),  # another pool on this machine
+        (WIDE, "wss", ("192.0.2.2", 8443), "192.0.2.2", False),
+        (WIDE, "wss", None, "ada:8443", False),
+        (WIDE, "wss", ("192.0.2.2", 443), "ada", True),
+        (PROXIED, "ws", ("127.0.0.1", 8000), "pool.test", True),
+        (PROXIED, "wss", ("127.0.0.1", 8000), "pool.test:443", True),
+        (PROXIED, "ws", ("127.0.0.1", 8000), "127.0.0.1:8000", True),
+        (PROXIED, "ws", ("127.0.0.1", 8000), "other.test", False),
+        (PROXIED, "ws", ("127.0.0.1", 8000), "pool.test:" + "9" * 5000, False),
+        (PROXIED, "ws", ("127.0.0.1", 8000), "", False),
+    ],
+)
+def test_a_hello_is_taken_only_for_an_address_that_leads_nowhere_else(
+    site: Site, scheme: str, server: tuple[str, int] | None, host: str, is_it: bool
+) -> None:
+    assert is_ours_alone({"type": "websocket", "scheme": scheme, "server": server}, host, site) is is_it

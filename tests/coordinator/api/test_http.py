@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 from coordinator.api import http as http_module
@@ -185,22 +186,53 @@ def test_a_web_page_cannot_pose_as_a_node(http_app: Any) -> None:
     assert caught.value.code == 4403
 
 
-@pytest.mark.parametrize(
-    ("host", "audience"),
-    [("127.0.0.1:8000", "127.0.0.1:8000"), ("Pool.TEST:8443", "pool.test:8443"), ("[::1]", "[::1]")],
-)
-def test_a_nodes_hello_is_for_the_host_that_it_asked_for(host: str, audience: str) -> None:
-    audiences: list[str] = []
+class Visited:
+    """A hub that notes who comes, and refuses."""
 
-    class Hub:
-        async def serve_node(self, connection: Connection, audience: str) -> None:
-            audiences.append(audience)
-            await connection.close(4401, "no")
+    def __init__(self, has_room: bool = True) -> None:
+        self.visits: list[tuple[str, str]] = []
+        self.has_room = has_room
 
-    client = TestClient(http_without_hub(Hub(), CLOSED_SITE))
-    with client.websocket_connect("/node", headers={"host": host}) as socket, pytest.raises(WebSocketDisconnect):
+    def takes_visitor(self, address: str) -> bool:
+        return self.has_room
+
+    async def serve_node(self, connection: Connection, audience: str, address: str) -> None:
+        self.visits.append((audience, address))
+        await connection.close(4401, "no")
+
+
+def node_socket(hub: Visited, host: str) -> Any:
+    """A node's websocket, as far as the hub lets it come."""
+    client = TestClient(http_without_hub(hub, CLOSED_SITE), base_url="https://pool.test:8443", client=("10.0.0.7", 1))
+    return client.websocket_connect("/node", headers={"host": host})
+
+
+@pytest.mark.parametrize("host", ["pool.test:8443", "Pool.TEST:8443"])
+def test_a_nodes_hello_is_for_the_host_that_it_asked_for(host: str) -> None:
+    hub = Visited()
+    with node_socket(hub, host) as socket, pytest.raises(WebSocketDisconnect):
         socket.receive_text()
-    assert audiences == [audience]
+    assert hub.visits == [("pool.test:8443", "10.0.0.7")]
+
+
+@pytest.mark.parametrize("host", ["203.0.113.5:8443", "pool.test:8444", "[::1]:8443", "127.0.0.1"])
+def test_a_node_that_asked_for_another_address_is_told_so_and_gets_no_challenge(host: str) -> None:
+    hub = Visited()
+    with node_socket(hub, host) as socket:
+        refused = json.loads(socket.receive_text())
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+    assert (refused["type"], refused["code"]) == ("refused", "wrong_address")
+    assert f"'{host}'" in refused["message"]
+    assert closed.value.code == 4401
+    assert hub.visits == []
+
+
+def test_a_node_for_which_there_is_no_room_may_try_again() -> None:
+    with pytest.raises(WebSocketDenialResponse) as denied, node_socket(Visited(has_room=False), "pool.test:8443"):
+        pass
+    assert denied.value.status_code == 503
+    assert denied.value.headers["retry-after"] == "5"
 
 
 @pytest.fixture

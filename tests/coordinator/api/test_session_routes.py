@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.accounts import Caller, Role
 from coordinator.api.session_routes import name_of
-from coordinator.api.throttle import NUM_ATTEMPTS
+from coordinator.throttle import NUM_ATTEMPTS
 from coordinator.config import Site
 from tests.fakes.api_driver import CLOSED_SITE, OPEN_SITE, running_api
 from tests.fakes.asgi_client import JSON

@@ -20,13 +20,14 @@ class _Bucket:
 
 
 class Throttle:
-    """A token bucket for each address: NUM_ATTEMPTS at once, and as many in PER_S.
+    """A token bucket for each address: `num_attempts` at once, and as many in PER_S.
 
     An attempt is taken before it is looked at and given back when it was good: attempts that run side by side cannot
     slip through together."""
 
-    def __init__(self, max_addresses: int = MAX_ADDRESSES) -> None:
+    def __init__(self, max_addresses: int = MAX_ADDRESSES, num_attempts: int = NUM_ATTEMPTS) -> None:
         self._max_addresses = max_addresses
+        self._num_attempts = float(num_attempts)
         self._buckets: dict[str, _Bucket] = {}
 
     def take(self, address: str, now_s: float) -> float:
@@ -34,27 +35,35 @@ class Throttle:
         network = network_of(address)
         bucket = self._bucket(network, now_s)
         if bucket.level < 1.0:
-            return (1.0 - bucket.level) * PER_S / NUM_ATTEMPTS
+            return self._until_one(bucket)
         bucket.level -= 1.0
         self._keep(network, bucket)
         return 0.0
+
+    def wait_s(self, address: str, now_s: float) -> float:
+        """What `take` would say, without an attempt."""
+        bucket = self._bucket(network_of(address), now_s)
+        return self._until_one(bucket) if bucket.level < 1.0 else 0.0
 
     def give_back(self, address: str, now_s: float) -> None:
         """The attempt was good and counts for nothing."""
         network = network_of(address)
         bucket = self._bucket(network, now_s)
-        bucket.level = min(float(NUM_ATTEMPTS), bucket.level + 1.0)
-        if bucket.level >= NUM_ATTEMPTS:
+        bucket.level = min(self._num_attempts, bucket.level + 1.0)
+        if bucket.level >= self._num_attempts:
             self._buckets.pop(network, None)
 
     def __len__(self) -> int:
         return len(self._buckets)
 
     def _bucket(self, network: str, now_s: float) -> _Bucket:
-        bucket = self._buckets.get(network) or _Bucket(float(NUM_ATTEMPTS), now_s)
-        gained = max(0.0, now_s - bucket.at_s) * NUM_ATTEMPTS / PER_S
-        bucket.level, bucket.at_s = min(float(NUM_ATTEMPTS), bucket.level + gained), now_s
+        bucket = self._buckets.get(network) or _Bucket(self._num_attempts, now_s)
+        gained = max(0.0, now_s - bucket.at_s) * self._num_attempts / PER_S
+        bucket.level, bucket.at_s = min(self._num_attempts, bucket.level + gained), now_s
         return bucket
+
+    def _until_one(self, bucket: _Bucket) -> float:
+        return (1.0 - bucket.level) * PER_S / self._num_attempts
 
     def _keep(self, network: str, bucket: _Bucket) -> None:
         """The latest is last, so that the first is the one to forget."""

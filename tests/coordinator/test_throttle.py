@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.api.throttle import NUM_ATTEMPTS, PER_S, Throttle, network_of
+from coordinator.throttle import NUM_ATTEMPTS, PER_S, Throttle, network_of
 
 ADDRESS = "192.0.2.1"
 
@@ -95,3 +95,11 @@ def test_nobody_gets_more_attempts_than_the_time_allows(steps: list[tuple[str, b
             else:
                 bad[address] += 1
         assert bad[address] <= NUM_ATTEMPTS + now_s * NUM_ATTEMPTS / PER_S + 1e-6
+
+
+def test_looking_is_no_attempt() -> None:
+    throttle = Throttle(num_attempts=2)
+    assert [throttle.wait_s("10.0.0.1", 0.0) for _ in range(5)] == [0.0] * 5
+    assert [throttle.take("10.0.0.1", 0.0) for _ in range(2)] == [0.0, 0.0]
+    assert throttle.wait_s("10.0.0.1", 0.0) == throttle.take("10.0.0.1", 0.0) == 30.0
+    assert throttle.wait_s("10.0.0.1", 30.0) == 0.0
