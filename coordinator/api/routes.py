@@ -47,7 +47,9 @@ class Routes:
         self.router.websocket("/node")(self.node)
 
     async def healthz(self) -> dict[str, Any]:
-        """Alive, and whether each model can answer."""
+        """Alive, and whether each model can answer; a closed pool tells strangers only that it is alive."""
+        if not self._site.is_open:
+            return {"status": "ok"}
         ready = {name: self._hub.core.scheduler.is_ready(m.manifest_hash) for name, m in self._models.items()}
         return {"status": "ok", "models": ready}
 

@@ -12,7 +12,7 @@ import pytest
 from coordinator.api.bodies import MAX_BODY_BYTES
 from tests.coordinator.api.test_schemas import BAD_FIELDS
 from tests.fakes import pool_facts as facts
-from tests.fakes.api_driver import CHAT, MANIFEST, NAME, TEXT, question, running_api, speaker
+from tests.fakes.api_driver import CHAT, CLOSED_SITE, MANIFEST, NAME, TEXT, question, running_api, speaker
 from tests.fakes.asgi_client import JSON
 from tests.fakes.fake_node import FakeNode
 from tests.fakes.virtual_loop import on_virtual_time
@@ -248,3 +248,10 @@ async def test_only_files_of_the_manifest_exist(files: dict[str, Path], name: st
 async def test_no_path_leads_out_of_the_model(files: dict[str, Path], path: str) -> None:
     async with running_api(files=files) as api:
         assert (await api.client.get(WEIGHTS + path)).error == (404, "not_found", None)
+
+
+@on_virtual_time
+async def test_a_closed_pool_tells_strangers_only_that_it_is_alive() -> None:
+    async with running_api(site=CLOSED_SITE) as api:
+        answer = await api.client.get("/healthz")
+        assert answer.json() == {"status": "ok"}
