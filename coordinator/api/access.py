@@ -27,9 +27,9 @@ from coordinator.api.credentials import (
     sender_of,
 )
 from coordinator.api.errors import ApiError, NotAllowed, TooManyAttempts, answer_to, status_of
-from coordinator.throttle import Throttle
 from coordinator.config import Site
 from coordinator.hub import Hub
+from coordinator.throttle import Throttle
 from protocol.env import Env
 
 NOBODY = Caller(role=None)

@@ -22,9 +22,9 @@ from coordinator.api.operator_routes import OperatorRoutes
 from coordinator.api.routes import Routes
 from coordinator.api.services import Services
 from coordinator.api.session_routes import SessionRoutes
-from coordinator.throttle import Throttle
 from coordinator.config import Site
 from coordinator.errors import PoolError
+from coordinator.throttle import Throttle
 from protocol.env import Random
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import pytest
 
 from coordinator.accounts import Caller, Role
 from coordinator.api.session_routes import name_of
-from coordinator.throttle import NUM_ATTEMPTS
 from coordinator.config import Site
+from coordinator.throttle import NUM_ATTEMPTS
 from tests.fakes.api_driver import CLOSED_SITE, OPEN_SITE, running_api
 from tests.fakes.asgi_client import JSON
 from tests.fakes.virtual_loop import on_virtual_time
