@@ -30,7 +30,8 @@ test: $(VENV)/.dev system models-for-tests
 
 # By the tests that look at the chat page and at the window; the pictures are for the README.
 screenshots: $(VENV)/.dev system models-for-tests
-	DECENTLLM_SCREENSHOTS="$(abspath assets/screenshots)" $(PYTEST) tests/integration/test_chat_page.py tests/integration/test_tray_app.py
+	DECENTLLM_SCREENSHOTS="$(abspath assets/screenshots)" $(PYTEST) \
+	  tests/integration/test_chat_page.py tests/integration/test_operator_page.py tests/integration/test_tray_app.py
 
 check: $(VENV)/.dev lint types contracts test
 

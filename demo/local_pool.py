@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from typing import Any
 import httpx
 
 STOP_TIMEOUT_S = 15.0
+COMMAND_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 POLL_S = 0.2
 ROOT = Path(__file__).parent.parent
 
@@ -35,6 +38,7 @@ class ChildProgram:
     """A started program; its output is kept, and passed on line by line if asked for."""
 
     name: str
+    argv: Sequence[str]
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
     _reader: threading.Thread = field(default_factory=threading.Thread)
@@ -54,7 +58,7 @@ class ChildProgram:
                 cwd=ROOT,
                 start_new_session=True,  # Ctrl-C is for the demo, which then stops its children in order
             )
-        program = cls(name, process)
+        program = cls(name, argv, process)
         program._reader = threading.Thread(target=program._read, args=(say,), daemon=True)
         program._reader.start()
         return program
@@ -104,24 +108,59 @@ class ChildProgram:
 
 @dataclass
 class LocalPool:
-    """A running pool. Make one with `local_pool(...)`."""
+    """A running pool. Make one with `local_pool(...)`.
+
+    `join_link` is the one without an invitation; `http` speaks to the pool, on a closed one with an API key."""
 
     folder: Path
-    url: str
     coordinator: ChildProgram
+    url: str = ""
+    join_link: str = ""
     nodes: list[ChildProgram] = field(default_factory=list)
+    http: httpx.Client = field(default_factory=httpx.Client)
 
-    def add_node(self, name: str, *options: str, say: Say | None = None) -> ChildProgram:
-        """Start one more node; `options` as in `decentllm node run --help`."""
-        argv = ["-m", "client", "node", "run", "--join", self.url, "--name", name, *options]
-        data_dir = self.folder / name
-        node = ChildProgram.start(name, [*argv, "--data-dir", str(data_dir)], self.folder / f"{name}.log", say)
+    @property
+    def data_dir(self) -> Path:
+        """The coordinator's."""
+        return self.folder / "pool"
+
+    def add_node(self, name: str, *options: str, join: str = "", say: Say | None = None) -> ChildProgram:
+        """Start one more node; `options` as in `decentllm node run --help`.
+
+        Nodes of one machine would pause for each other's use of its GPU, so they do not look at it."""
+        argv = ["-m", "client", "node", "run", "--join", join or self.join_link, "--name", name]
+        argv += ["--pause-mode", "always", *options, "--data-dir", str(self.folder / name)]
+        node = ChildProgram.start(name, argv, self.folder / f"{name}.log", say)
         self.nodes.append(node)
         return node
 
+    def restart_coordinator(self) -> None:
+        """It is killed, as by a power cut, and started again with what it has on disk, on the same port."""
+        self.coordinator.process.kill()
+        self.coordinator.stop()
+        port = self.url.rpartition(":")[2]
+        argv = [*self.coordinator.argv, "--port", port]
+        self.coordinator = ChildProgram.start("coordinator", argv, self.folder / "coordinator.log")
+        self.coordinator.wait_for_line("Chat page: ", START_TIMEOUT_S)
+
+    def command(self, *words: str) -> str:
+        """What `decentllm-coordinator` prints for these words, with this pool's folder."""
+        argv = [sys.executable, "-m", "coordinator", *words, "--data-dir", str(self.data_dir)]
+        ended = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=COMMAND_TIMEOUT_S, check=False)
+        if ended.returncode != 0:
+            raise PoolFailed(ended.stderr.strip())
+        return ended.stdout.strip()
+
+    def connect(self, *, with_key: bool) -> None:
+        """Open `http`, once the pool has said where it is. Its own certificate is trusted, and no other."""
+        certificate = self.data_dir / "tls" / "certificate.pem"
+        trust = ssl.create_default_context(cafile=certificate) if self.url.startswith("https:") else True
+        headers = {"Authorization": f"Bearer {self.command('key').splitlines()[-1]}"} if with_key else {}
+        self.http = httpx.Client(base_url=self.url, verify=trust, headers=headers, timeout=300)
+
     def state(self) -> dict[str, Any]:
         """The pool as GET /pool tells it."""
-        answer: dict[str, Any] = httpx.get(f"{self.url}/pool", timeout=10).raise_for_status().json()
+        answer: dict[str, Any] = self.http.get("/pool").raise_for_status().json()
         return answer
 
     def wait_until(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float, say: Say | None = None) -> None:
@@ -144,6 +183,7 @@ class LocalPool:
             node.interrupt()
         for node in self.nodes:
             node.stop()
+        self.http.close()
         self.coordinator.stop()
 
     def _last_words(self, programs: Sequence[ChildProgram]) -> str:
@@ -158,9 +198,11 @@ def local_pool(folder: Path, models: Sequence[str], *options: str, port: int = 0
     models_argv = [word for model in models for word in ("--model", model)]
     argv = ["-m", "coordinator", "serve", *models_argv, "--port", str(port), "--data-dir", str(folder / "pool")]
     coordinator = ChildProgram.start("coordinator", [*argv, *options], folder / "coordinator.log")
-    pool = LocalPool(folder, "", coordinator)
+    pool = LocalPool(folder, coordinator)
     try:
-        pool.url = coordinator.wait_for_line("Chat page: ", timeout_s=300).rstrip("/")
+        pool.url = coordinator.wait_for_line("Chat page: ", START_TIMEOUT_S).rstrip("/")
+        pool.join_link = coordinator.wait_for_line("Join link: ", START_TIMEOUT_S)
+        pool.connect(with_key="--invite-only" in options)
         yield pool
     except PoolFailed as failure:
         raise PoolFailed(f"{failure}{pool._last_words([coordinator])}") from None

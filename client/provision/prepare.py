@@ -136,6 +136,10 @@ def _explained(error: ToolFailed) -> ProvisionError:
         return ProvisionError(
             "wrong_hash", "A downloaded package is not the expected one, and was not used. Try again later."
         )
+    if "no solution found" in low:
+        return ProvisionError(
+            "cannot_download", f"A package of the runtime is not to be had where it was looked for: {last}"
+        )
     if "no space left" in low or "not enough space" in low:
         return ProvisionError("disk_full", "The disk is full. Make room and try again; what is there is kept.")
     if any(words in low for words in ("error sending request", "failed to fetch", "dns error", "connect", "timed out")):

@@ -6,7 +6,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QFrame, QGridLayout, QWidget
 
 from client.ui.labels import PlainLabel
-from client.ui.plan import Plan
+from client.ui.plan import Plan, PlanRow
 
 
 class PlanCard(QFrame):
@@ -27,7 +27,8 @@ class PlanCard(QFrame):
     def show_plan(self, plan: Plan) -> None:
         while len(self._rows) < len(plan.rows):
             self._rows.append(self._add_row(len(self._rows)))
-        for (label, text), row in zip(self._rows, plan.rows, strict=True):
+        unused = [PlanRow("", "")] * (len(self._rows) - len(plan.rows))  # empty labels take no room
+        for (label, text), row in zip(self._rows, [*plan.rows, *unused], strict=True):
             label.show_text(row.label)
             text.show_text(row.text)
             text.setAccessibleName(f"{row.label}: {row.text}")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from playwright.sync_api import Browser
+from safetensors.torch import load_file, save_file
 
 from coordinator.app import model_facts
 from coordinator.models.catalog import Catalog
@@ -19,10 +20,13 @@ from demo.local_pool import ROOT, LocalPool, local_pool
 from protocol.values import Variant
 from tests.fakes.tiny_models import save_tiny
 from tests.fakes.tiny_tokenizer import save_tokenizer
+from tests.integration.chromium import launched
 
 QWEN = "qwen2.5-coder-0.5b-instruct"
 GEMMA = "gemma-3-270m"
 VOCAB_SIZE = 384
+STOP_TOKEN = 2
+"""Of tiny models (tests/fakes/tiny_models.py)."""
 READY_S = 300.0
 
 
@@ -46,7 +50,7 @@ class Served:
     def complete(self, content: str, **options: Any) -> dict[str, Any]:
         """A whole answer; greedy unless told otherwise."""
         body = self.body(content, **options)
-        answer = httpx.post(f"{self.pool.url}/v1/chat/completions", json=body, timeout=300)
+        answer = self.pool.http.post("/v1/chat/completions", json=body)
         assert answer.status_code == 200, answer.text
         result: dict[str, Any] = answer.json()
         return result
@@ -60,7 +64,7 @@ class Served:
     def events(self, content: str, **options: Any) -> Iterator[dict[str, Any]]:
         """A streamed answer's events."""
         body = self.body(content, stream=True, **options)
-        with httpx.stream("POST", f"{self.pool.url}/v1/chat/completions", json=body, timeout=300) as response:
+        with self.pool.http.stream("POST", "/v1/chat/completions", json=body) as response:
             assert response.status_code == 200
             for line in response.iter_lines():
                 if line.startswith("data: {"):
@@ -70,10 +74,25 @@ class Served:
         return {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0, **options}
 
 
+def links_of(invitation: str) -> dict[str, str]:
+    """What `decentllm-coordinator invite` printed, by the words before the links."""
+    return dict(line.split(": ", 1) for line in invitation.splitlines()[1:])
+
+
 def save_tiny_chat(architecture: str, folder: Path, **changes: Any) -> Path:
     """A tiny random model with a tokenizer, ready for a catalog."""
     save_tiny(architecture, folder, vocab_size=VOCAB_SIZE, **changes)
     save_tokenizer(folder, VOCAB_SIZE)
+    return folder
+
+
+def save_endless_chat(folder: Path, **changes: Any) -> Path:
+    """A tiny random Llama of four layers, whose greedy answers are as long as was asked for."""
+    save_tiny_chat("llama", folder, num_hidden_layers=4, **changes)
+    weights = load_file(folder / "model.safetensors")
+    head = weights["lm_head.weight"]
+    head[STOP_TOKEN] = (head[STOP_TOKEN + 1] + head[STOP_TOKEN + 2]) / 2  # so it is never the likeliest of the three
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -100,3 +119,16 @@ def real_pool(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama of four layers."""
     return save_tiny_chat("llama", tmp_path_factory.mktemp("tiny") / "tiny-llama", num_hidden_layers=4)
+
+
+@pytest.fixture(scope="session")
+def endless_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with long answers: what has to happen in their middle, can."""
+    return save_endless_chat(tmp_path_factory.mktemp("endless") / "tiny-endless", max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. For one module: while it runs, asyncio.run does not work in this thread."""
+    with launched() as browser:
+        yield browser

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from demo.local_pool import ROOT, local_pool
+from protocol import PROTOCOL_VERSION
 from tests.integration.conftest import READY_S, Served
 
 LIMIT_S = 120.0
@@ -96,13 +97,14 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny_pool
 def test_a_node_with_a_wrong_protocol_version_is_told_so(tiny_pool: Served) -> None:
     hello = {"type": "hello", "protocol_version": 99, "node_id": "0" * 32, "some_new_field": 1}
     with connect(tiny_pool.pool.url.replace("http", "ws") + "/node") as websocket:
+        assert json.loads(websocket.recv(timeout=LIMIT_S))["type"] == "challenge"
         websocket.send(json.dumps(hello))
         refusal = json.loads(websocket.recv(timeout=LIMIT_S))
         with pytest.raises(ConnectionClosed):
             websocket.recv(timeout=LIMIT_S)
         assert websocket.close_code == 4406
     assert refusal["type"] == "refused"
-    assert "speaks protocol version 1, the node speaks 99" in refusal["message"]
+    assert f"speaks protocol version {PROTOCOL_VERSION}, the node speaks 99" in refusal["message"]
 
 
 @pytest.mark.usefixtures("running_answer")

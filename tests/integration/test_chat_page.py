@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.integration.chromium import ANSWER_MS, opened, screenshot
 from tests.integration.conftest import Served
-
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-ANSWER_MS = 180_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: Browser, real_pool: Served) -> Iterator[Page]:
-    """The chat page; what it writes to the console as an error fails the test."""
-    problems: list[str] = []
-    page = browser.new_page(viewport={"width": 1280, "height": 800})
-    page.on("console", lambda message: _note(message, problems))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(real_pool.pool.url)
-    yield page
-    page.close()
-    assert problems == []
+    """The chat page."""
+    with opened(browser, real_pool.pool.url) as page:
+        yield page
 
 
-def _note(message: ConsoleMessage, problems: list[str]) -> None:
-    if message.type in ("error", "warning"):
-        problems.append(message.text)
-
-
-def screenshot(page: Page, name: str, folder: Path) -> None:
-    """Into the folder of the published screenshots when they are being renewed, else where nobody looks."""
-    target = Path(os.environ.get("DECENTLLM_SCREENSHOTS", folder))
-    page.screenshot(path=str(target / name))
-    assert (target / name).stat().st_size > 10_000
+def answer_steadily(page: Page) -> None:
+    """At temperature 0 the answer is the model's likeliest one, every time."""
+    page.get_by_test_id("settings").click()
+    page.get_by_test_id("temperature").fill("0")
+    page.keyboard.press("Escape")
+    expect(page.get_by_test_id("temperature")).to_be_hidden()
 
 
 def test_a_typed_question_is_answered_in_a_stream(page: Page, tmp_path: Path) -> None:
+    answer_steadily(page)
     composer = page.get_by_test_id("composer")
     composer.fill("Write a Python function that reverses a string.")
     composer.press("Enter")

@@ -118,6 +118,7 @@ async def test_from_source_the_code_is_linked_not_installed(plan: Plan, env: Asy
         ("error: Failed to fetch: `https://x/`\ncause: dns error", "cannot_download", "Check the internet connection"),
         ("error: Hash mismatch for `torch`", "wrong_hash", "not the expected one"),
         ("error: write failed: No space left on device", "disk_full", "Make room"),
+        ("error: No solution found when resolving dependencies", "cannot_download", "not to be had"),
         ("error: something new", "install_failed", "something new"),
     ],
 )

@@ -47,7 +47,7 @@ export const MAX_USES = 1_000_000;
 export const MAX_DAYS = 3660;
 const DAY_S = 86_400;
 const MAX_SPEC_CHARACTERS = 1_000;
-const MAX_NAME_CHARACTERS = 96;
+const MAX_NAME_CHARACTERS = 64;
 const HUB_ID = /^[A-Za-z0-9][\w.-]{0,95}\/[A-Za-z0-9][\w.-]{0,95}(?:@[\w./-]+)?$/;
 /** What has no shape on the screen: controls, joiners, direction marks, line ends, odd blanks (Python's isprintable). */
 const UNSHOWABLE = /[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/u;
