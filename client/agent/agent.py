@@ -46,7 +46,7 @@ from protocol.pause import PoolDefaults
 
 log = logging.getLogger(__name__)
 
-MIN_STATUS_INTERVAL_S = 0.1
+MIN_STATUS_INTERVAL_S = 0.25
 
 WriteLine = Callable[[bytes], None]
 

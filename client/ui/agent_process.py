@@ -31,7 +31,7 @@ from client.supervisor import (
 logger = logging.getLogger(__name__)
 
 MAX_LOG_BYTES = 5 * 1024 * 1024
-_SHOW_EVERY_MS = 100
+_SHOW_EVERY_MS = 250
 _KILL_LIMIT_MS = 2000
 
 
@@ -48,7 +48,7 @@ class AgentProcess(QObject):
     """`launch` is asked for at each start, so that a changed setting counts from the next one."""
 
     changed = Signal(Snapshot)
-    """At most 10 times a second, however fast the agent talks."""
+    """At most 4 times a second, however fast the agent talks: more costs the processor and tells nobody more."""
     finished = Signal()
 
     def __init__(self, launch: Callable[[], Launch], log_file: Path | None, parent: QObject | None = None) -> None:
