@@ -153,7 +153,7 @@ def _page(text: str, seconds: float) -> str:
     return f"""# What the app costs beside the GPU's work
 
 {describe_machine()}.
-Command: `make benchmark-idle` (`python -m benchmarks.idle_cost --write`); {seconds:.0f} s each.
+Command: `make benchmark-volunteer` (`python -m benchmarks.idle_cost --write`); {seconds:.0f} s each.
 
 {text}
 

@@ -268,6 +268,23 @@ def serve_and_chat(
         log.close()
 
 
+def page(steps: Steps, suite: str) -> str:
+    from benchmarks.machine import describe_machine
+
+    return f"""# The package on a fresh Debian
+
+From install to purge as the README says, on a fresh minimal Debian ({suite}) that shares this machine's network; the
+pool is by invitation with its own certificate; {MODEL} from the pool's mirror, runtime from the package index.
+{describe_machine()}.
+Command: `make package-test` (`installer/linux/try_package.py --write`).
+
+{steps.table()}
+
+Files left: compared with the fresh system, without what installing any package changes (package lists, logs, accounts'
+files) and the font library's own cache.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("deb", type=Path)
@@ -275,6 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", default="bookworm", help="the Debian to try it on")
     parser.add_argument("--find-links", default=os.environ.get("FIND_LINKS", ""), help="folder with torch's wheel")
     parser.add_argument("--pictures", type=Path, default=None, help="where pictures of the screen go")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/package.md")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if os.geteuid() != 0:
@@ -292,6 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         steps = Steps()
         try:
             try_package(arguments, Path(scratch), steps)
+            if arguments.write:
+                (ROOT / "docs" / "package.md").write_text(page(steps, arguments.suite), "utf-8")
         finally:
             print(steps.table())
             for log in ("app.log", "coordinator.log"):
