@@ -11,6 +11,7 @@ from client.supervisor import Snapshot
 from client.supervisor_table import Phase
 from client.ui.pause_choice import PauseChoice
 from client.ui.tray import LATER_LOOK_MS, LOOK_AGAIN_MS, MAX_LOOKS, Tray
+from client.ui.tray_host import AnyHost
 from client.ui.view import Wish, view_of
 from protocol.pause import PauseReason
 from tests.ui.agent_double import status_of
@@ -18,7 +19,7 @@ from tests.ui.agent_double import status_of
 
 @pytest.fixture
 def tray(qtbot: QtBot) -> Tray:
-    tray = Tray()
+    tray = Tray(host=AnyHost())
     yield tray
     tray.stop()
 
