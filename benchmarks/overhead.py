@@ -27,7 +27,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.machine import describe_machine
-from coordinator.app import model_facts
+from coordinator.api.served import model_facts
 from coordinator.models.catalog import Catalog
 from coordinator.models.tokenizer import ChatTokenizer
 from coordinator.scheduler.cost import memory_for

@@ -9,10 +9,8 @@ from pathlib import Path
 import psutil
 
 from client.errors import ClientError
+from client.paths import LOCK_FILE
 from client.provision.place import size_bytes
-
-LOCK_FILE = "gui.lock"
-"""As in client/ui/single_instance.py."""
 
 
 class CleanError(ClientError):

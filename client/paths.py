@@ -9,6 +9,9 @@ from appdirs import AppDirs
 # appauthor=False: no extra folder named after an author on Windows.
 _DIRS = AppDirs("decentllm", appauthor=False)
 
+LOCK_FILE = "gui.lock"
+"""In the settings' folder; the running app holds it (QLockFile)."""
+
 
 class FolderError(Exception):
     """A folder cannot be used; the sentence says which and why."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coordinator.certificate import fingerprint_text
 from coordinator.config import Site
+from protocol.join_link import fingerprint_text
 
 
 @dataclass(frozen=True, slots=True)

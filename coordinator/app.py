@@ -21,7 +21,6 @@ from coordinator.administration import start_tokens
 from coordinator.announcement import StartTokens, announcement
 from coordinator.api.http import Lifespan, build_http
 from coordinator.api.model_desk import ModelDesk
-from coordinator.api.served import model_facts as model_facts  # also for the demo and the benchmarks
 from coordinator.api.services import Services
 from coordinator.certificate import TlsFiles, given_certificate, own_certificate
 from coordinator.config import (

@@ -61,11 +61,6 @@ def own_certificate(data_dir: Path, names: Sequence[str], now_s: float) -> TlsFi
     return TlsFiles(certificate, key, _pin_of(certificate, key))
 
 
-def fingerprint_text(pin: str) -> str:
-    """As browsers show it: AA:BB:..."""
-    return ":".join(pin[start : start + 2] for start in range(0, len(pin), 2)).upper()
-
-
 def _make(certificate: Path, key: Path, names: Sequence[str]) -> None:
     made = make_certificate(names)
     make_private_folder(certificate.parent)

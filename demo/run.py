@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 
-from coordinator.app import model_facts, show_progress
+from coordinator.api.served import model_facts
+from coordinator.app import show_progress
 from coordinator.models.catalog import Catalog, Model
 from coordinator.models.errors import ModelError
 from coordinator.scheduler.cost import memory_for

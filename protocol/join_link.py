@@ -65,6 +65,11 @@ def format_browser_link(link: JoinLink) -> str:
     return f"{link.url}/#invite={link.invite}" if link.invite else f"{link.url}/"
 
 
+def fingerprint_text(pin: str) -> str:
+    """A certificate's SHA-256 as browsers show it and people compare it: AA:BB:..."""
+    return ":".join(pin[start : start + 2] for start in range(0, len(pin), 2)).upper()
+
+
 def parse_join_link(text: str) -> JoinLink:
     """Either form, or a bare address (`host:port`, http or https). Raises JoinLinkError with one sentence."""
     text = text.strip()

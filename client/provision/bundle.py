@@ -28,14 +28,10 @@ def has_torch_here() -> bool:
 
 def find_uv() -> Path:
     """The app's own uv, else the one on the path. Raises ProvisionError (no_tool)."""
-    own = bundle_folder() / _UV
-    if own.is_file():
-        return own
-    beside = Path(sys.executable).with_name(_UV)
-    found = shutil.which("uv")
-    if beside.is_file() or found is None:
-        if beside.is_file():
-            return beside
+    for own in (bundle_folder() / _UV, Path(sys.executable).with_name(_UV)):
+        if own.is_file():
+            return own
+    if (found := shutil.which("uv")) is None:
         raise ProvisionError(
             "no_tool", "The runtime is missing: install it with pip (torch and transformers), or install uv."
         )

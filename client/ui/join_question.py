@@ -8,9 +8,9 @@ from PySide6.QtWidgets import QDialog, QHBoxLayout, QPushButton, QVBoxLayout, QW
 from client.ui.labels import PlainLabel, fit_height
 from client.ui.plan import Plan
 from client.ui.plan_card import PlanCard
-from client.ui.pool_link import fingerprint_text, is_on_this_computer
+from client.ui.pool_link import is_on_this_computer
 from client.ui.text import MAX_NAME_CHARACTERS, clean
-from protocol.join_link import JoinLink
+from protocol.join_link import JoinLink, fingerprint_text
 
 _WIDTH = 480
 

@@ -28,11 +28,6 @@ def _check_host(host: str) -> None:
     raise JoinLinkError(f"The host is really “{plain}”: if that is the one you mean, write it like this.")
 
 
-def fingerprint_text(pin: str) -> str:
-    """A certificate's SHA-256 as people compare it: pairs with colons."""
-    return ":".join(pin[start : start + 2] for start in range(0, len(pin), 2)).upper()
-
-
 def is_on_this_computer(link: JoinLink) -> bool:
     host = urlsplit(link.url).hostname or ""
     try:

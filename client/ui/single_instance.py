@@ -10,6 +10,7 @@ from pathlib import Path
 from PySide6.QtCore import QDeadlineTimer, QLockFile, QObject, QThread, QTimer, Signal
 from PySide6.QtNetwork import QLocalServer, QLocalSocket
 
+from client.paths import LOCK_FILE
 from client.ui.pool_link import parse_pool_link
 from protocol.join_link import MAX_LINK_CHARACTERS, JoinLink, JoinLinkError, format_join_link
 
@@ -35,7 +36,7 @@ class SingleInstance(QObject):
 
     def __init__(self, folder: Path, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._lock = QLockFile(str(folder / "gui.lock"))
+        self._lock = QLockFile(str(folder / LOCK_FILE))
         # 0: a lock is stale only when its process has ended, however old it is.
         self._lock.setStaleLockTime(0)
         self._name = _socket_name(folder)

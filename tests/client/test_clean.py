@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from client.clean import LOCK_FILE, CleanError, clean, describe, stored_folders
+from client.clean import CleanError, clean, describe, stored_folders
+from client.paths import LOCK_FILE
 
 
 def nothing() -> None:

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from coordinator.certificate import fingerprint_text, given_certificate, own_certificate
+from coordinator.certificate import given_certificate, own_certificate
 from coordinator.config import ConfigError
+from protocol.join_link import fingerprint_text
 from shell.tls import fingerprint_of, make_certificate
 
 NOW_S = time.time()

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser
 from safetensors.torch import load_file, save_file
 
-from coordinator.app import model_facts
+from coordinator.api.served import model_facts
 from coordinator.models.catalog import Catalog
 from coordinator.scheduler.cost import memory_for
 from demo.local_pool import ROOT, LocalPool, local_pool

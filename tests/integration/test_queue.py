@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from coordinator.app import model_facts
+from coordinator.api.served import model_facts
 from coordinator.models.catalog import Catalog
 from coordinator.scheduler.cost import memory_for
 from demo.local_pool import local_pool

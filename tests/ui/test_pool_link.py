@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from client.ui.pool_link import fingerprint_text, is_on_this_computer, parse_pool_link, without_invitation
-from protocol.join_link import JoinLink, JoinLinkError
+from client.ui.pool_link import is_on_this_computer, parse_pool_link, without_invitation
+from protocol.join_link import JoinLink, JoinLinkError, fingerprint_text
 
 PIN = "ab12" * 16
 
