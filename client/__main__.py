@@ -76,6 +76,7 @@ def _config(arguments: argparse.Namespace, join: JoinLink) -> NodeConfig:
         index_url=arguments.index_url,
         find_links=arguments.find_links,
         nvml_module=arguments.nvml_module or NVML_MODULE,
+        pace=arguments.pace,
         attached=arguments.attached,
     )
 

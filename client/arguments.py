@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from client.config import Direct, parse_size
+from client.pace import parse_pace
 from protocol.pause import PauseMode
 from protocol.version import app_version
 
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(
         what="gui", name="", max_memory=None, max_layers=None, max_disk=None, cpu=False, direct=None, nvml_module=None,
+        pace="",
         index_url=os.environ.get("DECENTLLM_INDEX_URL", ""), find_links=os.environ.get("DECENTLLM_FIND_LINKS", ""),
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"decentllm {app_version()}")
@@ -50,6 +52,8 @@ def _run_arguments(run: argparse.ArgumentParser) -> None:
     join_help = f"{LINK_HELP} (default: the environment variable {JOIN_VARIABLE})"
     run.add_argument("--join", metavar="LINK", default="", help=join_help)
     run.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
+    # Benchmarks play unequal machines on one.
+    run.add_argument("--pace", type=_pace, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     _data_dir_argument(run)
     _limit_arguments(run)
     _rules_arguments(run)
@@ -117,6 +121,13 @@ def _limit_arguments(parser: argparse.ArgumentParser) -> None:
 def _size(text: str) -> int:
     try:
         return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _pace(text: str) -> str:
+    try:
+        return str(parse_pace(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

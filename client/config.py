@@ -39,7 +39,8 @@ class Direct(StrEnum):
 class NodeConfig:
     """What the agent needs to know. `max_disk_bytes` None: MAX_DISK_BYTES, or less if the pool says so.
 
-    `index_url` and `find_links` say where the runtime's packages come from, if not from the public index."""
+    `index_url` and `find_links` say where the runtime's packages come from, if not from the public index. `pace`
+    (client/pace.py) plays slower hardware, for benchmarks."""
 
     join: JoinLink
     data_dir: Path
@@ -54,6 +55,7 @@ class NodeConfig:
     index_url: str = ""
     find_links: str = ""
     nvml_module: str = NVML_MODULE
+    pace: str = ""
     attached: bool = False
 
     @property

@@ -24,13 +24,14 @@ from protocol.values import (
     LayerBenchmark,
     LayerRange,
     Sampling,
+    Seconds,
     StepTiming,
     StopRule,
     Token,
     Variant,
 )
 
-IPC_VERSION = 1
+IPC_VERSION = 2
 """GUI, agent and worker may be of different builds: they refuse each other by this number."""
 
 PACKET = struct.Struct("<IBI")
@@ -161,6 +162,16 @@ class Sampled(_Message, frozen=True):
     timing: StepTiming
 
 
+class WorkDone(_Message, frozen=True):
+    """Forwards since it last told, the decode rows and prompt tokens in them, and their time. About once a second
+    while there is any."""
+
+    num_steps: Count
+    num_decode_rows: Count
+    num_prompt_tokens: Count
+    compute_s: Seconds
+
+
 WorkerMessage = (
     WorkerReady
     | LayersMeasured
@@ -171,6 +182,7 @@ WorkerMessage = (
     | SessionStarted
     | SessionFailed
     | Sampled
+    | WorkDone
 )
 
 

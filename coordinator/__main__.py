@@ -34,7 +34,7 @@ SETTINGS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for; returns the exit status. Whatever people did wrong is one sentence, never a traceback."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for library in ("httpx", "httpx2"):  # the hub's library logs every request with it
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -98,6 +98,14 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     if "public_url" in given:
         given["public_url"] = checked_public_url(given["public_url"])
     return given
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from coordinator import plan_command
+
+    wanted = plan_command.Wanted(arguments.model, arguments.explain, arguments.json)
+    print(plan_command.plan(arguments.data_dir, wanted))
+    return 0
 
 
 # ---------------------------------------------------------------- links, invitations, keys
@@ -185,13 +193,14 @@ def _remove_model(arguments: argparse.Namespace) -> int:
 # ---------------------------------------------------------------- the command line
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="decentllm-coordinator", description="Run a pool.")
     parser.add_argument("--version", action="version", version=f"decentllm-coordinator {app_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _pool_commands(commands)
     _account_commands(commands)
     _model_commands(commands)
+    _simulate_command(commands, argv)
     return parser
 
 
@@ -204,6 +213,13 @@ def _pool_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     _tls_arguments(serve)
     serve.add_argument("--operator-link", action="store_true", help="print a sign-in link for the operator page")
     _command(commands, "unit", _unit, "print a systemd unit for this coordinator")
+    plan = _command(commands, "plan", _plan, "show who holds which layers of the running pool, and why")
+    plan.add_argument("--model", metavar="NAME", help="only this model")
+    form = plan.add_mutually_exclusive_group()
+    form.add_argument(
+        "--explain", nargs="?", const="", metavar="NODE", help="why each node, or this one, holds what it holds"
+    )
+    form.add_argument("--json", action="store_true", help="everything, for programs")
 
 
 def _account_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -234,6 +250,16 @@ def _model_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser
     _command(models, "list", _list_models, "names of the models")
     remove = _command(models, "remove", _remove_model, "forget a model; its files stay")
     remove.add_argument("name")
+
+
+def _simulate_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], argv: Sequence[str]) -> None:
+    """Its arguments are known only to the simulator, whose import takes a second that other commands need not wait."""
+    if next((word for word in argv if not word.startswith("-")), "") == "simulate":
+        from coordinator.simulate.command import add_parser
+
+        add_parser(commands)
+    else:
+        commands.add_parser("simulate", help="simulate a pool and its users")
 
 
 def _command(

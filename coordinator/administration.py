@@ -81,10 +81,10 @@ def invite(accounts: Accounts, site: Site, wanted: Invitation) -> str:
 def invitations(accounts: Accounts) -> str:
     """All that were made."""
     rows = [
-        (view.invitation_id, _shown(view.label), _allowed(view), _uses(view), _state(view.is_revoked, view.expires_s))
+        (view.invitation_id, shown(view.label), _allowed(view), _uses(view), _state(view.is_revoked, view.expires_s))
         for view in accounts.invitations()
     ]
-    return _table(("ID", "LABEL", "ALLOWS", "USED", "STATE"), rows) if rows else "No invitation has been made yet."
+    return table(("ID", "LABEL", "ALLOWS", "USED", "STATE"), rows) if rows else "No invitation has been made yet."
 
 
 def make_key(accounts: Accounts, label: str, num_days: float | None) -> str:
@@ -99,14 +99,14 @@ def keys(accounts: Accounts) -> str:
     rows = [
         (
             view.key_id,
-            _shown(view.label),
+            shown(view.label),
             _time(view.created_s),
             _time(view.last_used_s),
             _state(view.is_revoked, view.expires_s),
         )
         for view in accounts.keys()  # noqa: SIM118 - no mapping
     ]
-    return _table(("ID", "LABEL", "MADE", "LAST USED", "STATE"), rows) if rows else "No key has been made yet."
+    return table(("ID", "LABEL", "MADE", "LAST USED", "STATE"), rows) if rows else "No key has been made yet."
 
 
 def revoke(accounts: Accounts, given_id: str) -> str:
@@ -126,7 +126,7 @@ def revoke(accounts: Accounts, given_id: str) -> str:
 def nodes(accounts: Accounts) -> str:
     """The machines that have ever joined."""
     rows = [_node_row(record) for record in accounts.nodes()]
-    return _table(("NODE", "NAME", "FIRST SEEN", "LAST SEEN", ""), rows) if rows else "No machine has joined yet."
+    return table(("NODE", "NAME", "FIRST SEEN", "LAST SEEN", ""), rows) if rows else "No machine has joined yet."
 
 
 def _made(accounts: Accounts, wanted: Invitation) -> tuple[InvitationView, str]:
@@ -143,7 +143,7 @@ def _made(accounts: Accounts, wanted: Invitation) -> tuple[InvitationView, str]:
 
 def _node_row(record: NodeRecord) -> tuple[str, ...]:
     state = "removed" if record.is_blocked else ""
-    return record.node_id, _shown(record.name), _time(record.first_seen_s), _time(record.last_seen_s), state
+    return record.node_id, shown(record.name), _time(record.first_seen_s), _time(record.last_seen_s), state
 
 
 def _seconds(num_days: float | None) -> float | None:
@@ -176,12 +176,13 @@ def _time(moment_s: float | None) -> str:
     return datetime.datetime.fromtimestamp(moment_s, datetime.UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """Nodes choose their names: none of them may move a terminal's cursor."""
     return "".join(char if char.isprintable() else "?" for char in name)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as what is in them, two blanks apart."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)]
     return "\n".join(lines)

@@ -41,6 +41,8 @@ from coordinator.gate import AccountsGate
 from coordinator.hub import Hub
 from coordinator.models.catalog import Catalog, Model
 from coordinator.models.errors import ModelError
+from coordinator.scheduler import Scheduler
+from coordinator.scheduler.policy import SchedulerConfig
 from coordinator.server_protocol import WebsocketProtocol, guarded_http
 from coordinator.site_file import write_site
 from coordinator.store import Store
@@ -201,15 +203,25 @@ def build_pool(
     accounts: Accounts,
     site: Site,
     stop: Callable[[], None] = terminate,
+    scheduler: Scheduler | None = None,
 ) -> tuple[Hub, FastAPI]:
-    """The hub and the HTTP application of a pool that serves these models. `stop` is called if the hub dies."""
+    """The hub and the HTTP application of a pool that serves these models. `stop` is called if the hub dies;
+    `scheduler` may have a policy of its own (benchmarks)."""
     gate = AccountsGate(accounts, env, config.is_open)
-    hub = Hub(PoolCore(), MemoryTokenLog(), env, config.pool_name, gate, config.defaults)
-    desk = ModelDesk(hub, env, config.data_dir / "models")
+    core = PoolCore(scheduler or Scheduler(SchedulerConfig(keeps_apart=config.plan.keeps_apart)))
+    hub = Hub(core, MemoryTokenLog(), env, config.pool_name, gate, config.defaults)
+    desk = ModelDesk(hub, env, config.data_dir / "models", replicas=config.plan.replicas)
     for model in models:
         _put(desk, model, is_wanted=bool(config.models))
+    _note_unknown_floors(config, desk)
     services = Services(hub, desk, accounts, site, env)
     return hub, build_http(services, _lifespan(hub, stop), app_version())
+
+
+def _note_unknown_floors(config: PoolConfig, desk: ModelDesk) -> None:
+    """A floor may come before its model; but it may also be a slip of the pen."""
+    for name in sorted(config.plan.replicas.keys() - desk.models.keys()):
+        log.warning("pool.toml: [plan] replicas names the model %r, which the pool does not serve now", name)
 
 
 def _put(desk: ModelDesk, model: Model, *, is_wanted: bool) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +22,16 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _HOST = re.compile(r"[\w.:%-]{1,253}", re.ASCII)
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 """RFC 1123, section 2.1: what a certificate and a Host header can name."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """What the operator decides about the plan of who holds which layers."""
+
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    """By model name: so many whole copies before another model gets more than its own; 1 for models not named."""
+    keeps_apart: bool = False
+    """Neighbouring stages on different machines, and requests of one tenant over different chains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,7 @@ class PoolConfig:
     tls_key: Path | None = None
     """Given; without them a pool that others can reach makes its own."""
     defaults: PoolDefaults = PoolDefaults()
+    plan: PlanSettings = field(default_factory=PlanSettings)
 
     @property
     def speaks_tls(self) -> bool:
@@ -79,6 +90,8 @@ class Site:
     allowed_hosts: frozenset[str]
     is_open: bool
     pool_name: str
+    local_url: str = ""
+    """Where programs on the pool's own machine reach it; "" in what an older version wrote."""
 
     def join_link(self, invite: str = "") -> str:
         """For the app and for `decentllm node run --join`."""
@@ -181,6 +194,7 @@ def make_site(config: PoolConfig, port: int, pin: str, machine: MachineNames) ->
         allowed_hosts=frozenset(names_of(config, machine)),
         is_open=config.is_open,
         pool_name=config.pool_name,
+        local_url=_local_url(config, port),
     )
 
 
@@ -215,6 +229,15 @@ def _base_url(config: PoolConfig, port: int, machine: MachineNames) -> str:
     host = _reachable_host(config.host, machine) if _is_unspecified(config.host) else config.host
     shown_host = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown_host}" + ("" if port == DEFAULT_PORTS[scheme] else f":{port}")
+
+
+def _local_url(config: PoolConfig, port: int) -> str:
+    """Past proxies, routers and name servers."""
+    host = "127.0.0.1" if config.host == "localhost" else config.host
+    if _is_unspecified(host):
+        host = "::1" if ":" in host else "127.0.0.1"
+    scheme = "https" if config.speaks_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _reachable_host(bound: str, machine: MachineNames) -> str:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.affinity import affinity_of
 from coordinator.nodes import DeviceView, NodeView
 from coordinator.scheduler import Scheduler
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
+from coordinator.scheduler.links import LinkSeen
 from coordinator.scheduler.queue_forecast import QueuePlace
 from coordinator.scheduler.state import DeviceKey, ModelFacts
 from coordinator.sessions import (
@@ -31,8 +33,9 @@ from coordinator.sessions import (
     SessionState,
 )
 from protocol.errors import CloseCode, FrameError, FrameFault, MessageError, MessageFault
-from protocol.frames import Frame, decode_frame
+from protocol.frames import Frame, FrameKind, decode_frame
 from protocol.messages import (
+    MAX_LINK_TARGETS,
     AssignSlice,
     CoordinatorMessage,
     DeviceFailed,
@@ -40,7 +43,9 @@ from protocol.messages import (
     Heartbeat,
     Hello,
     Leaving,
+    LinksMeasured,
     MeasureDevice,
+    MeasureLinks,
     NodeMessage,
     ReleaseSlice,
     SessionBroken,
@@ -49,7 +54,7 @@ from protocol.messages import (
     SliceReady,
     TokensSampled,
 )
-from protocol.values import DeviceId, NodeId, SessionId
+from protocol.values import DeviceId, DeviceWork, Hop, LinkTime, NodeId, SessionId
 
 LEASE_S = 4.0
 """A node that says nothing for this long is lost; it sends a heartbeat every HEARTBEAT_S. With a tick on top, a dead
@@ -59,6 +64,8 @@ TICK_S = 0.5
 QUEUE_NEWS_S = 1.0
 """Who waits hears of a new place at most this often."""
 MAX_FAULTS = 100
+DEVICE_FAULTS = frozenset({"internal", "kv_full", "non_finite", "out_of_memory"})
+"""Codes of SessionBroken that speak against the device itself; others are a lost link's, or a change of plan's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +97,10 @@ Effect = ToNode | ToUser | DropNode
 
 
 class PoolCore:
-    """All decisions of one pool."""
+    """All decisions of one pool. `scheduler` may be given, with a policy of its own."""
 
-    def __init__(self) -> None:
-        self.scheduler = Scheduler()
+    def __init__(self, scheduler: Scheduler | None = None) -> None:
+        self.scheduler = scheduler or Scheduler()
         self.nodes: dict[NodeId, NodeView] = {}
         self.sessions: dict[SessionId, Session] = {}
         self._models: dict[str, ModelFacts] = {}
@@ -109,14 +116,16 @@ class PoolCore:
             SessionBroken: self._session_broken,
             TokensSampled: self._tokens_sampled,
             Heartbeat: self._heartbeat,
+            LinksMeasured: self._links_measured,
             Leaving: self._leaving,
         }
 
     # ------------------------------------------------------------ calls
 
-    def add_model(self, model: ModelFacts, now_s: float) -> list[Effect]:
+    def add_model(self, model: ModelFacts, now_s: float, num_replicas: int = 1) -> list[Effect]:
+        """Serve it; `num_replicas` is the operator's floor."""
         self._models[model.manifest_hash] = model
-        return self._schedule(ev.ModelAdded(model), now_s)
+        return self._schedule(ev.ModelAdded(model, num_replicas), now_s)
 
     def remove_model(self, manifest_hash: str, now_s: float) -> list[Effect]:
         """Serve it no more: its answers fail with `model_unloaded`. Harmless for a model that is not served."""
@@ -172,8 +181,8 @@ class PoolCore:
 
     def request(self, order: Order, now_s: float) -> list[Effect]:
         """A user wants an answer. What this session's user hears first is Queued, Rerouted or Failed."""
-        self.sessions[order.session_id] = Session(order)
-        effects = self._schedule(ev.RequestArrived(order.session_id, order.manifest_hash, order.num_tokens), now_s)
+        session = self.sessions[order.session_id] = Session(order)
+        effects = self._schedule(_arrival(session), now_s)
         place = self.queue_place(order.session_id)
         return [*effects, self._tell_queued(order.session_id, place, now_s)] if place else effects
 
@@ -234,10 +243,12 @@ class PoolCore:
 
     def _session_broken(self, node_id: NodeId, message: SessionBroken, now_s: float) -> list[Effect]:
         session = self.sessions.get(SessionId(message.session_id))
-        if session is None:
+        device = session.device_at(node_id, message.epoch, message.stage) if session else None
+        if session is None or device is None:
             return []
+        effects = self._schedule(ev.DeviceBroke(device), now_s) if message.code in DEVICE_FAULTS else []
         actions = session.broken(node_id, message.epoch, message.stage, message.code, message.message)
-        return self._act(session, actions, now_s)
+        return [*effects, *self._act(session, actions, now_s)]
 
     def _tokens_sampled(self, node_id: NodeId, message: TokensSampled, now_s: float) -> list[Effect]:
         session = self.sessions.get(SessionId(message.session_id))
@@ -245,7 +256,43 @@ class PoolCore:
 
     def _heartbeat(self, node_id: NodeId, message: Heartbeat, now_s: float) -> list[Effect]:
         self.nodes[node_id].beat(message, now_s)
-        return []
+        effects: list[Effect] = []
+        for work in message.work:
+            effects += self._work_done(node_id, work, now_s)
+        return [*effects, *self._links_seen((), node_id, message.pool_rtt_s, now_s)]
+
+    def _work_done(self, node_id: NodeId, work: DeviceWork, now_s: float) -> list[Effect]:
+        """What an older assignment did says nothing about this one."""
+        device = DeviceKey(node_id, work.device_id)
+        if not work.generation or not self.scheduler.is_current(device, work.generation):
+            return []
+        counts = (work.num_steps, work.num_decode_rows, work.num_prompt_tokens, work.compute_s)
+        return self._schedule(ev.StepsSeen(device, work.generation, *counts), now_s)
+
+    def _links_measured(self, node_id: NodeId, message: LinksMeasured, now_s: float) -> list[Effect]:
+        """Only what was asked for counts."""
+        view = self.nodes[node_id]
+        view.hear_pool_rtt(message.pool_rtt_s)
+        seen = [self._link_seen(node_id, link) for link in message.links if link.node_id in view.asked_links]
+        view.asked_links = frozenset()
+        return self._links_seen(tuple(filter(None, seen)), node_id, message.pool_rtt_s, now_s)
+
+    def _link_seen(self, source: NodeId, link: LinkTime) -> LinkSeen | None:
+        """None: not known. Rows that no direct link takes go to the coordinator and from there: two ways."""
+        target_id = NodeId(link.node_id)
+        target = self.nodes.get(target_id)
+        if target is None:
+            return None
+        if link.is_direct:
+            return None if link.rtt_s is None else LinkSeen(source, target_id, link.rtt_s, link.bytes_per_s)
+        own_s, other_s = self.nodes[source].pool_rtt_s, target.pool_rtt_s
+        return None if own_s is None or other_s is None else LinkSeen(source, target_id, own_s + other_s)
+
+    def _links_seen(
+        self, links: tuple[LinkSeen, ...], node_id: NodeId, pool_rtt_s: float | None, now_s: float
+    ) -> list[Effect]:
+        pool_rtts_s = () if pool_rtt_s is None else ((node_id, pool_rtt_s),)
+        return self._schedule(ev.LinksSeen(links, pool_rtts_s), now_s) if links or pool_rtts_s else []
 
     def _leaving(self, node_id: NodeId, message: Leaving, now_s: float) -> list[Effect]:
         return [*self.node_lost(node_id, now_s), DropNode(node_id, "left")]
@@ -268,16 +315,27 @@ class PoolCore:
                 return self._act(session, session.fail(code, message, retry_after_s), now_s)
             case cmd.Measure():
                 return [self._measure(command)]
+            case cmd.MeasureLinks():
+                return self._measure_links(command)
             case cmd.Assign():
                 return [self._assign(command)]
-            case cmd.Release(device, generation):
-                self.nodes[device.node_id].devices[device.device_id].idle()
-                return [ToNode(device.node_id, ReleaseSlice(device.device_id, generation))]
+            case cmd.Release():
+                return self._release(command, now_s)
 
     def _measure(self, command: cmd.Measure) -> Effect:
         device = command.device
         self.nodes[device.node_id].devices[device.device_id].measure(command)
         return ToNode(device.node_id, MeasureDevice(device.device_id, command.manifest_hash, command.variant))
+
+    def _measure_links(self, command: cmd.MeasureLinks) -> list[Effect]:
+        """Asks those that know how, about others that know what a probe is."""
+        view = self.nodes[command.node_id]
+        others = [target for target in command.targets if target in self.nodes and target != command.node_id]
+        targets = [target for target in others if self.nodes[target].measures_links][:MAX_LINK_TARGETS]
+        if not (view.measures_links and targets):
+            return []
+        view.asked_links = frozenset(targets)
+        return [ToNode(command.node_id, MeasureLinks(tuple(self._hop(target) for target in targets)))]
 
     def _assign(self, command: cmd.Assign) -> Effect:
         device, model = command.device, self._models[command.manifest_hash]
@@ -293,6 +351,13 @@ class PoolCore:
         )
         return ToNode(device.node_id, message)
 
+    def _release(self, command: cmd.Release, now_s: float) -> list[Effect]:
+        """Who lets a slice go ends what runs over it, so sessions move first. That is no fault of the device."""
+        device = command.device
+        moved = self._move_sessions({device}, now_s, to_blame=False)
+        self.nodes[device.node_id].devices[device.device_id].idle()
+        return [*moved, ToNode(device.node_id, ReleaseSlice(device.device_id, command.generation))]
+
     def _act(self, session: Session, actions: list[Action], now_s: float) -> list[Effect]:
         """Turn a session's actions into effects; ask the scheduler where one of them needs it."""
         effects: list[Effect] = []
@@ -303,7 +368,7 @@ class PoolCore:
                 case SendFrame(node_id, frame):
                     effects.append(ToNode(node_id, frame))
                 case NeedChain(_, avoid):
-                    effects += self._reroute(session.order, avoid, now_s)
+                    effects += self._schedule(_arrival(session, resumed=True, avoid=avoid), now_s)
                 case Deliver() | Rerouted() | Failed():
                     effects.append(ToUser(session.order.session_id, action))
         session_id = session.order.session_id
@@ -311,12 +376,8 @@ class PoolCore:
             self._told_queued.pop(session_id, None)
         if session.state is SessionState.ENDED and session_id in self.sessions:
             del self.sessions[session_id]
-            effects += self._schedule(ev.RequestFinished(session_id), now_s)
+            effects += self._schedule(ev.RequestFinished(session_id, len(session.tokens)), now_s)
         return effects
-
-    def _reroute(self, order: Order, avoid: frozenset[DeviceKey], now_s: float) -> list[Effect]:
-        event = ev.RequestArrived(order.session_id, order.manifest_hash, order.num_tokens, resumed=True, avoid=avoid)
-        return self._schedule(event, now_s)
 
     def _queue_news(self, now_s: float) -> list[Effect]:
         """For those who wait for their first chain and whose place is another one than they were told."""
@@ -334,10 +395,10 @@ class PoolCore:
         self._told_queued[session_id] = (queued, now_s)
         return ToUser(session_id, queued)
 
-    def _move_sessions(self, lost: set[DeviceKey], now_s: float) -> list[Effect]:
+    def _move_sessions(self, lost: set[DeviceKey], now_s: float, *, to_blame: bool = True) -> list[Effect]:
         effects: list[Effect] = []
         for session in list(self.sessions.values()):
-            effects += self._act(session, session.devices_lost(lost), now_s)
+            effects += self._act(session, session.devices_lost(lost, to_blame=to_blame), now_s)
         return effects
 
     def _contacts(self, chain: tuple[cmd.ChainStage, ...]) -> dict[NodeId, Contact]:
@@ -347,10 +408,17 @@ class PoolCore:
             for node_id, hello in hellos.items()
         }
 
+    def _hop(self, node_id: NodeId) -> Hop:
+        """The way to a node outside of any chain."""
+        hello = self.nodes[node_id].hello
+        return Hop(node_id, 0, hello.peer_address, hello.peer_ticket, hello.peer_fingerprint)
+
     def _relay_target(self, sender: NodeId, frame: Frame) -> NodeId | None:
         """The one node that all rows of a batch are for; None if all of them are late.
 
         Late rows beside current ones travel on: the receiver drops them, the others must not be lost with them."""
+        if frame.kind is FrameKind.PROBE:
+            raise FrameError(FrameFault.BAD_KIND, "probes are for direct links")
         targets: set[NodeId | None] = set()
         for segment in frame.segments:
             session = self.sessions.get(segment.session_id)
@@ -394,11 +462,30 @@ class PoolCore:
             waits = session.state is SessionState.QUEUED
             assert (session_id in state.waiting) == waits, session
             assert (session_id in state.running) != waits, session
+            assert all(self.scheduler.is_current(stage.device, stage.generation) for stage in session.chain), session
         assert set(state.waiting) | set(state.running) == set(self.sessions)
         assert {key.node_id for key in state.devices} == set(self.nodes)
         assert all(view.is_draining == (node_id in state.draining) for node_id, view in self.nodes.items())
         assert set(self._told_queued) <= set(state.waiting)
         assert set(self._models) == set(state.models)
+
+
+def _arrival(
+    session: Session, *, resumed: bool = False, avoid: frozenset[DeviceKey] = frozenset()
+) -> ev.RequestArrived:
+    """What the scheduler hears of a session that needs a chain. One that ran already waits for as long as it takes."""
+    order, log = session.order, session.log
+    return ev.RequestArrived(
+        order.session_id,
+        order.manifest_hash,
+        order.num_tokens,
+        resumed,
+        avoid,
+        num_prompt_tokens=len(log),
+        tenant=order.tenant,
+        affinity=affinity_of(log, order.tenant),
+        deadline_s=None if resumed else order.deadline_s,
+    )
 
 
 def _is_news(place: QueuePlace, told: Queued) -> bool:

@@ -58,6 +58,16 @@ open = {open}
 # tls_certificate = "/etc/ssl/pool/fullchain.pem"
 # tls_key = "/etc/ssl/pool/key.pem"
 
+# How the models are divided among the machines. `{command} plan` shows what comes of it.
+[plan]
+# So many whole copies of a model are held before another model gets more than its own. Every model that is not named
+# here has 1; with 0 a model gets only what others leave. The names are those of `{command} model list`.
+# replicas = {{ "a-model" = 2, "another-model" = 0 }}
+
+# true: neighbouring parts of a model are held by different machines, and one person's requests go over different ones
+# where there is a choice, so that no machine sees more than it must. Costs some speed.
+# keep_apart = {keep_apart}
+
 # What every contributing machine keeps to, unless its owner is stricter. Without these lines each owner decides alone.
 [defaults]
 # "always", "when_free" (nothing else needs the GPU) or "when_away" (nobody is at the machine).
@@ -103,6 +113,7 @@ def settings_text(config: PoolConfig) -> str:
         models=f"[{', '.join(map(_quoted, config.models))}]",
         open=json.dumps(config.is_open),
         public_url=public_url if config.public_url else '# public_url = "https://pool.example.org"',
+        keep_apart=json.dumps(config.plan.keeps_apart),
         mode=DEFAULT_RULES.mode,
         run_on_battery=json.dumps(DEFAULT_RULES.run_on_battery),
         away_after_s=DEFAULT_RULES.away_after_s,

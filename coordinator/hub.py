@@ -20,7 +20,6 @@ from coordinator.handshake import TRY_AGAIN_LATER, Handshake, Refusal, bad_messa
 from coordinator.scheduler.state import ModelFacts
 from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted
 from coordinator.token_log import TokenLog
-from protocol import PROTOCOL_VERSION
 from protocol.env import Connection, ConnectionClosed, Env
 from protocol.errors import CloseCode, MessageError
 from protocol.messages import CoordinatorMessage, Hello, Welcome, decode_node_message, encode_message
@@ -82,9 +81,9 @@ class Hub:
         self._news: asyncio.Queue[ToUser | _Ended] = asyncio.Queue()
         self._closing: set[asyncio.Task[None]] = set()
 
-    def add_model(self, model: ModelFacts) -> None:
-        """Serve this model too, from now on."""
-        self._apply(self.core.add_model(model, self._now()))
+    def add_model(self, model: ModelFacts, num_replicas: int = 1) -> None:
+        """Serve this model too, from now on; so many copies of it come before another model gets more than its own."""
+        self._apply(self.core.add_model(model, self._now(), num_replicas))
 
     def remove_model(self, manifest_hash: str) -> None:
         """Serve it no more: its answers fail with the code model_unloaded, its devices serve the other models."""
@@ -188,7 +187,7 @@ class Hub:
         self._drop(node_id, "the node connected again", CloseCode.REPLACED)
         self._links[node_id] = link
         self._weights_keys.add(link.weights_key)
-        link.outbox.put_nowait(encode_message(Welcome(PROTOCOL_VERSION, self.pool_name, HEARTBEAT_S, token)))
+        link.outbox.put_nowait(encode_message(Welcome(hello.protocol_version, self.pool_name, HEARTBEAT_S, token)))
         log.info("node %s (%s) joined with %d device(s)", node_id[:8], in_one_line(hello.name), len(hello.devices))
         self._apply(self.core.node_joined(msgspec.structs.replace(hello, invite=None), self._now()))
         return link

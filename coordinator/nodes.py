@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.scheduler.commands import Assign, Measure
+from protocol import LINKS_VERSION
 from protocol.messages import Heartbeat, Hello, SliceProgress
-from protocol.values import DeviceId, DeviceSpec
+from protocol.values import DeviceId, DeviceSpec, NodeId
 
 SPEED_WINDOW_S = 10.0
 """Tokens per second are counted over about this time."""
@@ -70,11 +71,20 @@ class NodeView:
     num_faults: int = 0
     num_tokens: int = 0
     num_sessions: int = 0
+    pool_rtt_s: float | None = None
+    """A round trip between the node and the coordinator, as it measured last."""
+    asked_links: frozenset[NodeId] = frozenset()
+    """The nodes to which it is to measure its links."""
     _beats: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=MAX_BEATS))
     """When, and how many tokens by then: the last SPEED_WINDOW_S and one before."""
 
     def __post_init__(self) -> None:
         self.devices = {spec.device_id: DeviceView(spec) for spec in self.hello.devices}
+
+    @property
+    def measures_links(self) -> bool:
+        """Whether it speaks a version that knows how."""
+        return self.hello.protocol_version >= LINKS_VERSION
 
     @property
     def tokens_per_s(self) -> float:
@@ -87,9 +97,15 @@ class NodeView:
     def beat(self, message: Heartbeat, now_s: float) -> None:
         """The node has said how it is doing."""
         self.num_sessions, self.num_tokens = message.num_sessions, message.num_tokens
+        self.hear_pool_rtt(message.pool_rtt_s)
         self._beats.append((now_s, message.num_tokens))
         while len(self._beats) > 2 and self._beats[1][0] <= now_s - SPEED_WINDOW_S:
             self._beats.popleft()
+
+    def hear_pool_rtt(self, pool_rtt_s: float | None) -> None:
+        """The node has measured the way to the coordinator; None: not since it told last."""
+        if pool_rtt_s is not None:
+            self.pool_rtt_s = pool_rtt_s
 
     def drop_measuring(self, manifest_hash: str) -> None:
         """Nobody waits for measurements of this model any more."""

@@ -49,7 +49,8 @@ TRANSITIONS: dict[tuple[SessionState, SessionSignal], SessionState] = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a user asked for, in tokens."""
+    """What a user asked for, in tokens. `tenant` is who asks, `deadline_s` how long it may wait in the queue at most
+    (None: as long as the pool lets it)."""
 
     session_id: SessionId
     manifest_hash: str
@@ -57,6 +58,8 @@ class Order:
     max_new_tokens: int
     sampling: Sampling
     stop_tokens: tuple[int, ...]
+    tenant: str = ""
+    deadline_s: float | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -199,10 +202,10 @@ class Session:
             return self.fail(code, f"{self.num_breaks} chains in turn could not compute this answer; last: {message}")
         return self._lose({self.chain[stage].device})
 
-    def devices_lost(self, lost: set[DeviceKey]) -> list[Action]:
-        """Devices are gone; if the session ran over one of them it moves."""
+    def devices_lost(self, lost: set[DeviceKey], *, to_blame: bool = True) -> list[Action]:
+        """Devices are gone; if the session ran over one of them it moves, and avoids those that are `to_blame`."""
         hit = lost & {stage.device for stage in self.chain}
-        return self._lose(hit) if hit and self._has_chain() else []
+        return self._lose(hit if to_blame else set()) if hit and self._has_chain() else []
 
     def fail(self, code: str, message: str, retry_after_s: float | None = None) -> list[Action]:
         """Give up: close what is open and tell the user."""
@@ -218,6 +221,10 @@ class Session:
     def is_current(self, epoch: int) -> bool:
         """Whether rows of this epoch still have a chain to go to; others are late."""
         return epoch == self.epoch and self._has_chain()
+
+    def device_at(self, node_id: NodeId, epoch: int, stage: int) -> DeviceKey | None:
+        """The device that this news of a node is about; None if it is not about the session's chain of now."""
+        return self.chain[stage].device if self.is_current(epoch) and self._is_stage(node_id, stage) else None
 
     def relay_target(self, sender: NodeId, segment: Segment) -> NodeId | None:
         """Where the rows of a current segment go, or None if this sender must not send them in this session."""

@@ -14,13 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coordinator.config import ConfigError, PoolConfig, check_host, check_pool_name, checked_public_url
+from coordinator.config import (
+    ConfigError,
+    PlanSettings,
+    PoolConfig,
+    check_host,
+    check_pool_name,
+    checked_public_url,
+)
 from protocol.pause import Hours, PauseMode, PauseRules, PoolDefaults
 
 FILE_NAME = "pool.toml"
 MAX_FILE_BYTES = 2**18
 MAX_MODELS = 256
 MAX_PROGRAMS = 64
+MAX_REPLICAS = 1000
+MAX_NAME_CHARACTERS = 64
+"""Of a model's name in the pool."""
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _SIZE = re.compile(r"(\d{1,16}(?:\.\d{1,6})?) ?([KMGT]i?B)")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -71,6 +81,8 @@ def parse_settings(data: bytes, data_dir: Path) -> dict[str, Any]:
             fields[name] = data_dir / fields[name]
     if "defaults" in document:
         fields["defaults"] = _pool_defaults(_fields("defaults", document["defaults"]))
+    if "plan" in document:
+        fields["plan"] = PlanSettings(**_fields("plan", document["plan"]))
     return fields
 
 
@@ -89,9 +101,11 @@ def _document(data: bytes) -> dict[str, Any]:
 
 def _unknown_section(name: str, content: object) -> str:
     shown = name[:40]
+    first, *others, last = (f"[{section}]" for section in SECTIONS)
+    sections = f"{', '.join([first, *others])} and {last}"
     if not isinstance(content, dict):
-        return f"{shown!r} stands before the first section; settings belong under [pool] or [defaults]."
-    return f"there is no section [{shown}]; the sections are [pool] and [defaults]."
+        return f"{shown!r} stands before the first section; settings belong under {sections}."
+    return f"there is no section [{shown}]; the sections are {sections}."
 
 
 def _fields(section: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -191,6 +205,19 @@ def _mode(value: Any, name: str) -> PauseMode:
     return PauseMode(value)
 
 
+def _replicas(value: Any, name: str) -> dict[str, int]:
+    """A table of models; each is refused by its name."""
+    if not isinstance(value, dict) or len(value) > MAX_MODELS:
+        raise ValueError
+    for model, number in value.items():
+        shown = repr(model[:40])
+        if not 1 <= len(model) <= MAX_NAME_CHARACTERS or not model.isprintable():
+            raise ConfigError(f"{name}: {shown} is no model's name; a name has 1 to {MAX_NAME_CHARACTERS} characters.")
+        if type(number) is not int or not 0 <= number <= MAX_REPLICAS:
+            raise ConfigError(f"{name}: {shown} must be a whole number from 0 to {MAX_REPLICAS}.")
+    return value
+
+
 def _host(value: Any, name: str) -> str:
     check_host(_text(value, name), name)
     return str(value)
@@ -228,6 +255,10 @@ SECTIONS: dict[str, dict[str, _Setting]] = {
         "behind_proxy": _Setting("behind_proxy", "true or false", _true_or_false),
         "tls_certificate": _Setting("tls_certificate", "the path of a file, in quotes", _path),
         "tls_key": _Setting("tls_key", "the path of a file, in quotes", _path),
+    },
+    "plan": {
+        "replicas": _Setting("replicas", 'a table such as { "qwen3-8b" = 2 }', _replicas),
+        "keep_apart": _Setting("keeps_apart", "true or false", _true_or_false),
     },
     "defaults": {
         "mode": _Setting("mode", 'one of "always", "when_free" and "when_away"', _mode),

@@ -61,6 +61,14 @@ class Connection(Protocol):
     async def close(self, code: int = 1000, reason: str = "") -> None: ...
 
 
+class OutgoingConnection(Connection, Protocol):
+    """A websocket that this side has opened."""
+
+    async def ping(self) -> float:
+        """Seconds until the other side has answered a ping (RFC 6455, section 5.5.2), which it does once it has taken
+        everything sent before. Raises ConnectionClosed."""
+
+
 class Listener(Protocol):
     @property
     def port(self) -> int: ...
@@ -97,7 +105,7 @@ class NotAWebsocket(NetworkError):  # noqa: N818 - reads as what happened
 
 
 class Network(Protocol):
-    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> Connection:
+    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> OutgoingConnection:
         """Open a websocket; raises NetworkError, WrongCertificate and NotAWebsocket among them."""
 
     async def listen(

@@ -26,6 +26,10 @@ HEADER = struct.Struct("<4sBBBBHHIIIII")
 SEGMENT = struct.Struct("<16sIIIIHBxIII")
 CRC_OFFSET = HEADER.size - 4
 U32_MAX = 2**32 - 1
+KIND_OFFSET = 5
+MAX_PROBE_BYTES = 32 * 2**10
+"""Payload of one PROBE frame. A row that comes behind one waits for a fraction of the link's second only."""
+NO_SESSION = SessionId("0" * 32)
 
 
 class FrameKind(IntEnum):
@@ -33,6 +37,9 @@ class FrameKind(IntEnum):
     """Token ids for the head: a prompt, or what the tail sampled. Row width 1, int32."""
     HIDDEN = 2
     """Hidden states for the next stage, in the model's residual dtype."""
+    PROBE = 3
+    """Bytes that the receiver throws away: a link's speed is measured with them. Row width 1, any dtype but int32, one
+    segment, of no session."""
 
 
 class WireDtype(IntEnum):
@@ -59,6 +66,10 @@ class FrameLimits:
     max_row_width: int = 65_536
     max_rows: int = 16_384
     max_payload_bytes: int = 16 * 2**20
+
+
+PROBE_LIMITS = FrameLimits(max_segments=1, max_row_width=1, max_payload_bytes=MAX_PROBE_BYTES)
+"""What is taken of a PROBE frame, whatever else a receiver is ready to take."""
 
 
 class Segment(NamedTuple):
@@ -119,10 +130,23 @@ def decode_frame(data: bytes | bytearray | memoryview, limits: FrameLimits = Fra
         raise FrameError(FrameFault.SHORT_HEADER, f"{len(view)} bytes, a header has {HEADER.size}")
     header = _Header(*HEADER.unpack_from(view))
     kind, dtype = _checked_kinds(header)
-    _check_sizes(header, dtype, limits, len(view))
+    _check_sizes(header, dtype, PROBE_LIMITS if kind is FrameKind.PROBE else limits, len(view))
     _check_crc(header, view)
     segments = _segments(header, view)
     return Frame(kind, dtype, header.row_width, segments, view[HEADER.size + SEGMENT.size * header.num_segments :])
+
+
+def is_probe(data: bytes) -> bool:
+    """Whether it claims to be a PROBE frame, without a look at the rest."""
+    return data[: len(MAGIC)] == MAGIC and data[KIND_OFFSET : KIND_OFFSET + 1] == bytes((FrameKind.PROBE,))
+
+
+def probe_frame(payload: bytes) -> bytes:
+    """A PROBE frame with this payload, an even number of bytes. Raises FrameError for more than MAX_PROBE_BYTES."""
+    if len(payload) > MAX_PROBE_BYTES:
+        raise FrameError(FrameFault.TOO_LARGE, f"a probe of {len(payload)} bytes, limit {MAX_PROBE_BYTES}")
+    segment = Segment(NO_SESSION, 0, 0, len(payload) // WireDtype.FLOAT16.itemsize, 0, 0, Phase.PREFILL)
+    return encode_frame(Frame(FrameKind.PROBE, WireDtype.FLOAT16, 1, (segment,), payload))
 
 
 class _Header(NamedTuple):

@@ -19,6 +19,7 @@ from protocol.values import (
     Count,
     DeviceId,
     DeviceSpec,
+    DeviceWork,
     Digest,
     FinishReason,
     HeldSlice,
@@ -26,7 +27,9 @@ from protocol.values import (
     Hop,
     LayerBenchmark,
     LayerRange,
+    LinkTime,
     Name,
+    RoundTrip,
     Sampling,
     Secret,
     Sentence,
@@ -40,6 +43,8 @@ from protocol.values import (
 
 MAX_MESSAGE_BYTES = 8 * 2**20
 """A session's token history is the longest thing sent: a million tokens fit."""
+MAX_LINK_TARGETS = 64
+"""Links that one message asks for or tells of."""
 
 Device = Annotated[DeviceId, Meta(min_length=1, max_length=32)]
 Code = Annotated[str, Meta(pattern=r"\A[a-z0-9_]{1,48}\Z")]
@@ -135,11 +140,23 @@ class TokensSampled(_Message, frozen=True):
 
 
 class Heartbeat(_Message, frozen=True):
-    """Work done since the node joined; `num_sessions` now open; frames it refused."""
+    """Work done since the node joined; `num_sessions` now open; frames it refused.
+
+    Since version 3: `work` is what devices did since the last heartbeat (those that did nothing are left out), and
+    `pool_rtt_s` a round trip to the coordinator, when one was measured since then."""
 
     num_sessions: Count
     num_tokens: Count
     num_refused_frames: Count
+    work: Annotated[tuple[DeviceWork, ...], Meta(max_length=128)] = ()
+    pool_rtt_s: RoundTrip | None = None
+
+
+class LinksMeasured(_Message, frozen=True):
+    """The answer to MeasureLinks: one entry per target. `pool_rtt_s` is as in Heartbeat. Since version 3."""
+
+    links: Annotated[tuple[LinkTime, ...], Meta(max_length=MAX_LINK_TARGETS)]
+    pool_rtt_s: RoundTrip | None = None
 
 
 class Leaving(_Message, frozen=True):
@@ -158,6 +175,7 @@ NodeMessage = (
     | SessionBroken
     | TokensSampled
     | Heartbeat
+    | LinksMeasured
     | Leaving
 )
 
@@ -217,6 +235,12 @@ class ReleaseSlice(_Message, frozen=True):
     generation: Count
 
 
+class MeasureLinks(_Message, frozen=True):
+    """Measure the links to these nodes, without disturbing rows. Answer: LinksMeasured. Since version 3."""
+
+    targets: Annotated[tuple[Hop, ...], Meta(min_length=1, max_length=MAX_LINK_TARGETS)]
+
+
 class OpenSession(_Message, frozen=True):
     """Make room for a session as stage `stage` of `num_stages`.
 
@@ -247,7 +271,15 @@ class CloseSession(_Message, frozen=True):
 
 
 CoordinatorMessage = (
-    Challenge | Welcome | Refused | MeasureDevice | AssignSlice | ReleaseSlice | OpenSession | CloseSession
+    Challenge
+    | Welcome
+    | Refused
+    | MeasureDevice
+    | MeasureLinks
+    | AssignSlice
+    | ReleaseSlice
+    | OpenSession
+    | CloseSession
 )
 
 
@@ -255,7 +287,9 @@ CoordinatorMessage = (
 
 
 class PeerHello(_Message, frozen=True):
-    """First message on a direct link. The ticket came from the coordinator with the session."""
+    """First message on a direct link. The ticket came from the coordinator, with the session or with MeasureLinks.
+
+    `protocol_version` is protocol.PEER_VERSION."""
 
     protocol_version: Count
     node_id: Hex32

@@ -20,6 +20,10 @@ ManifestHash = NewType("ManifestHash", str)
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Bytes = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+RoundTrip = Annotated[float, Meta(gt=0, le=3600)]
+"""Seconds; nothing answers in no time, and planners divide by it."""
+Rate = Annotated[float, Meta(gt=0, le=1e15)]
+"""Bytes per second."""
 Layer = Annotated[int, Meta(ge=0, le=100_000)]
 Token = Annotated[int, Meta(ge=0, lt=2**31)]
 Hex32 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
@@ -135,6 +139,29 @@ class Hop(Value, frozen=True):
     address: Url | None = None
     ticket: Secret | None = None
     fingerprint: Digest | None = None
+
+
+class LinkTime(Value, frozen=True):
+    """What a node measured on the way to another one: round trip and, if that was measured, bytes per second.
+
+    Not `is_direct`: rows go through the coordinator, and `rtt_s` is None, for only the coordinator knows the other
+    half of the way."""
+
+    node_id: Hex32
+    rtt_s: RoundTrip | None
+    bytes_per_s: Rate | None
+    is_direct: bool
+
+
+class DeviceWork(Value, frozen=True):
+    """Work of a slice since it was last told: forwards, the decode rows and prompt tokens in them, their time."""
+
+    device_id: Annotated[DeviceId, Meta(min_length=1, max_length=32)]
+    generation: Count
+    num_steps: Count
+    num_decode_rows: Count
+    num_prompt_tokens: Count
+    compute_s: Seconds
 
 
 class StepTiming(Value, frozen=True):

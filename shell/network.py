@@ -41,7 +41,7 @@ DEFAULT_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 
 
 class WebConnection:
-    """A websocket of the websockets library behind protocol.env.Connection."""
+    """A websocket of the websockets library behind protocol.env.OutgoingConnection."""
 
     def __init__(self, websocket: ClientConnection | ServerConnection) -> None:
         self._websocket = websocket
@@ -55,6 +55,12 @@ class WebConnection:
     async def recv(self) -> str | bytes:
         try:
             return await self._websocket.recv()
+        except WebsocketClosed as error:
+            raise _closed(error) from None
+
+    async def ping(self) -> float:
+        try:
+            return await (await self._websocket.ping())
         except WebsocketClosed as error:
             raise _closed(error) from None
 
@@ -97,7 +103,7 @@ class WebNetwork:
         self._clients: dict[str, httpx.AsyncClient] = {}
         self._public: ssl.SSLContext | None = None
 
-    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> Connection:
+    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> WebConnection:
         try:
             trust = await self._trust(urlsplit(url), access.pin)
             websocket = await _ConnectOnce(

@@ -8,7 +8,7 @@ from client import ipc
 from client.agent.device import Job
 from protocol import messages as msg
 from protocol.manifest import Manifest
-from protocol.values import DeviceId
+from protocol.values import DeviceId, Hop
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +55,11 @@ class StopDownload:
     device_id: DeviceId
 
 
-Command = TellPool | TellWorker | PassFrame | StartWorker | FetchManifest | Download | StopDownload
+@dataclass(frozen=True, slots=True)
+class MeasureLinks:
+    """Measure the ways to these nodes and tell the pool; what is still measured of an older list is given up."""
+
+    targets: tuple[Hop, ...]
+
+
+Command = TellPool | TellWorker | PassFrame | StartWorker | FetchManifest | Download | StopDownload | MeasureLinks

@@ -12,6 +12,7 @@ from client.agent.commands import (
     Command,
     Download,
     FetchManifest,
+    MeasureLinks,
     PassFrame,
     StartWorker,
     StopDownload,
@@ -35,6 +36,7 @@ from client.agent.events import (
 from client.agent.identity import Identity
 from client.agent.link import AT_THE_DOOR, Link, open_link
 from client.agent.peers import LOOPBACK, PeerAddress, PeerCallbacks, Peers, is_loopback, may_take_neighbours
+from client.agent.probing import PoolDistance, Prober
 from client.agent.report import joined_status, offline_status
 from client.agent.weights import Source, WeightStore
 from client.agent.workers import Callbacks, Workers
@@ -44,9 +46,9 @@ from client.status import Status
 from protocol import PROTOCOL_VERSION
 from protocol.backoff import doubled_s
 from protocol.env import Access, ConnectionClosed, Env, NetworkError
-from protocol.messages import Challenge, Heartbeat, Hello, Leaving
+from protocol.messages import Challenge, Heartbeat, Hello, Leaving, LinksMeasured
 from protocol.pause import PoolDefaults
-from protocol.values import DeviceId, DeviceSpec, NodeId
+from protocol.values import DeviceId, DeviceSpec, Hop, NodeId
 from protocol.version import app_version
 from shell.tls import make_certificate
 
@@ -87,6 +89,9 @@ class Contribution:
         )
         self._peers = Peers(identity.node_id, env, PeerCallbacks(self._frame_in, self._relay, self._peer_lost))
         self._peer_address = PeerAddress()
+        self._prober = Prober(self._peers, env)
+        self._probing: asyncio.Task[None] | None = None
+        self._pool_distance = PoolDistance(env)
         self._workers = Workers(worker_command(config), env, self._worker_callbacks())
         self._identity = identity
         self._node_id = identity.node_id
@@ -170,16 +175,18 @@ class Contribution:
         self._pool_name = link.welcome.pool_name
         log.info("joined pool %s", self._pool_name)
         self._changed()
-        beat = asyncio.create_task(self._beat(link))
+        beside = [asyncio.create_task(work) for work in (self._beat(link), self._pool_distance.watch(link.ping))]
         try:
             await link.run(lambda message: self._handle(PoolSaid(message)), self._frame_from_pool)
         finally:
-            beat.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _beat(self, link: Link) -> None:
         while True:
             switch = self.core.switch
-            link.tell(Heartbeat(switch.num_sessions, self.core.num_tokens, switch.num_refused))
+            counts = (switch.num_sessions, self.core.num_tokens, switch.num_refused)
+            link.tell(Heartbeat(*counts, self.core.take_work(), self._pool_distance.take()))
             await self._env.clock.sleep(link.welcome.heartbeat_s)
 
     def _hello(self, challenge: Challenge) -> Hello:
@@ -298,6 +305,8 @@ class Contribution:
                     self._downloads[device_id] = self._spawn(self._download(command))
                 case StopDownload(device_id):
                     self._downloads.pop(device_id).cancel()
+                case MeasureLinks(targets):
+                    self._start_probing(targets)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
@@ -315,6 +324,16 @@ class Contribution:
             await self._env.clock.sleep(delay_s)
             self._handle(RestartDue(device_id))
         self._workers.start(device_id)
+
+    def _start_probing(self, targets: tuple[Hop, ...]) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+        self._probing = self._spawn(self._probe(targets))
+
+    async def _probe(self, targets: tuple[Hop, ...]) -> None:
+        measured = LinksMeasured(await self._prober.measure(targets))
+        if self._link is not None:
+            self._link.tell(measured)
 
     async def _fetch_manifest(self, command: FetchManifest) -> None:
         try:
@@ -348,4 +367,5 @@ class Contribution:
 
 def worker_command(config: NodeConfig) -> tuple[str, ...]:
     """The worker runs in its own interpreter: this one, or the one that the settings name."""
-    return (config.worker_python or sys.executable, "-m", "client.runtime")
+    pace = ("--pace", config.pace) if config.pace else ()
+    return (config.worker_python or sys.executable, "-m", "client.runtime", *pace)

@@ -16,6 +16,7 @@ from client.agent.commands import (
     Command,
     Download,
     FetchManifest,
+    MeasureLinks,
     PassFrame,
     StartWorker,
     StopDownload,
@@ -42,7 +43,7 @@ from protocol.backoff import doubled_s
 from protocol.frames import FrameLimits
 from protocol.manifest import Manifest
 from protocol.pause import PoolDefaults
-from protocol.values import MEMORY_FOR_ACTIVATIONS, DeviceSpec, NodeId, SessionId
+from protocol.values import MEMORY_FOR_ACTIVATIONS, DeviceId, DeviceSpec, DeviceWork, NodeId, SessionId
 
 RESTART_BASE_S = 1.0
 MAX_RESTART_S = 300.0
@@ -61,6 +62,8 @@ class AgentCore:
         self.switch = Switch(node_id, FrameLimits())
         self.num_tokens = 0
         self._manifests: dict[str, Manifest] = {}
+        self._work: dict[tuple[DeviceId, int], DeviceWork] = {}
+        """By device and generation, since the pool was told last."""
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             WorkerSaid: self._worker_said,
             WorkerDied: self._worker_died,
@@ -78,6 +81,7 @@ class AgentCore:
             msg.Welcome: lambda message: [],
             msg.Refused: lambda message: [],
             msg.MeasureDevice: self._take_job,
+            msg.MeasureLinks: lambda message: [MeasureLinks(message.targets)],
             msg.AssignSlice: self._take_job,
             msg.ReleaseSlice: self._release,
             msg.OpenSession: self._open_session,
@@ -93,6 +97,7 @@ class AgentCore:
             ipc.SessionStarted: self._session_started,
             ipc.SessionFailed: self._session_failed,
             ipc.Sampled: self._sampled,
+            ipc.WorkDone: self._work_done,
         }
 
     def handle(self, event: Event) -> list[Command]:
@@ -134,6 +139,11 @@ class AgentCore:
     def usable_devices(self) -> tuple[DeviceSpec, ...]:
         """The devices whose workers are up."""
         return tuple(d.spec for d in self.devices.values() if d.stage not in (Stage.STARTING, Stage.DEAD))
+
+    def take_work(self) -> tuple[DeviceWork, ...]:
+        """What devices have computed since this was asked last."""
+        work, self._work = tuple(self._work.values()), {}
+        return work
 
     # ------------------------------------------------------------ the pool
 
@@ -184,6 +194,7 @@ class AgentCore:
         return [TellWorker(device_id, end) for device_id, end in ended]
 
     def _pool_lost(self, event: PoolLost) -> list[Command]:
+        self._work.clear()  # its generations mean nothing to the next pool
         commands: list[Command] = []
         for device in self.devices.values():
             commands += self._interrupt(device)
@@ -345,6 +356,20 @@ class AgentCore:
             timing=message.timing,
         )
         return [TellPool(sampled)]
+
+    def _work_done(self, device: Device, message: ipc.WorkDone) -> list[Command]:
+        """Only of a slice that serves: what comes late is of one that does no more."""
+        if device.stage is Stage.SERVING:
+            key = device.spec.device_id, device.generation
+            before = self._work.get(key, DeviceWork(*key, 0, 0, 0, 0.0))
+            self._work[key] = DeviceWork(
+                *key,
+                before.num_steps + message.num_steps,
+                before.num_decode_rows + message.num_decode_rows,
+                before.num_prompt_tokens + message.num_prompt_tokens,
+                before.compute_s + message.compute_s,
+            )
+        return []
 
     def _frame_arrived(self, event: FrameArrived) -> list[Command]:
         deliveries, gaps = self.switch.admit(event.data, event.sender)

@@ -10,7 +10,16 @@ from urllib.parse import urlsplit
 
 from client.errors import JoinError
 from protocol import PROTOCOL_VERSION
-from protocol.env import Access, Connection, ConnectionClosed, Env, NetworkError, NotAWebsocket, WrongCertificate
+from protocol.env import (
+    Access,
+    Connection,
+    ConnectionClosed,
+    Env,
+    NetworkError,
+    NotAWebsocket,
+    OutgoingConnection,
+    WrongCertificate,
+)
 from protocol.errors import CloseCode, MessageError
 from protocol.frames import FrameLimits
 from protocol.join_link import JoinLink
@@ -49,7 +58,7 @@ may go away again (a hotel's login page, a proxy without its server)."""
 class Link:
     """One connection, from welcome to end."""
 
-    def __init__(self, connection: Connection, welcome: Welcome) -> None:
+    def __init__(self, connection: OutgoingConnection, welcome: Welcome) -> None:
         self.welcome = welcome
         self._connection = connection
         self._outbox: asyncio.Queue[str | bytes] = asyncio.Queue()
@@ -69,6 +78,10 @@ class Link:
             raise _final(error) or error from None
         finally:
             writer.cancel()
+
+    async def ping(self) -> float:
+        """Seconds of a round trip to the coordinator. Raises ConnectionClosed."""
+        return await self._connection.ping()
 
     async def leave(self, message: NodeMessage) -> None:
         """Say a last message and close; within a few seconds, whatever the coordinator does."""
@@ -120,7 +133,7 @@ async def _welcome(connection: Connection, greet: Greet) -> Welcome:
         raise NetworkError("the coordinator does not answer") from None
 
 
-async def _connect(url: str, link: JoinLink, env: Env) -> Connection:
+async def _connect(url: str, link: JoinLink, env: Env) -> OutgoingConnection:
     try:
         return await env.network.connect(url, MAX_MESSAGE_BYTES, Access(pin=link.pin))
     except WrongCertificate as error:

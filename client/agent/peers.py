@@ -14,11 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from client.agent.probe_guard import ProbeGuard
 from client.config import Direct
-from protocol import PROTOCOL_VERSION, SUPPORTED_VERSIONS
-from protocol.env import Access, Certificate, Connection, ConnectionClosed, Env, Listener, NetworkError
-from protocol.errors import CloseCode, MessageError
-from protocol.frames import FrameLimits
+from protocol import PEER_VERSION, SUPPORTED_VERSIONS
+from protocol.env import (
+    Access,
+    Certificate,
+    Connection,
+    ConnectionClosed,
+    Env,
+    Listener,
+    NetworkError,
+    OutgoingConnection,
+)
+from protocol.errors import CloseCode, FrameError, MessageError
+from protocol.frames import FrameLimits, decode_frame, is_probe
 from protocol.messages import PeerHello, decode_peer_message, encode_message
 from protocol.values import Hop, NodeId
 
@@ -57,6 +67,7 @@ class PeerAddress:
 class _Outgoing:
     hop: Hop
     outbox: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
+    is_sending: bool = False
     task: asyncio.Task[None] | None = None
 
 
@@ -81,6 +92,12 @@ class Peers:
         self._certificate: Certificate | None = None
         self._outgoing: dict[NodeId, _Outgoing] = {}
         self._relay_until_s: dict[NodeId, float] = {}
+        self._probe_guard = ProbeGuard()
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether rows wait here for a neighbour to take them."""
+        return any(outgoing.is_sending or not outgoing.outbox.empty() for outgoing in self._outgoing.values())
 
     @property
     def takes_neighbours(self) -> bool:
@@ -118,7 +135,7 @@ class Peers:
     def send(self, hop: Hop, frame: bytes) -> None:
         """Send towards the neighbour, in order: directly when that works, else through the coordinator."""
         node_id = NodeId(hop.node_id)
-        if not self._may_connect(hop) or self._is_relayed(node_id):
+        if not self.may_connect(hop) or self._is_relayed(node_id):
             self._callbacks.relay(frame)
             return
         outgoing = self._outgoing.get(node_id)
@@ -126,8 +143,10 @@ class Peers:
             outgoing = self._open(node_id, hop)
         outgoing.outbox.put_nowait(frame)
 
-    def _may_connect(self, hop: Hop) -> bool:
-        """Without TLS rows and ticket would be readable on the way: that is for this machine's own addresses only."""
+    def may_connect(self, hop: Hop) -> bool:
+        """Whether rows would go there directly.
+
+        Without TLS rows and ticket would be readable on the way: that is for this machine's own addresses only."""
         if hop.address is None or self._listener is None:
             return False
         return hop.fingerprint is not None or is_loopback(hop.address)
@@ -152,14 +171,14 @@ class Peers:
     async def _run(self, node_id: NodeId, outgoing: _Outgoing) -> None:
         """Send until the link breaks. Never connected: the relay takes over. Broken later: rows may be lost too."""
         try:
-            connection = await self._connect(outgoing.hop)
+            connection = await self.connect(outgoing.hop)
         except (NetworkError, ConnectionClosed) as error:
             log.warning("no direct link to node %s (%s), using the relay", node_id[:8], error)
             self._use_relay(node_id, outgoing)
             return
         watcher = asyncio.create_task(_until_closed(connection, outgoing.outbox))
         try:
-            await _send_all(connection, outgoing.outbox)
+            await _send_all(connection, outgoing)
         except ConnectionClosed as error:
             log.warning("direct link to node %s broke: %s", node_id[:8], error)
             self._use_relay(node_id, outgoing)
@@ -168,11 +187,12 @@ class Peers:
             watcher.cancel()
             await connection.close()
 
-    async def _connect(self, hop: Hop) -> Connection:
+    async def connect(self, hop: Hop) -> OutgoingConnection:
+        """A new link to a neighbour that `may_connect` allows. Raises NetworkError or ConnectionClosed."""
         assert hop.address is not None, "only hops with an address are connected to"
         access = Access(pin=hop.fingerprint or "")
         connection = await self._env.network.connect(hop.address, MAX_FRAME_BYTES, access)
-        await connection.send(encode_message(PeerHello(PROTOCOL_VERSION, self._node_id, hop.ticket or "")))
+        await connection.send(encode_message(PeerHello(PEER_VERSION, self._node_id, hop.ticket or "")))
         return connection
 
     def _use_relay(self, node_id: NodeId, outgoing: _Outgoing) -> None:
@@ -192,9 +212,22 @@ class Peers:
                 if isinstance(data, str):
                     await connection.close(CloseCode.BAD_MESSAGE, "only data frames here")
                     return
-                self._callbacks.on_frame(data, sender)
+                if not is_probe(data):
+                    self._callbacks.on_frame(data, sender)
+                elif not self._takes_probe(data, sender):
+                    await connection.close(CloseCode.TOO_MANY_FAULTS, "too many or too large probes")
+                    return
         except ConnectionClosed:
             return  # the sender notices and tells the coordinator; there is nothing to undo here
+
+    def _takes_probe(self, data: bytes, sender: NodeId) -> bool:
+        """A probe is checked and thrown away."""
+        try:
+            decode_frame(data)
+        except FrameError as error:
+            log.info("a probe of node %s: %s", sender[:8], error)
+            return False
+        return self._probe_guard.takes(sender, len(data), self._env.clock.monotonic())
 
     async def _greeted(self, connection: Connection) -> NodeId | None:
         try:
@@ -253,10 +286,12 @@ def _reason(sentence: str) -> str:
     return sentence.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
-async def _send_all(connection: Connection, outbox: asyncio.Queue[bytes]) -> None:
+async def _send_all(connection: Connection, outgoing: _Outgoing) -> None:
     """Send what comes; raises ConnectionClosed as soon as the link is gone."""
-    while frame := await outbox.get():
+    while frame := await outgoing.outbox.get():
+        outgoing.is_sending = True
         await connection.send(frame)
+        outgoing.is_sending = False
     raise ConnectionClosed(1006, "link closed")
 
 

@@ -33,6 +33,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m client.runtime", description=__doc__)
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the inherited socket")
     parser.add_argument("--device", required=True, help="cpu or cuda:0")
+    parser.add_argument("--pace", default="", help="play slower hardware: STEP_MS,ROW_MS,PREFILL_MS per layer")
     parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser.parse_args()
 
@@ -42,6 +43,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     import transformers
 
     from client.ipc import IpcError
+    from client.pace import parse_pace
     from client.runtime.device import Device, default_num_threads
     from client.runtime.worker import run_worker
 
@@ -50,7 +52,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     transformers.logging.disable_progress_bar()
     with socket.socket(fileno=arguments.channel) as sock:
         try:
-            device = Device.open(arguments.device)
+            device = Device.open(arguments.device, parse_pace(arguments.pace) if arguments.pace else None)
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for this kind of device
             logging.getLogger(__name__).error("device %s does not answer: %s", arguments.device, error)
             return 3

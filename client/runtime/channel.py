@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from collections import deque
+from time import monotonic
 
 from client.ipc import AgentMessage, FramePacket, PacketReader, WorkerMessage, pack_frame, pack_message
 from client.runtime.errors import ChannelClosedError
@@ -26,11 +27,16 @@ class Channel:
         self._unsent: deque[memoryview] = deque()
         self._num_unsent_bytes = 0
 
-    def take(self, wait: bool) -> list[AgentMessage | FramePacket]:
-        """All packets that have arrived, in order; with `wait`, at least one. Raises IpcError on anything else."""
+    def take(self, wait: bool, at_most_s: float | None = None) -> list[AgentMessage | FramePacket]:
+        """All packets that have arrived, in order; with `wait`, at least one, unless none comes in `at_most_s`.
+
+        Raises IpcError on anything else."""
         self._pump(timeout_s=0)
+        until_s = None if at_most_s is None else monotonic() + at_most_s
         while wait and not self._received:
-            self._pump(timeout_s=None)
+            rest_s = None if until_s is None else max(0.0, until_s - monotonic())
+            self._pump(timeout_s=rest_s)
+            wait = rest_s != 0.0
         packets, self._received = self._received, []
         return packets
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from client.pace import Pace
 from protocol.values import Variant
 
 DTYPES = {Variant.FLOAT32: torch.float32, Variant.BFLOAT16: torch.bfloat16}
@@ -20,16 +21,17 @@ FREE_SHARE_FOR_KV = 0.9
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device such as `cpu` or `cuda:0`."""
+    """A torch device such as `cpu` or `cuda:0`. With a `pace` its forwards take at least so long."""
 
     torch_device: torch.device
+    pace: Pace | None = None
 
     @classmethod
-    def open(cls, name: str) -> Device:
+    def open(cls, name: str, pace: Pace | None = None) -> Device:
         """The device of this name, once it answers. Raises RuntimeError if it does not."""
         device = torch.device(name)
         torch.zeros(1, device=device)
-        return cls(device)
+        return cls(device, pace)
 
     @property
     def is_cpu(self) -> bool:

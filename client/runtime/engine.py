@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from client.runtime.errors import (
     WrongStageError,
     as_fault,
 )
+from client.runtime.meter import WorkMeter
 from client.runtime.outbox import LinkGroups, Outbox
 from client.runtime.sampling import finish_reason, sample
 from client.runtime.sessions import Rows, Session, SessionBook
@@ -46,10 +47,11 @@ class _Work:
 
 
 class Engine:
-    """All sessions of one stage. `num_dropped` counts segments that nobody waited for, by reason."""
+    """All sessions of one stage. `num_dropped` counts segments that nobody waited for, by reason; `meter` the work."""
 
     def __init__(self, stage: Stage, outbox: Outbox, max_batch_tokens: int) -> None:
         self.num_dropped: Counter[FrameFault] = Counter()
+        self.meter = WorkMeter()
         self.sessions = SessionBook(stage.cache)
         self._stage = stage
         self._outbox = outbox
@@ -176,9 +178,14 @@ class Engine:
         for item in work:
             item.session.table.advance(len(item.rows))
         if self._stage.is_last:
-            self._deliver_tokens([item for item, _ in sampling], output, compute_us)
+            compute_us += self._deliver_tokens([item for item, _ in sampling], output, compute_us)
         else:
             self._deliver_hidden(work, layout, output, compute_us)
+        self._count(work, compute_us)
+
+    def _count(self, work: list[_Work], compute_us: int) -> None:
+        num_decode = sum(_num_decode_rows(item) for item in work)
+        self.meter.add(num_decode, sum(len(item.rows) for item in work) - num_decode, compute_us / 1e6, monotonic())
 
     # ------------------------------------------------------------ rows out
 
@@ -197,7 +204,8 @@ class Engine:
             groups.add(item.session, Rows(span.position, output[rows], timing))
         self._send(groups)
 
-    def _deliver_tokens(self, work: list[_Work], logits: Tensor, compute_us: int) -> None:
+    def _deliver_tokens(self, work: list[_Work], logits: Tensor, compute_us: int) -> int:
+        """Sample for these sessions; returns how long that took, in microseconds."""
         begin = perf_counter_ns()
         starts = [item.session.start for item in work]
         choices = [(start.sampling, item.session.table.length) for start, item in zip(starts, work, strict=True)]
@@ -210,6 +218,7 @@ class Engine:
             else:
                 self._deliver_token(item, token, groups, compute_us + sample_us)
         self._send(groups)
+        return sample_us
 
     def _deliver_token(self, item: _Work, token: int, groups: LinkGroups, compute_us: int) -> None:
         session = item.session
@@ -234,6 +243,12 @@ class Engine:
 def _is_sampled(item: _Work) -> bool:
     """The prompt's last row and every later one; earlier rows only fill the KV cache."""
     return item.rows.position + len(item.rows) >= item.session.start.num_prompt_tokens
+
+
+def _num_decode_rows(item: _Work) -> int:
+    """The rows behind the prompt's last one."""
+    stop = item.rows.position + len(item.rows)
+    return max(0, min(len(item.rows), stop - item.session.start.num_prompt_tokens))
 
 
 def _later(timing: StepTiming, compute_us: int, codec_us: int) -> StepTiming:

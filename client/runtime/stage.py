@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from client.pace import Pace
 from client.runtime.attention import Attender, RaggedBatch, ShapeProbe, attending
 from client.runtime.batch import StepLayout
 from client.runtime.cut import CutModel
@@ -56,10 +58,21 @@ class Stage:
 
         Returns hidden states [rows, hidden size], or on the last stage logits [len(logit_rows), vocabulary].
         Writes the rows' keys and values, but leaves each table's length to the caller."""
+        begin_s = perf_counter()
         device = self.device.torch_device
         slots = layout.slots.to(device)
         batch = RaggedBatch(self.cache, layout.spans, slots, self.groups_decode)
-        return run_cut(self.cut, batch, inputs.to(device), layout.positions.to(device), logit_rows)
+        output = run_cut(self.cut, batch, inputs.to(device), layout.positions.to(device), logit_rows)
+        if self.device.pace is not None:
+            self._keep_pace(self.device.pace, layout, begin_s)
+        return output
+
+    def _keep_pace(self, pace: Pace, layout: StepLayout, begin_s: float) -> None:
+        """Wait for what slower hardware would still need; a forward that took longer by itself is not waited for."""
+        num_decode = sum(span.num_rows == 1 for span in layout.spans)
+        least_s = pace.least_s(self.cut.stop - self.cut.start, num_decode, layout.num_rows - num_decode)
+        self.device.synchronize()
+        sleep(max(0.0, begin_s + least_s - perf_counter()))
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -71,10 +72,18 @@ class Worker:
         device = self._device
         self._channel.send_message(WorkerReady(IPC_VERSION, str(torch.__version__), device.name, device.free_bytes()))
         while True:
-            for packet in self._channel.take(wait=self._engine is None or not self._engine.has_work):
+            engine = self._engine
+            is_idle = engine is None or not engine.has_work
+            for packet in self._channel.take(is_idle, engine.meter.due_in_s(monotonic()) if engine else None):
                 self._handlers[type(packet)](packet)
             if self._engine is not None:
                 self._engine.step()
+                self._tell_work(self._engine)
+
+    def _tell_work(self, engine: Engine) -> None:
+        done = engine.meter.take(monotonic())
+        if done is not None:
+            self._channel.send_message(done)
 
     # ------------------------------------------------------------ commands
 

@@ -3,7 +3,8 @@ the event loop go through Env.run_blocking. All of them raise StoreError when th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from coordinator.accounts import audit, invitations, keys, nodes, sign_in
 from coordinator.accounts.sweep import sweep
@@ -36,6 +37,19 @@ class Accounts:
             signed_in = sign_in.sign_in(connection, self._random, token, now_s)
             sweep(connection, now_s)
         return signed_in
+
+    @contextmanager
+    def command_session(self) -> Iterator[str]:
+        """The cookie of an operator's session for a command on the pool's own machine, which ends with the block, or
+        in a minute."""
+        now_s = self._wall()
+        with self._store.write() as connection:
+            sweep(connection, now_s)
+            cookie = sign_in.begin_command_session(connection, self._random, now_s)
+        try:
+            yield cookie
+        finally:
+            self.sign_out(cookie)
 
     def caller_of_cookie(self, cookie: str) -> Caller:
         """Who this is; `role` None if the session is unknown or over."""

@@ -20,6 +20,9 @@ MAX_SESSIONS_PER_INVITATION = 1_000
 """Then the one longest unused ends: an invitation without limit cannot fill the disk."""
 
 OPERATOR_LABEL = "operator"
+COMMAND_LABEL = "command line"
+COMMAND_SESSION_S = 60.0
+"""Of a command on the pool's own machine, which asks one thing and signs out."""
 _NUM_ID_BYTES = 8
 _TABLE = sessions.c
 
@@ -42,6 +45,11 @@ def sign_in(connection: Connection, random: Random, token: str, now_s: float) ->
     invitation_id, label = redeem(connection, token, Purpose.CHAT, now_s)
     _make_room(connection, invitation_id)
     return _begin_session(connection, random, now_s, Role.CHAT, label, invitation_id), Role.CHAT
+
+
+def begin_command_session(connection: Connection, random: Random, now_s: float) -> str:
+    """The cookie of an operator's session that is over in a minute."""
+    return _begin_session(connection, random, now_s, Role.OPERATOR, COMMAND_LABEL, None, COMMAND_SESSION_S)
 
 
 def use_operator_link(connection: Connection, token: str, now_s: float) -> None:
@@ -72,12 +80,18 @@ def sign_out(connection: Connection, cookie: str) -> None:
 
 
 def has_operator(connection: Connection, now_s: float) -> bool:
-    is_one = and_(_TABLE.role == Role.OPERATOR.value, _TABLE.expires_s > now_s)
+    is_one = and_(_TABLE.role == Role.OPERATOR.value, _TABLE.label != COMMAND_LABEL, _TABLE.expires_s > now_s)
     return connection.execute(select(_TABLE.session_id).where(is_one)).first() is not None
 
 
 def _begin_session(
-    connection: Connection, random: Random, now_s: float, role: Role, label: str, invitation_id: str | None
+    connection: Connection,
+    random: Random,
+    now_s: float,
+    role: Role,
+    label: str,
+    invitation_id: str | None,
+    lasts_s: float | None = None,
 ) -> str:
     cookie = tokens.new_token(random, tokens.SESSION)
     row = {
@@ -88,7 +102,7 @@ def _begin_session(
         "invitation_id": invitation_id,
         "created_s": now_s,
         "last_used_s": now_s,
-        "expires_s": now_s + SESSION_S[role],
+        "expires_s": now_s + (SESSION_S[role] if lasts_s is None else lasts_s),
     }
     connection.execute(insert(sessions).values(row))
     return cookie

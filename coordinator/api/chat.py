@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from coordinator.api.asker import Asker
 from coordinator.api.errors import InvalidRequest, UnknownModel
 from coordinator.api.schemas import ChatRequest
 from coordinator.api.stop_strings import StopStrings
@@ -130,7 +131,7 @@ class ChatService:
         self.models = models
         self._env = env
 
-    async def start(self, request: ChatRequest) -> Answer:
+    async def start(self, request: ChatRequest, asker: Asker = Asker()) -> Answer:
         """Tokenise and order. Raises UnknownModel or InvalidRequest; nothing runs before `chunks()` is iterated."""
         model = self.models.get(request.model)
         if model is None:
@@ -143,6 +144,8 @@ class ChatService:
             max_new_tokens=self._answer_room(model, request, len(prompt)),
             sampling=self._sampling(model, request),
             stop_tokens=model.stop_tokens,
+            tenant=asker.tenant,
+            deadline_s=asker.deadline_s,
         )
         return Answer(
             self.hub,

@@ -19,6 +19,7 @@ from coordinator.api.access import AccessMiddleware, Gate
 from coordinator.api.errors import REQUEST_ID_HEADER, ApiError, answer_to, error_body, error_response
 from coordinator.api.host_check import HostMiddleware
 from coordinator.api.operator_routes import OperatorRoutes
+from coordinator.api.plan_view import PlanBoard
 from coordinator.api.routes import Routes
 from coordinator.api.services import Services
 from coordinator.api.session_routes import SessionRoutes
@@ -69,7 +70,8 @@ def build_http(services: Services, lifespan: Lifespan, version: str) -> FastAPI:
         redirect_slashes=False,
     )
     throttle = Throttle()
-    for routes in (Routes(services), SessionRoutes(services, throttle), OperatorRoutes(services)):
+    plans = PlanBoard(services.hub, services.env.clock)
+    for routes in (Routes(services, plans), SessionRoutes(services, throttle), OperatorRoutes(services, plans)):
         http.include_router(routes.router)
     http.router.default = Pages(http.router.default)
     for kind in (ApiError, PoolError):

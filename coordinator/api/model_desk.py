@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -72,7 +72,7 @@ MakeServed = Callable[[Model, int], ServedModel]
 
 
 class ModelDesk:
-    """The models of one pool. `folder` is the catalog's."""
+    """The models of one pool. `folder` is the catalog's; `replicas` are the operator's floors, by name."""
 
     def __init__(
         self,
@@ -81,7 +81,9 @@ class ModelDesk:
         folder: Path,
         make_catalog: MakeCatalog | None = None,
         make_served: MakeServed = served_model,
+        replicas: Mapping[str, int] | None = None,
     ) -> None:
+        self._replicas = replicas or {}
         self.models: dict[str, ServedModel] = {}
         self.weights: dict[str, Model] = {}
         self._hub = hub
@@ -210,7 +212,7 @@ class ModelDesk:
         if before is not None and before.manifest_hash != model.manifest_hash:
             self.unload(model.name)
         if model.manifest_hash not in self.weights:
-            self._hub.add_model(model_facts(model))
+            self._hub.add_model(model_facts(model), self._replicas.get(model.name, 1))
         self.models[model.name] = served
         self.weights[model.manifest_hash] = model
         self._seen.pop(model.name, None)

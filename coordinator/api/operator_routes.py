@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
@@ -16,6 +17,7 @@ from coordinator.api.access import operator_of
 from coordinator.api.bodies import Body, read_as
 from coordinator.api.errors import shown
 from coordinator.api.operator_view import overview
+from coordinator.api.plan_view import PlanBoard
 from coordinator.api.services import Services
 from coordinator.api.session_routes import name_of
 from protocol.values import NodeId
@@ -60,8 +62,9 @@ class MakeKey(Body):
 class OperatorRoutes:
     """All of them are below /api/operator."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, plans: PlanBoard) -> None:
         self._services = services
+        self._plans = plans
         self._hub = services.hub
         self._desk = services.desk
         self._accounts = services.accounts
@@ -69,6 +72,7 @@ class OperatorRoutes:
         self.router = APIRouter(prefix="/api/operator")
         routes: list[tuple[str, str, Callable[..., Awaitable[Any]]]] = [
             ("GET", "/overview", self.overview),
+            ("GET", "/plan", self.plan),
             ("POST", "/nodes/{node_id}/drain", self.drain_node),
             ("POST", "/nodes/{node_id}/remove", self.remove_node),
             ("POST", "/nodes/{node_id}/unblock", self.unblock_node),
@@ -87,7 +91,12 @@ class OperatorRoutes:
     async def overview(self, request: Request) -> dict[str, Any]:
         """The whole page's data."""
         operator_of(request)
-        return await overview(self._services)
+        return await overview(self._services, self._plans)
+
+    async def plan(self, request: Request) -> Response:
+        """Who holds what and why, what is expected of it, and what one more device would add."""
+        operator_of(request)
+        return Response(msgspec.json.encode(self._plans.look().view), media_type="application/json")
 
     # ------------------------------------------------------------ nodes
 

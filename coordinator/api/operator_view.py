@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from coordinator.accounts import Accounts, AuditEntry, InvitationView, KeyView, NodeRecord
 from coordinator.api.model_desk import KnownModel
+from coordinator.api.plan_view import PlanBoard
 from coordinator.api.pool_view import model_views, node_view, pool_view
 from coordinator.api.services import Services
 from coordinator.nodes import NodeView
@@ -29,13 +30,13 @@ def read_records(accounts: Accounts) -> Records:
     return Records(accounts.nodes(), accounts.invitations(), accounts.keys(), accounts.audit_trail(NUM_AUDIT_LINES))
 
 
-async def overview(services: Services) -> dict[str, Any]:
-    """Everything the operator's page shows."""
+async def overview(services: Services, plans: PlanBoard) -> dict[str, Any]:
+    """Everything the operator's page shows, but for the plan, which has an address of its own: it is longer."""
     records = await services.env.run_blocking(read_records, services.accounts)
     known = await services.desk.known()
     site = services.site
     return {
-        "pool": pool_view(services.hub, services.desk.models, site),
+        "pool": pool_view(services.hub, services.desk.models, site, plans.look()),
         "join_link": site.join_link(),
         "browser_link": site.browser_link(),
         "pin": site.pin,

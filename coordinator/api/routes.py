@@ -10,12 +10,14 @@ from fastapi import APIRouter, Request, WebSocket
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from coordinator.api import streaming
+from coordinator.api.asker import asker_of
 from coordinator.api.bodies import read_body
 from coordinator.api.chat import Answer, ChatService
 from coordinator.api.credentials import address_of
 from coordinator.api.errors import ApiError, client_gone, shown
 from coordinator.api.host_check import is_ours_alone
 from coordinator.api.node_socket import SocketConnection
+from coordinator.api.plan_view import PlanBoard
 from coordinator.api.pool_view import model_views, pool_view
 from coordinator.api.schemas import parse_chat_request
 from coordinator.api.services import Services
@@ -29,7 +31,8 @@ T = TypeVar("T")
 class Routes:
     """The routes for people's programs and for nodes."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, plans: PlanBoard) -> None:
+        self._plans = plans
         self._hub = services.hub
         self._env = services.env
         self._site = services.site
@@ -55,7 +58,7 @@ class Routes:
 
     async def pool(self) -> dict[str, Any]:
         """What the pool page and the chat page show."""
-        return pool_view(self._hub, self._models, self._site)
+        return pool_view(self._hub, self._models, self._site, self._plans.look())
 
     async def models(self) -> dict[str, Any]:
         """OpenAI's list of models; `decentllm` adds whether each can answer now."""
@@ -71,7 +74,7 @@ class Routes:
     async def chat_completions(self, request: Request) -> Response:
         """OpenAI's chat completions, streamed or whole."""
         chat_request = parse_chat_request(await read_body(request))
-        answer = await self._chat.start(chat_request)
+        answer = await self._chat.start(chat_request, asker_of(request))
         created_s = int(self._env.clock.wall())
         if not chat_request.stream:
             return JSONResponse(await _unless_gone(request, streaming.completion(answer, created_s)))

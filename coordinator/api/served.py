@@ -13,7 +13,7 @@ from protocol.values import Sampling
 
 
 def model_facts(model: Model) -> ModelFacts:
-    """What the scheduler knows of a model."""
+    """What the scheduler knows of a model. `windows` stays empty: the runtime keeps the KV of sliding layers whole."""
     shape = model.shape
     return ModelFacts(
         name=model.name,
@@ -23,6 +23,9 @@ def model_facts(model: Model) -> ModelFacts:
         embedding_numel=shape.embedding_numel,
         head_numel=shape.head_numel,
         kv_numel_per_token=shape.kv_numel_per_token,
+        hidden_size=shape.hidden_size,
+        active_numels=shape.active_numels,
+        kv_numels=shape.kv_numels,
     )
 
 

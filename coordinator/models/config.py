@@ -51,7 +51,7 @@ def read_config(folder: Path) -> ModelConfig:
     config = required_json(folder, "config.json")
     _refuse_own_code(folder, config)
     architecture = _architecture(folder.name, config)
-    decoder = _decoder_config(config)
+    decoder = decoder_config(config)
     _refuse_unserved(folder.name, config, decoder)
     return ModelConfig(
         text=(folder / "config.json").read_text(encoding="utf-8"),
@@ -102,7 +102,8 @@ def _architecture(name: str, config: Mapping[str, Any]) -> str:
     return architecture
 
 
-def _decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields that describe the decoder: those of a multimodal model are in a part of their own."""
     nested = config.get("text_config")
     return nested if isinstance(nested, dict) else config
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coordinator.models.active import active_numels, kv_numels
 from protocol.manifest import Manifest, Part, has_own_head, parts_of
 from protocol.values import LayerRange
 
@@ -11,7 +12,10 @@ from protocol.values import LayerRange
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """Numbers of elements. `head_numel` is final norm and lm_head; a tied lm_head counts, for the last stage holds
-    a copy of the embedding. `kv_numel_per_token` is of one layer."""
+    a copy of the embedding. `kv_numel_per_token` is of one layer.
+
+    `active_numels` is per layer what one token's step reads (empty: all), `kv_numels` per layer what a token adds to
+    the KV cache (empty: `kv_numel_per_token` each)."""
 
     num_layers: int
     hidden_size: int
@@ -21,6 +25,8 @@ class ModelShape:
     embedding_numel: int
     head_numel: int
     kv_numel_per_token: int
+    active_numels: tuple[int, ...] = ()
+    kv_numels: tuple[int, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -51,4 +57,6 @@ def model_shape(manifest: Manifest, kv_numel_per_token: int) -> ModelShape:
         embedding_numel=numel[Part.EMBEDDING],
         head_numel=numel[Part.HEAD] + tied,
         kv_numel_per_token=kv_numel_per_token,
+        active_numels=active_numels(manifest),
+        kv_numels=kv_numels(manifest),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.scheduler.state import DeviceKey
-from protocol.values import LayerRange, SessionId, Variant
+from protocol.values import LayerRange, NodeId, SessionId, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,14 @@ class Measure:
     device: DeviceKey
     manifest_hash: str
     variant: Variant
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureLinks:
+    """This node measures its links to these others."""
+
+    node_id: NodeId
+    targets: tuple[NodeId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +64,4 @@ class RefuseRequest:
     retry_after_s: float | None
 
 
-Command = Measure | Assign | Release | StartChain | RefuseRequest
+Command = Measure | MeasureLinks | Assign | Release | StartChain | RefuseRequest

@@ -1,111 +1,233 @@
 """Phase 2 on the scheduler's state: who waits, who runs over which chain, and for how long others will wait.
 
-The queue is in order of arrival, so those that ran already and lost their chain come first; a request that must wait
-for room does not hold up smaller ones behind it.
+The queue is fair between tenants (fair_queue.py); a request that must wait for room does not hold up smaller ones
+behind it, but not for ever. What a device has to do is counted here alone: requests, reserved KV and load.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
+from coordinator.scheduler.candidates import suspect
 from coordinator.scheduler.commands import ChainStage, Command, RefuseRequest, StartChain
+from coordinator.scheduler.cost import Workload
+from coordinator.scheduler.coverage import roomiest_chain
+from coordinator.scheduler.fair_queue import MAX_PASSED, FairQueue, Place
+from coordinator.scheduler.policy import Route, Router, RouteRequest, SchedulerConfig
 from coordinator.scheduler.queue_forecast import QueueForecast, QueuePlace
-from coordinator.scheduler.routing import cheapest_chain, in_some_chain
-from coordinator.scheduler.state import Device, DeviceKey, DeviceState, Running, State, Waiting
-from protocol.values import SessionId, Variant
+from coordinator.scheduler.state import Device, DeviceKey, DeviceState, Load, Running, State, Waiting
+from protocol.values import NodeId, SessionId, Variant
 
 MAX_WAITING = 256
 """Requests per model. A longer queue would only make people wait for what they will have given up by then."""
+ALWAYS_WAITING = 16
+WAIT_SHARE = 0.6
+"""Of the bound on the time to the first token: so long may the expected wait be. The forecast is rough, and the prompt
+takes its time, too."""
 MAX_RETRY_AFTER_S = 60.0
+MAX_TRIES = 3
+"""Waiting requests per model that may find no chain before the others are left for the next time."""
+RETRY_S = 0.5
+"""Who found no chain is tried again after this even if nothing ended meanwhile: link times and trust change."""
+SURELY = 0.5
+"""A deadline cannot be met if even this share of the expected wait is beyond it."""
+LOAD_STEP = 2.0**-20
+"""Loads are whole multiples of this. Sums of such floats are exact, so that an idle device's load is exactly zero."""
+MAX_ROWS_PER_S, MAX_PROMPT_TOKENS_PER_S = 2.0**20, 2.0**24
 NOBODY: frozenset[DeviceKey] = frozenset()
 
 
-class Dispatcher:
-    """Nothing new runs over a node that drains; what runs there already may end."""
+class KnowsWorkload(Protocol):
+    """What the dispatcher wants to know of workload.Workloads."""
 
-    def __init__(self, state: State) -> None:
+    def workload(self, manifest_hash: str) -> Workload:
+        """What the model's requests are like."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A route, and whether it would be slower per token than the bound only because of what runs there now."""
+
+    route: Route
+    is_crowded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A chain through an idle pool, and its tightest stage's KV room; -1 if there is no chain.
+
+    `is_roomiest`: no chain is roomier; when other devices have changed since it was looked for, nobody knows."""
+
+    as_of: object
+    chain: tuple[Device, ...]
+    room: int
+    is_roomiest: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Stuck:
+    """What was found when waiting requests of a model were tried last, good as long as no device is better off."""
+
+    as_of: object
+    at_s: float
+    least_tokens: float
+    """Of those for whom there was no room; 0: the chains are crowded, so that nobody is to start."""
+
+
+class Dispatcher:
+    """Nothing new runs over a node that drains; what runs there already may end.
+
+    Tell it (`changed`, `gone`) of whatever the planner does to a device; it tells the router."""
+
+    def __init__(self, state: State, router: Router, config: SchedulerConfig, workloads: KnowsWorkload) -> None:
         self._state = state
-        self._forecasts: dict[str, QueueForecast] = {}
+        self._router = router
+        self._config = config
+        self._workloads = workloads
+        self._queues: defaultdict[str, FairQueue] = defaultdict(FairQueue)
+        self._forecasts: defaultdict[str, QueueForecast] = defaultdict(QueueForecast)
+        self._num_running: Counter[str] = Counter()
+        self._sessions_on: defaultdict[DeviceKey, dict[SessionId, None]] = defaultdict(dict)
+        self._sessions_of: defaultdict[str, dict[SessionId, None]] = defaultdict(dict)
+        self._whole: dict[str, _Whole] = {}
+        self._stuck: dict[str, _Stuck] = {}
+        self._num_better = 0
+        """Grows whenever a device may have more room, or be faster, than before."""
+        self._deadlines: list[tuple[float, SessionId]] = []
+        """A heap, of requests that need not wait any more, too."""
+        self._now_s = 0.0
 
     # ------------------------------------------------------------ questions
 
     def has_chain(self, manifest_hash: str) -> bool:
         """Could an idle pool serve a short request to this model now?"""
-        return any(self._chain(manifest_hash, variant, 0, NOBODY) for variant in Variant)
+        return self.fits(manifest_hash, 0)
+
+    def fits(self, manifest_hash: str, num_tokens: int) -> bool:
+        """Could an idle pool serve a request that reserves so many tokens? Cheap while the last answer's chain is."""
+        known = self._known_whole(manifest_hash)
+        if known is None or (known.room < num_tokens and not known.is_roomiest):
+            known = self._roomiest(manifest_hash)
+        return known.room >= num_tokens
 
     def largest_request(self, manifest_hash: str) -> int:
-        """The most tokens that a request could have on an idle pool: no chain is roomier than its tightest stage."""
-        ready = [d for d in self._state.holders(manifest_hash) if d.state is DeviceState.READY]
-        for size in sorted({d.num_kv_tokens for d in ready}, reverse=True):
-            roomy = [d for d in ready if d.num_kv_tokens >= size]
-            num_layers = self._state.models[manifest_hash].num_layers
-            if any(in_some_chain([d for d in roomy if d.spec.variant is v], num_layers) for v in Variant):
-                return size
-        return 0
+        """The most tokens that a request could have on an idle pool: no chain is roomier than its tightest stage.
+
+        It may look at every device; `fits` rarely does."""
+        return max(0, self._roomiest(manifest_hash).room)
 
     def queue_places(self) -> dict[SessionId, QueuePlace]:
         """Of everybody who waits, counted per model."""
-        num_waiting = Counter(waiting.manifest_hash for waiting in self._state.waiting.values())
-        num_running = Counter(running.manifest_hash for running in self._state.running.values())
-        num_before: Counter[str] = Counter()
         places: dict[SessionId, QueuePlace] = {}
-        for waiting in self._queue():
-            model = waiting.manifest_hash
-            num_before[model] += 1
-            wait_s = self._forecast(model).expected_wait_s(num_before[model], num_running[model])
-            places[waiting.session_id] = QueuePlace(num_before[model], num_waiting[model], wait_s)
+        for model, queue in self._queues.items():
+            for number, place in enumerate(queue.order(), start=1):
+                wait_s = self._expected_wait_s(model, number)
+                places[place.waiting.session_id] = QueuePlace(number, len(queue), wait_s)
         return places
+
+    def _expected_wait_s(self, model: str, number: int) -> float | None:
+        return self._forecasts[model].expected_wait_s(number, self._num_running[model])
+
+    def _known_whole(self, model: str) -> _Whole | None:
+        """The chain that was looked up last, if it is still there."""
+        known, as_of = self._whole.get(model), self._pool_now()
+        if known is None or known.as_of == as_of:
+            return known
+        if not known.chain or not all(self._holds(device, model) for device in known.chain):
+            return None
+        self._whole[model] = known = _Whole(as_of, known.chain, known.room, is_roomiest=False)
+        return known
+
+    def _roomiest(self, model: str) -> _Whole:
+        known, as_of = self._whole.get(model), self._pool_now()
+        if known is not None and known.as_of == as_of and known.is_roomiest:
+            return known
+        ready = [d for d in self._state.holders(model) if d.state is DeviceState.READY]
+        facts = self._state.models.get(model)
+        num_layers = facts.num_layers if facts is not None else 0
+        chains = [roomiest_chain([d for d in ready if d.spec.variant is v], num_layers) for v in Variant]
+        rooms = [min((device.num_kv_tokens for device in chain), default=-1) for chain in chains]
+        room = max(rooms)
+        self._whole[model] = known = _Whole(as_of, tuple(chains[rooms.index(room)]), room, is_roomiest=True)
+        return known
+
+    def _pool_now(self) -> tuple[int, frozenset[NodeId]]:
+        """Equal as long as the same devices are ready on nodes that do not drain."""
+        return self._state.devices.num_changes, frozenset(self._state.draining)
+
+    def _holds(self, device: Device, model: str) -> bool:
+        is_here = self._state.devices.get(device.key) is device and device.key.node_id not in self._state.draining
+        return is_here and device.state is DeviceState.READY and device.model == model
+
+    # ------------------------------------------------------------ devices
+
+    def changed(self, device: Device) -> None:
+        """Ready, or not any more; another slice, speed or KV room; its node drains, or does not any more."""
+        if device.model is not None:
+            self._whole.pop(device.model, None)
+        self._num_better += 1
+        self._router.changed(device)
+
+    def gone(self, device: Device) -> None:
+        """It is not part of the pool any more. No request may run over it now (`drop_requests_on`)."""
+        self._sessions_on.pop(device.key, None)
+        self._router.gone(device)
+
+    def broke(self, key: DeviceKey, now_s: float) -> None:
+        """A chain broke at this device: it is trusted less for a while, however idle it looks."""
+        device = self._state.devices.get(key)
+        if device is not None:
+            suspect(device, now_s)
+            self._router.changed(device)
 
     # ------------------------------------------------------------ what happens
 
     def arrive(self, waiting: Waiting, now_s: float) -> list[Command]:
-        """A new request is started, queued, or refused if the queue is full; a resumed one is never refused."""
+        """A new request is started, queued, or refused if it would be in vain; a resumed one is not refused."""
+        self.free(waiting.session_id)
         self._state.waiting[waiting.session_id] = waiting
+        self._queues[waiting.manifest_hash].add(waiting, now_s)
+        if waiting.deadline_at_s is not None:
+            heapq.heappush(self._deadlines, (waiting.deadline_at_s, waiting.session_id))
         commands = self.serve_waiting(now_s)
-        if waiting.resumed or waiting.session_id not in self._state.waiting:
+        if waiting.session_id not in self._state.waiting:
             return commands
-        place = self.queue_places()[waiting.session_id]
-        if place.num_waiting <= MAX_WAITING:
-            return commands
-        del self._state.waiting[waiting.session_id]
-        return [*commands, _queue_full(waiting.session_id, place)]
+        return [*commands, *self._turned_away(waiting, now_s)]
 
     def serve_waiting(self, now_s: float) -> list[Command]:
-        """Start every waiting request that has a chain, oldest first; one that must wait does not hold up the rest."""
-        commands: list[Command] = []
-        too_large: dict[str, float] = {}
-        for waiting in self._queue():
-            if waiting.num_tokens >= too_large.get(waiting.manifest_hash, math.inf):
-                continue  # a smaller one has just found no room anywhere
-            chain = self._chain_for(waiting)
-            if chain:
-                del self._state.waiting[waiting.session_id]
-                commands.append(self._start(waiting, chain, now_s))
-            else:
-                too_large[waiting.manifest_hash] = waiting.num_tokens
+        """Start every waiting request that has a chain, in the queue's order; refuse those whose deadline is over."""
+        self._now_s = now_s
+        commands = self._past_deadline(now_s)
+        for model, queue in self._queues.items():
+            if len(queue):
+                commands += self._serve(model, queue, now_s)
         return commands
 
     def ended(self, session_id: SessionId, now_s: float) -> None:
         """The request needs no chain any more."""
+        self._now_s = now_s
         running = self._state.running.get(session_id)
         if running is not None:
-            self._forecast(running.manifest_hash).ended(now_s - running.since_s)
+            self._forecasts[running.manifest_hash].ended(now_s - running.since_s)
         self.free(session_id)
 
     def free(self, session_id: SessionId) -> None:
         """It neither waits nor runs now."""
-        self._state.waiting.pop(session_id, None)
+        waiting = self._state.waiting.pop(session_id, None)
+        if waiting is not None:
+            self._queues[waiting.manifest_hash].remove(session_id)
         running = self._state.running.pop(session_id, None)
-        for key in running.devices if running else ():
-            device = self._state.devices[key]
-            device.num_requests -= 1
-            device.num_reserved_tokens -= running.num_tokens if running else 0
+        if running is not None:
+            self._stop(session_id, running)
 
     def drop_requests_on(self, devices: Collection[DeviceKey]) -> None:
         """These requests have no chain any more; their sessions come back with RequestArrived(resumed)."""
-        for session_id in [s for s, r in self._state.running.items() if set(devices) & set(r.devices)]:
+        for session_id in {s: None for key in devices for s in self._sessions_on.get(key, ())}:
             self.free(session_id)
 
     def drop_model(self, manifest_hash: str) -> list[SessionId]:
@@ -115,48 +237,196 @@ class Dispatcher:
         for session_id in dropped:
             self.free(session_id)
         self._forecasts.pop(manifest_hash, None)
+        self._queues.pop(manifest_hash, None)
+        self._whole.pop(manifest_hash, None)
+        self._stuck.pop(manifest_hash, None)
         return dropped
 
     def overdue(self, now_s: float) -> list[Waiting]:
         """Takes those out of the queue who have waited for too long."""
         overdue = [w for w in self._state.waiting.values() if w.give_up_at_s <= now_s]
         for waiting in overdue:
-            del self._state.waiting[waiting.session_id]
+            self.free(waiting.session_id)
         return overdue
 
-    def _queue(self) -> list[Waiting]:
-        """Oldest first: whoever is resumed had arrived before anybody who has never run."""
-        return sorted(self._state.waiting.values(), key=lambda waiting: not waiting.resumed)
+    # ------------------------------------------------------------ the queue
+
+    def _serve(self, model: str, queue: FairQueue, now_s: float) -> list[Command]:
+        """Each that finds no room shows that larger ones will find none either, until some device is better off."""
+        as_of = self._num_better, self._state.devices.num_changes, len(self._state.draining)
+        stuck = self._stuck.get(model)
+        if stuck is None or stuck.as_of != as_of or now_s >= stuck.at_s + RETRY_S:
+            stuck = _Stuck(as_of, now_s, math.inf)
+        starts, too_large = self._chains_for(model, queue, stuck.least_tokens, now_s)
+        self._stuck[model] = _Stuck(as_of, stuck.at_s, too_large)
+        for command, passed in starts:
+            queue.started(command.session_id, passed)
+        return [command for command, _ in starts]
+
+    def _chains_for(
+        self, model: str, queue: FairQueue, too_large: float, now_s: float
+    ) -> tuple[list[tuple[StartChain, list[Place]]], float]:
+        """What is started, with whom it passed in the queue; and the reservation for which there is no room now."""
+        starts: list[tuple[StartChain, list[Place]]] = []
+        passed: list[Place] = []
+        num_tries = 0
+        for place in queue.order() if too_large > 0.0 else ():
+            waiting = place.waiting
+            if waiting.num_tokens < too_large:
+                found = self._find(waiting, now_s)
+                if found is not None and found.is_crowded:
+                    return starts, 0.0  # others would be as slow
+                if found is not None:
+                    starts.append((self._start(waiting, found.route, now_s), list(passed)))
+                    continue
+                too_large, num_tries = waiting.num_tokens, num_tries + 1
+            passed.append(place)
+            if num_tries >= MAX_TRIES or self._blocks(model, place):
+                break
+        return starts, too_large
+
+    def _blocks(self, model: str, place: Place) -> bool:
+        """Whether it has let enough others pass; one that no room will ever suffice for may be passed for ever."""
+        return place.num_passed >= MAX_PASSED and self.fits(model, place.waiting.num_tokens)
+
+    def _past_deadline(self, now_s: float) -> list[Command]:
+        over: list[Waiting] = []
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            waiting = self._state.waiting.get(heapq.heappop(self._deadlines)[1])
+            if waiting is not None and waiting.deadline_at_s is not None and waiting.deadline_at_s <= now_s:
+                over.append(waiting)
+                self.free(waiting.session_id)
+        return [_too_late(waiting, None) for waiting in over]
+
+    def _turned_away(self, waiting: Waiting, now_s: float) -> list[Command]:
+        """One that surely waits in vain, or the newest of whoever fills the queue."""
+        if waiting.resumed:
+            return []
+        queue = self._queues[waiting.manifest_hash]
+        wait_s = self._wait_of(waiting) if waiting.deadline_at_s is not None else None
+        if wait_s is not None and waiting.deadline_at_s is not None and now_s + SURELY * wait_s > waiting.deadline_at_s:
+            self.free(waiting.session_id)
+            return [_too_late(waiting, wait_s)]
+        is_full = len(queue) > MAX_WAITING or self._is_hopeless(waiting, len(queue))
+        surplus = queue.one_too_many() if is_full else None
+        if surplus is None:
+            return []
+        refusal = _queue_full(surplus.session_id, len(queue) - 1, self._wait_of(surplus))
+        self.free(surplus.session_id)
+        return [refusal]
+
+    def _is_hopeless(self, waiting: Waiting, num_waiting: int) -> bool:
+        """Whether it would wait for so long that its first token misses the bound. A few may always wait: in a small
+        pool people would rather see their place in a short queue than be sent away."""
+        if num_waiting <= ALWAYS_WAITING:
+            return False
+        wait_s = self._wait_of(waiting)
+        return wait_s is not None and wait_s > WAIT_SHARE * self._config.bound.ttft_s
+
+    def _wait_of(self, waiting: Waiting) -> float | None:
+        number = self._queues[waiting.manifest_hash].number(waiting.session_id)
+        return self._expected_wait_s(waiting.manifest_hash, number)
 
     # ------------------------------------------------------------ chains
 
-    def _start(self, waiting: Waiting, chain: list[Device], now_s: float) -> StartChain:
-        for device in chain:
-            device.num_requests += 1
-            device.num_reserved_tokens += waiting.num_tokens
-        keys = tuple(device.key for device in chain)
-        self._state.running[waiting.session_id] = Running(waiting.manifest_hash, keys, waiting.num_tokens, now_s)
-        return StartChain(waiting.session_id, tuple(_stage(device) for device in chain))
-
-    def _chain_for(self, waiting: Waiting) -> list[Device]:
+    def _find(self, waiting: Waiting, now_s: float) -> _Found | None:
         """A chain without the devices to avoid if there is one, else one with them: better tried than lost."""
         for avoid in (waiting.avoid, NOBODY) if waiting.avoid else (NOBODY,):
-            for variant in Variant:
-                chain = self._chain(waiting.manifest_hash, variant, waiting.num_tokens, avoid)
-                if chain:
-                    return chain
-        return []
+            request = self._request(waiting, avoid)
+            found = [self._router.route(request, variant, now_s) for variant in Variant]
+            routes = [route for route in found if route is not None]
+            if routes:
+                best = min(routes, key=lambda route: route.tpot_s)
+                return _Found(best, self._is_crowded(best))
+        return None
 
-    def _chain(
-        self, manifest_hash: str, variant: Variant, num_tokens: int, avoid: frozenset[DeviceKey]
-    ) -> list[Device]:
-        model = self._state.models[manifest_hash]
-        holders = self._state.holders(manifest_hash)
-        usable = [d for d in holders if d.spec.variant is variant and d.key not in avoid]
-        return cheapest_chain(usable, model.num_layers, num_tokens)
+    def _is_crowded(self, route: Route) -> bool:
+        """Started now it would miss the bound, started later it would not: see `SchedulerConfig.keeps_bound`."""
+        bound_s = self._config.bound.tpot_s
+        is_busy = any(device.num_requests for device in route.devices)
+        return self._config.keeps_bound and is_busy and route.idle_tpot_s <= bound_s < route.tpot_s
 
-    def _forecast(self, manifest_hash: str) -> QueueForecast:
-        return self._forecasts.setdefault(manifest_hash, QueueForecast())
+    def _request(self, waiting: Waiting, avoid: frozenset[DeviceKey]) -> RouteRequest:
+        num_most = max(1, waiting.num_tokens - waiting.num_prompt_tokens)
+        expected = self._workloads.workload(waiting.manifest_hash).num_answer_tokens
+        num_new = max(1, min(num_most, round(expected)))
+        return RouteRequest(
+            waiting.session_id, waiting.manifest_hash, waiting.num_prompt_tokens, num_new, waiting.num_tokens,
+            avoid, waiting.affinity, self._apart_from(waiting.tenant),
+        )  # fmt: skip
+
+    def _apart_from(self, tenant: str) -> frozenset[DeviceKey]:
+        if not self._config.keeps_apart or not tenant:
+            return NOBODY
+        running = self._state.running
+        return frozenset(key for session_id in self._sessions_of.get(tenant, ()) for key in running[session_id].devices)
+
+    def _start(self, waiting: Waiting, route: Route, now_s: float) -> StartChain:
+        """Everything but that it leaves the queue."""
+        session_id, model = waiting.session_id, waiting.manifest_hash
+        del self._state.waiting[session_id]
+        keys = tuple(device.key for device in route.devices)
+        load = Load(
+            _in_steps(route.rows_per_s, MAX_ROWS_PER_S), _in_steps(route.prompt_tokens_per_s, MAX_PROMPT_TOKENS_PER_S)
+        )
+        self._state.running[session_id] = Running(model, keys, waiting.num_tokens, now_s, load, waiting.tenant)
+        self._num_running[model] += 1
+        if waiting.tenant:
+            self._sessions_of[waiting.tenant][session_id] = None
+        for device in route.devices:
+            self._sessions_on[device.key][session_id] = None
+            self._count(device, load, waiting.num_tokens, 1)
+        return StartChain(session_id, tuple(_stage(device) for device in route.devices))
+
+    def _stop(self, session_id: SessionId, running: Running) -> None:
+        self._num_running[running.manifest_hash] -= 1
+        self._num_better += 1
+        self._router.finished(session_id, running.devices, self._now_s)
+        if running.tenant:
+            del self._sessions_of[running.tenant][session_id]
+            if not self._sessions_of[running.tenant]:
+                del self._sessions_of[running.tenant]
+        for key in running.devices:
+            del self._sessions_on[key][session_id]
+            if not self._sessions_on[key]:
+                del self._sessions_on[key]
+            self._count(self._state.devices[key], running.load, running.num_tokens, -1)
+
+    def _count(self, device: Device, load: Load, num_tokens: int, sign: int) -> None:
+        before = device.load
+        device.num_requests += sign
+        device.num_reserved_tokens += sign * num_tokens
+        device.load = Load(
+            before.rows_per_s + sign * load.rows_per_s, before.prompt_tokens_per_s + sign * load.prompt_tokens_per_s
+        )
+        self._router.changed(device)
+
+    # ------------------------------------------------------------ invariants
+
+    def validate(self) -> None:
+        """Re-derive what is counted; raises AssertionError. Tests call it after every event."""
+        running, waiting = self._state.running, self._state.waiting
+        for device in self._state.devices.values():
+            mine = [r for r in running.values() if device.key in r.devices]
+            assert device.num_requests == len(mine), device
+            assert device.num_reserved_tokens == sum(r.num_tokens for r in mine) <= max(0, device.num_kv_tokens), device
+            assert device.load == _sum_of(r.load for r in mine), device
+        assert {s: None for queue in self._queues.values() for s in _sessions(queue)}.keys() == waiting.keys()
+        assert {s for on in self._sessions_on.values() for s in on} == set(running)
+        assert +self._num_running == Counter(r.manifest_hash for r in running.values())
+
+
+def _sessions(queue: FairQueue) -> list[SessionId]:
+    return [place.waiting.session_id for place in queue.order()]
+
+
+def _sum_of(loads: Iterable[Load]) -> Load:
+    kept = list(loads)
+    return Load(sum(load.rows_per_s for load in kept), sum(load.prompt_tokens_per_s for load in kept))
+
+
+def _in_steps(rate: float, most: float) -> float:
+    return round(min(rate, most) / LOAD_STEP) * LOAD_STEP
 
 
 def _stage(device: Device) -> ChainStage:
@@ -164,7 +434,14 @@ def _stage(device: Device) -> ChainStage:
     return ChainStage(device.key, device.generation, device.layers)
 
 
-def _queue_full(session_id: SessionId, place: QueuePlace) -> RefuseRequest:
-    wait_s = min(MAX_RETRY_AFTER_S, place.expected_wait_s or MAX_RETRY_AFTER_S)
-    message = f"{place.num_waiting - 1} requests wait for this model already; try again later."
-    return RefuseRequest(session_id, "queue_full", message, wait_s)
+def _queue_full(session_id: SessionId, num_others: int, wait_s: float | None) -> RefuseRequest:
+    message = f"{num_others} requests wait for this model already; try again later."
+    return RefuseRequest(session_id, "queue_full", message, min(MAX_RETRY_AFTER_S, wait_s or MAX_RETRY_AFTER_S))
+
+
+def _too_late(waiting: Waiting, wait_s: float | None) -> RefuseRequest:
+    """`wait_s`: what it would have had to wait; None when its time is over."""
+    if wait_s is None:
+        return RefuseRequest(waiting.session_id, "deadline", "No chain was free before the request's deadline.", None)
+    message = f"The request would wait for about {wait_s:.0f} s, longer than its deadline allows."
+    return RefuseRequest(waiting.session_id, "deadline", message, min(MAX_RETRY_AFTER_S, wait_s))

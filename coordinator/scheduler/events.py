@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coordinator.scheduler.links import LinkSeen
 from coordinator.scheduler.state import DeviceKey, ModelFacts
 from protocol.values import DeviceSpec, HeldSlice, LayerBenchmark, NodeId, SessionId
 
 
 @dataclass(frozen=True, slots=True)
 class ModelAdded:
+    """`num_replicas` is the operator's floor: as many whole copies come before anything another model might want."""
+
     model: ModelFacts
+    num_replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +67,49 @@ class SliceReady:
 
 
 @dataclass(frozen=True, slots=True)
+class StepsSeen:
+    """Live work of a slice since the last report: forwards, the decode rows and prompt tokens in them, their time."""
+
+    device: DeviceKey
+    generation: int
+    num_steps: int
+    num_decode_rows: int
+    num_prompt_tokens: int
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinksSeen:
+    """Nodes have measured links. `pool_rtts_s`: round trips between nodes and the coordinator."""
+
+    links: tuple[LinkSeen, ...] = ()
+    pool_rtts_s: tuple[tuple[NodeId, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBroke:
+    """A chain broke at this device though the device itself goes on: it is trusted less for a while."""
+
+    device: DeviceKey
+
+
+@dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A request wants a chain: a new one, or a running one that lost its own (`resumed`, which may wait longer)."""
+    """A request wants a chain: a new one, or a running one that lost its own (`resumed`, which may wait longer).
+
+    `num_tokens` is the KV room it reserves: prompt and the most that it may answer. `tenant` is who asks (fairness is
+    between tenants). `affinity` are running hashes of the prompt's blocks, longest prefix last: chains that have seen
+    them may have them cached. `deadline_s`: after so long in the queue the answer is wanted no more."""
 
     session_id: SessionId
     manifest_hash: str
     num_tokens: int
     resumed: bool = False
     avoid: frozenset[DeviceKey] = frozenset()
+    num_prompt_tokens: int = 0
+    tenant: str = ""
+    affinity: tuple[int, ...] = ()
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +117,12 @@ class RequestFinished:
     """The request needs its chain no more, however it ended. Harmless when it has none."""
 
     session_id: SessionId
+    num_answer_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """Plan everything anew now and move to it, whatever that costs: the operator's word, or a benchmark's start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +139,11 @@ Event = (
     | DeviceMeasured
     | DeviceFailed
     | SliceReady
+    | StepsSeen
+    | LinksSeen
+    | DeviceBroke
     | RequestArrived
     | RequestFinished
+    | Replan
     | TimePassed
 )

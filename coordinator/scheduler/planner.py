@@ -1,55 +1,131 @@
 """Phase 1 on the scheduler's state: which device measures, which layers it is assigned, when it is released.
 
-What to build is decided here, how a pipeline is cut in allocation.py.
+The policy's allocator says what to hold; here is when to ask it, for which devices, and how its answer is carried out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from coordinator.scheduler.allocation import Placement, plan_pipeline, room_for
 from coordinator.scheduler.commands import Assign, Command, Measure, Release
-from coordinator.scheduler.cost import place
-from coordinator.scheduler.routing import in_some_chain, on_whole_paths, thinnest_layers
-from coordinator.scheduler.state import Device, DeviceState, ModelFacts, Signal, Slice, State
-from protocol.values import LayerRange, Variant
+from coordinator.scheduler.migrations import Migrations
+from coordinator.scheduler.pieces import on_paths
+from coordinator.scheduler.plan import Placement, Problem
+from coordinator.scheduler.policy import Policy, SchedulerConfig
+from coordinator.scheduler.problems import Demand, divided, fit_of, missing_bytes, problem_of
+from coordinator.scheduler.state import HOLDING, Device, DeviceKey, DeviceState, ModelFacts, Signal, Slice, State
+from protocol.values import Variant
 
-_HOLDING = (DeviceState.ASSIGNED, DeviceState.READY)
+LARGE_POOL = 256
+"""With more devices than this, those that are spare may wait until the next second for what they take."""
+BATCH_S = 1.0
+LOOK_AGAIN_S = 30.0
+"""Some changes wait until a device is idle; nobody says when that is."""
+NEWEST_RATE_WEIGHT = 0.5
+RATE_LOAD_S = 2.0
+"""Of the time between assignment and readiness, what is not download."""
+
+Drop = Callable[[Collection[DeviceKey]], None]
 
 
 class Planner:
-    """Uses what is free or useless. Nodes that drain count as if they held nothing."""
+    """Nodes that drain count as if they held nothing.
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    `drop_requests` takes requests off devices that cannot wait for them; without it such devices wait."""
 
-    def settle(self) -> list[Command]:
-        """Whatever can be done now: give back what was held, measure, build."""
-        return [*self._resume_broken(), *self._measure_idle(), *self._build_all()]
+    def __init__(
+        self,
+        state: State,
+        policy: Policy,
+        config: SchedulerConfig,
+        workloads: Demand,
+        drop_requests: Drop | None = None,
+    ) -> None:
+        self._state, self._policy, self._config, self._workloads = state, policy, config, workloads
+        self._drop_requests = drop_requests
+        self._migrations = Migrations(state, policy, self._problem)
+        self._settled: object = None
+        """What the pool was when nothing more could be done about it."""
+        self._adapted_at_s = -BATCH_S
+        self._looked_at_s = 0.0
+        self._num_holders = 0
+
+    # ------------------------------------------------------------ what happens
+
+    def settle(self, now_s: float) -> list[Command]:
+        """Whatever can be done now: give back what was held, measure, mend, strengthen."""
+        if self._settled == self._signature(now_s):
+            return []
+        commands = [*self._resume_broken(now_s), *self._measure_idle(), *self._migrate(now_s)]
+        if self._may_wait(now_s):
+            return commands
+        self._adapted_at_s = now_s
+        commands += self._adapt_all(now_s)
+        self._num_holders = len(self._state.in_state(*HOLDING))
+        self._settled = self._signature(now_s)
+        return commands
+
+    def passed(self, now_s: float) -> list[Command]:
+        """Time has passed: migrations go on, what waits may be due, and perhaps a new layout pays."""
+        if now_s >= self._looked_at_s + LOOK_AGAIN_S:
+            self._looked_at_s = now_s
+            self._settled = None
+        if self._policy.replans and self._migrations.is_due(now_s, self._wanted_per_s()):
+            self._migrations.consider(self._everything(now_s), now_s)
+        return [*self._migrate(now_s), *self.settle(now_s)]
+
+    def _wanted_per_s(self) -> float:
+        """Tokens that people want, of all models."""
+        return sum(self._workloads.workload(model).tokens_per_s or 0.0 for model in self._state.models)
+
+    def replan(self, now_s: float) -> list[Command]:
+        """From scratch on all usable devices, whatever it costs."""
+        self._settled = None
+        self._migrations.start(self._everything(now_s), now_s)
+        return [*self._migrate(now_s), *self.settle(now_s)]
+
+    def loaded(self, device: Device, now_s: float) -> None:
+        """The device is ready: how fast did its weights come?"""
+        took_s = now_s - device.assigned_at_s - RATE_LOAD_S
+        if device.num_fetched_bytes > 0.0 and took_s > 0.0:
+            rate, before = device.num_fetched_bytes / took_s, device.fetch_bytes_per_s
+            device.fetch_bytes_per_s = rate if before is None else before + NEWEST_RATE_WEIGHT * (rate - before)
 
     def release_drained(self) -> list[Command]:
         """Slices on nodes that drain, as soon as nothing runs over them."""
         if not self._state.draining:
             return []
-        held = [d for d in self._state.in_state(*_HOLDING) if d.key.node_id in self._state.draining]
+        held = [d for d in self._state.in_state(*HOLDING) if d.key.node_id in self._state.draining]
         return self._release([d for d in held if not d.num_requests])
 
     def drop_model(self, manifest_hash: str) -> list[Command]:
         """Nobody holds or measures it any more. No request may run over its holders now."""
+        self._migrations.drop_model(manifest_hash)
         for device in self._state.in_state(DeviceState.MEASURING):
             if device.measuring == manifest_hash:
                 device.move(Signal.DROP)
-        return self._release([d for d in self._state.in_state(*_HOLDING) if d.model == manifest_hash])
+        return self._release(list(self._state.devices.holding(manifest_hash)))
+
+    # ------------------------------------------------------------ questions
 
     def room(self, model: ModelFacts) -> int:
         """How many of its layers the free and useless devices of one variant could hold."""
-        spare = {v: [*self._free_devices(model, v), *self._fragments(model, v)] for v in Variant}
-        return max(room_for(model, devices) for devices in spare.values())
+        return max(self._room(self._problem(model.manifest_hash, variant, None)) for variant in Variant)
 
     def num_preparing(self, manifest_hash: str) -> int:
         """Devices on their way to serve the model, or that may yet be."""
         busy = self._state.usable(DeviceState.NEW, DeviceState.MEASURING)
-        return len(busy) + len([d for d in self._state.holders(manifest_hash) if d.state is DeviceState.ASSIGNED])
+        return len(busy) + sum(d.state is DeviceState.ASSIGNED for d in self._state.holders(manifest_hash))
+
+    def _room(self, problem: Problem) -> int:
+        fit = fit_of(problem)
+        held = {(o.held.start, o.held.stop) for o in problem.offers if o.held}
+        whole = on_paths(held, fit.num_layers)
+        spare = [o for o in problem.offers if o.held is None or (o.held.start, o.held.stop) not in whole]
+        at = 0
+        for offer in sorted(spare, key=lambda o: -fit.most_layers(o)):
+            at = fit.reach(offer, at)
+        return at
 
     # ------------------------------------------------------------ measuring
 
@@ -57,130 +133,165 @@ class Planner:
         """Every device that has nothing to do measures the models it has not measured yet."""
         commands: list[Command] = []
         for device in self._state.usable(DeviceState.NEW, DeviceState.FREE):
-            unknown = [model for model in self._state.models if model not in device.benchmarks]
-            if unknown:
+            unknown = next((model for model in self._state.models if model not in device.benchmarks), None)
+            if unknown is not None:
                 device.move(Signal.MEASURE)
-                device.measuring = unknown[0]
-                commands.append(Measure(device.key, unknown[0], device.spec.variant))
+                device.measuring = unknown
+                commands.append(Measure(device.key, unknown, device.spec.variant))
             elif device.state is DeviceState.NEW and self._state.models:
                 _skip_measuring(device)
         return commands
 
-    # ------------------------------------------------------------ what was held before
-
-    def _resume_broken(self) -> list[Command]:
-        """First of all, devices take back what makes a model whole that nobody has ready: it is on their disks.
-
-        They do so even while others still load the same layers, as that may take many minutes."""
-        commands: list[Command] = []
-        for device in self._state.usable(DeviceState.NEW):
-            if device.last is not None and device.last.manifest_hash in device.benchmarks:
+    def _resume_broken(self, now_s: float) -> list[Command]:
+        """A device that has on its disk what a model lacks serves it before it measures another model."""
+        known = [d for d in self._state.usable(DeviceState.NEW) if d.last and d.last.manifest_hash in d.benchmarks]
+        lacking = {d.last.manifest_hash for d in known if d.last} & self._state.models.keys()
+        broken = sorted(model for model in lacking if not any(self._serves(model, variant) for variant in Variant))
+        for device in known:
+            if device.last and device.last.manifest_hash in broken:
                 _skip_measuring(device)
-        for model in self._state.models.values():
-            for variant in Variant:
-                holders = self._holders(model, variant)
-                ready = [d for d in holders if d.state is DeviceState.READY]
-                if not in_some_chain(ready, model.num_layers):
-                    everything = [LayerRange(0, model.num_layers)]
-                    commands += self._assign(model, self._resumable(model, variant, everything, holders))
-        return commands
+        return [command for model in broken for command in self._adapt(model, None, now_s)]
 
-    def _resumable(
-        self, model: ModelFacts, variant: Variant, runs: Sequence[LayerRange], holders: Sequence[Device]
-    ) -> list[Placement]:
-        """Free devices whose last slice has layers of these runs and makes a pipeline whole, with what is held."""
-        fitting = [(d, d.last.layers) for d in self._free_devices(model, variant) if d.last and _fits(d, d.last, model)]
-        useful = [(d, piece) for d, piece in fitting if any(_overlap(run, piece) for run in runs)]
-        held = [d.layers for d in holders if d.layers is not None]
-        whole = on_whole_paths([*held, *(piece for _, piece in useful)], model.num_layers)
-        return [Placement(d, p, f"{len(p)} layers, which it held before") for d, p in useful if p in whole]
+    def _serves(self, manifest_hash: str, variant: Variant) -> bool:
+        """Whether slices of this variant that are ready make a whole chain."""
+        holders = [d for d in self._state.holders(manifest_hash) if d.spec.variant is variant]
+        ready = {(d.layers.start, d.layers.stop) for d in holders if d.layers and d.state is DeviceState.READY}
+        return bool(on_paths(ready, self._state.models[manifest_hash].num_layers))
 
-    # ------------------------------------------------------------ building
+    # ------------------------------------------------------------ adapting
 
-    def _build_all(self) -> list[Command]:
-        """Until nothing more can be built; the model with the fewest holders first."""
+    def _signature(self, now_s: float) -> object:
+        """Equal as long as nothing has changed that planning depends on."""
+        state = self._state
+        waits = [d.key for d in state.in_state(DeviceState.FREE) if d.probation_until_s > now_s]
+        return state.devices.num_changes, tuple(state.models), frozenset(state.draining), tuple(waits)
+
+    def _may_wait(self, now_s: float) -> bool:
+        """In a large pool joins come in crowds, and are planned together; what a loss broke is mended at once."""
+        if len(self._state.devices) <= LARGE_POOL or now_s >= self._adapted_at_s + BATCH_S:
+            return False
+        return len(self._state.in_state(*HOLDING)) >= self._num_holders > 0
+
+    def _adapt_all(self, now_s: float) -> list[Command]:
+        """Every model with the devices that are its own; then with whatever others could not use."""
         commands: list[Command] = []
-        progress = bool(self._state.models)
-        while progress:
-            models = sorted(self._state.models.values(), key=lambda m: len(self._state.holders(m.manifest_hash)))
-            steps = (self._build(model, variant) for model in models for variant in Variant)
-            step = next((step for step in steps if step), [])
-            commands += step
-            progress = bool(step)
+        if len(self._state.models) > 1:
+            chosen = divided(self._state, self._state.usable(DeviceState.FREE, *HOLDING), self._workloads)
+            free = [d.key for d in self._state.usable(DeviceState.FREE)]
+            for model in self._state.models:
+                commands += self._adapt(model, {key for key in free if chosen.get(key) == model}, now_s)
+        for model in sorted(self._state.models, key=lambda m: (len(self._state.devices.holding(m)), m)):
+            commands += self._adapt(model, None, now_s)
         return commands
 
-    def _build(self, model: ModelFacts, variant: Variant) -> list[Command]:
-        """One step, cheapest first: strengthen the thinnest layers, add a pipeline, rebuild one from fragments."""
-        free = self._free_devices(model, variant)
-        if placements := self._strengthen(model, variant, free) or self._whole_pipeline(model, variant, free):
-            return self._assign(model, placements)
-        idle = [d for d in self._fragments(model, variant) if not d.num_requests]
-        if idle and (placements := plan_pipeline(model, [*free, *idle])):
-            released = self._release([p.device for p in placements if p.device in idle])
-            return [*released, *self._assign(model, placements)]
-        return []
+    def _adapt(self, manifest_hash: str, free: set[DeviceKey] | None, now_s: float) -> list[Command]:
+        """What the allocator would change, with these free devices (None: all)."""
+        commands: list[Command] = []
+        for variant in Variant:
+            if self._migrations.is_under_way(manifest_hash, variant):
+                continue
+            some = self._steady(free, now_s) if self._serves(manifest_hash, variant) else free
+            problem = self._problem(manifest_hash, variant, some)
+            if not problem.offers:
+                continue
+            placements = self._policy.allocator.adapt(problem)
+            commands += self._carry_out(manifest_hash, placements, problem, now_s)
+            self._explain_idle(problem)
+        return commands
 
-    def _strengthen(self, model: ModelFacts, variant: Variant, free: list[Device]) -> list[Placement]:
-        holders = self._holders(model, variant)
-        runs = thinnest_layers(holders, model.num_layers)
-        if placements := self._resumable(model, variant, runs, holders):
-            return placements
-        return next((placements for run in runs if (placements := plan_pipeline(model, free, run))), [])
+    def _steady(self, free: set[DeviceKey] | None, now_s: float) -> set[DeviceKey] | None:
+        """These free devices without those on probation, who wait as long as nothing needs them; None is all."""
+        all_free = self._state.usable(DeviceState.FREE)
+        steady = {d.key for d in all_free if d.probation_until_s <= now_s}
+        if len(steady) == len(all_free):
+            return free
+        return steady if free is None else steady & free
 
-    def _whole_pipeline(self, model: ModelFacts, variant: Variant, free: list[Device]) -> list[Placement]:
-        everything = [LayerRange(0, model.num_layers)]
-        return self._resumable(model, variant, everything, []) or plan_pipeline(model, free)
+    def _carry_out(
+        self, manifest_hash: str, placements: Iterable[Placement], problem: Problem, now_s: float
+    ) -> list[Command]:
+        """Holders that change let go first. One on which requests run is left alone: it is asked for again later."""
+        commands: list[Command] = []
+        bytes_of = {offer.key: offer for offer in problem.offers}
+        for placement in placements:
+            device = self._state.devices[placement.key]
+            if device.num_requests or device.layers == placement.layers:
+                continue
+            if device.state in HOLDING:
+                commands += self._release([device])
+            device.num_fetched_bytes = missing_bytes(problem, bytes_of[device.key], placement.layers)
+            device.assign(Slice(manifest_hash, placement.layers), placement.reason, now_s)
+            variant, layers = device.spec.variant, placement.layers
+            commands.append(Assign(device.key, device.generation, manifest_hash, variant, layers, placement.reason))
+        return commands
 
-    def _fragments(self, model: ModelFacts, variant: Variant) -> list[Device]:
-        """Holders that are part of no whole pipeline any more."""
-        holders = self._holders(model, variant)
-        whole = in_some_chain(holders, model.num_layers)
-        return [d for d in holders if d.key not in whole]
+    def _explain_idle(self, problem: Problem) -> None:
+        """Devices that stand by say why."""
+        fit = None
+        for offer in problem.offers:
+            device = self._state.devices[offer.key]
+            if device.state is DeviceState.FREE:
+                fit = fit or fit_of(problem)
+                room = fit.most_layers(offer)
+                device.reason = f"stands by: with room for {room} of {fit.num_layers} layers it would gain nothing now"
+
+    # ------------------------------------------------------------ migrating
+
+    def _migrate(self, now_s: float) -> list[Command]:
+        commands: list[Command] = []
+        for problem, step in self._migrations.steps(now_s):
+            changing = [self._state.devices[p.key] for p in step.changes]
+            busy = [d.key for d in changing if d.num_requests]
+            self._drop(busy)
+            commands += self._carry_out(problem.model.facts.manifest_hash, step.changes, problem, now_s)
+        giving_way = self._migrations.gone_way(now_s)
+        self._drop([d.key for d in giving_way if d.num_requests])
+        return [*commands, *self._release([d for d in giving_way if not d.num_requests])]
+
+    def _drop(self, busy: Collection[DeviceKey]) -> None:
+        if busy and self._drop_requests is not None:
+            self._drop_requests(busy)
+
+    def _everything(self, now_s: float) -> list[Problem]:
+        """Each model and variant with all devices that it may have, as they would be divided now."""
+        models = list(self._state.models)
+        if not models:
+            return []
+        plannable = [d for d in self._state.usable(DeviceState.FREE, *HOLDING) if d.probation_until_s <= now_s]
+        if len(models) == 1:
+            return [self._problem(models[0], v, None, {d.key for d in plannable}) for v in Variant]
+        chosen = divided(self._state, plannable, self._workloads)
+        self._migrations.give_way(chosen, now_s)
+        own = {d.key: d.model or chosen.get(d.key) for d in plannable}
+        return [
+            self._problem(m, v, None, {k for k, model in own.items() if model == m}) for m in models for v in Variant
+        ]
 
     # ------------------------------------------------------------ parts
 
-    def _release(self, devices: list[Device]) -> list[Command]:
+    def _problem(
+        self,
+        manifest_hash: str,
+        variant: Variant,
+        free: set[DeviceKey] | None = None,
+        among: set[DeviceKey] | None = None,
+    ) -> Problem:
+        """With these free devices besides the model's holders, or exactly `among`; by default all that are free."""
+        if free is not None:
+            among = free | {d.key for d in self._state.holders(manifest_hash)}
+        return problem_of(self._state, manifest_hash, variant, self._workloads, self._config, among)
+
+    def _release(self, devices: Sequence[Device]) -> list[Command]:
         commands: list[Command] = []
         for device in devices:
             commands.append(Release(device.key, device.generation))
-            device.move(Signal.RELEASE)
-            device.model = device.layers = None
+            device.let_go(Signal.RELEASE)
+            device.reason = ""
+            self._state.retiring.discard(device.key)
         return commands
-
-    def _assign(self, model: ModelFacts, placements: list[Placement]) -> list[Command]:
-        commands: list[Command] = []
-        for placement in placements:
-            device, layers = placement.device, placement.layers
-            device.move(Signal.ASSIGN)
-            device.generation += 1
-            device.model, device.layers = model.manifest_hash, layers
-            device.last = Slice(model.manifest_hash, layers)
-            device.num_kv_tokens = 0
-            variant, reason = device.spec.variant, placement.reason
-            commands.append(Assign(device.key, device.generation, model.manifest_hash, variant, layers, reason))
-        return commands
-
-    def _holders(self, model: ModelFacts, variant: Variant) -> list[Device]:
-        return [d for d in self._state.holders(model.manifest_hash) if d.spec.variant is variant]
-
-    def _free_devices(self, model: ModelFacts, variant: Variant) -> list[Device]:
-        free = self._state.usable(DeviceState.FREE)
-        return [d for d in free if d.spec.variant is variant and model.manifest_hash in d.benchmarks]
 
 
 def _skip_measuring(device: Device) -> None:
     """All that is needed is known."""
     device.move(Signal.MEASURE)
     device.move(Signal.MEASURED)
-
-
-def _fits(device: Device, last: Slice, model: ModelFacts) -> bool:
-    """Whether it could hold that part of this model (still): its memory or its owner's limits may have changed."""
-    start, stop = last.layers.start, last.layers.stop
-    if last.manifest_hash != model.manifest_hash:
-        return False
-    return place(device, model, first=start == 0, last=stop == model.num_layers).max_layers >= stop - start
-
-
-def _overlap(one: LayerRange, other: LayerRange) -> bool:
-    return one.start < other.stop and other.start < one.stop

@@ -9,13 +9,30 @@ from collections.abc import Callable
 from typing import Any
 
 from coordinator.scheduler import events as ev
-from coordinator.scheduler.commands import Command, RefuseRequest
+from coordinator.scheduler.allocation import LaneAllocator
+from coordinator.scheduler.commands import Assign, Command, MeasureLinks, RefuseRequest, Release
+from coordinator.scheduler.cost import model_cost
+from coordinator.scheduler.coverage import missing_layers
 from coordinator.scheduler.departed import Departed
 from coordinator.scheduler.dispatcher import Dispatcher
+from coordinator.scheduler.explain import PoolPlan, plan_of
 from coordinator.scheduler.planner import Planner
+from coordinator.scheduler.policy import Policy, SchedulerConfig
 from coordinator.scheduler.queue_forecast import QueuePlace
-from coordinator.scheduler.routing import missing_layers
-from coordinator.scheduler.state import Device, DeviceKey, DeviceState, ModelFacts, Signal, State, Waiting
+from coordinator.scheduler.routing import ChainRouter
+from coordinator.scheduler.speeds import Speeds
+from coordinator.scheduler.state import (
+    HOLDING,
+    Device,
+    DeviceKey,
+    DeviceState,
+    ModelFacts,
+    Running,
+    Signal,
+    State,
+    Waiting,
+)
+from coordinator.scheduler.workload import Workloads
 from protocol.backoff import doubled_s
 from protocol.values import HeldSlice, NodeId, SessionId
 
@@ -24,15 +41,33 @@ QUEUE_TTL_S = 120.0
 RETRY_BASE_S = 10.0
 """A device that failed is tried again after this, doubled with each failure."""
 MAX_RETRY_S = 600.0
+PROBES_PER_TICK = 8
+"""Nodes whose links are looked at in one tick: a thousand nodes have their turn within about a minute."""
+PROBE_AGAIN_S = 30.0
+"""Nobody is asked for links again before this: measuring a few takes seconds, and a new order ends it."""
+
+
+def our_policy(config: SchedulerConfig) -> Policy:
+    """The two phases that the pool uses."""
+    return Policy("decentllm", LaneAllocator(), lambda state: ChainRouter(state, config))
 
 
 class Scheduler:
-    """Phase 1 and phase 2 behind one door: `handle(event, now_s)`."""
+    """Phase 1 and phase 2 behind one door: `handle(event, now_s)`. Another `policy` is for comparisons."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: SchedulerConfig | None = None, policy: Policy | None = None) -> None:
+        self.config = config or SchedulerConfig()
+        self.policy = policy or our_policy(self.config)
         self.state = State()
-        self._planner = Planner(self.state)
-        self._dispatcher = Dispatcher(self.state)
+        self.workloads = Workloads()
+        self._speeds = Speeds()
+        router = self.policy.make_router(self.state)
+        self._dispatcher = Dispatcher(self.state, router, self.config, self.workloads)
+        drop = self._dispatcher.drop_requests_on
+        self._planner = Planner(self.state, self.policy, self.config, self.workloads, drop)
+        self._newcomers: dict[NodeId, None] = {}
+        self._probed: dict[NodeId, float] = {}
+        """When nodes were asked for their links, in that order; newcomers come before all others."""
         self._departed = Departed()
         self._handlers: dict[type, Callable[[Any, float], list[Command]]] = {
             ev.ModelAdded: self._model_added,
@@ -43,6 +78,10 @@ class Scheduler:
             ev.DeviceMeasured: self._device_measured,
             ev.DeviceFailed: self._device_failed,
             ev.SliceReady: self._slice_ready,
+            ev.StepsSeen: self._steps_seen,
+            ev.LinksSeen: self._links_seen,
+            ev.DeviceBroke: self._device_broke,
+            ev.Replan: self._replan,
             ev.RequestArrived: self._request_arrived,
             ev.RequestFinished: self._request_finished,
             ev.TimePassed: self._time_passed,
@@ -50,8 +89,11 @@ class Scheduler:
 
     def handle(self, event: ev.Event, now_s: float) -> list[Command]:
         """Take one event and say what is to be done about it. `now_s` never goes back."""
-        commands = self._handlers[type(event)](event, now_s)
-        return [*commands, *self._planner.release_drained()]
+        commands = [*self._handlers[type(event)](event, now_s), *self._planner.release_drained()]
+        for command in commands:
+            if isinstance(command, Assign | Release):
+                self._dispatcher.changed(self.state.devices[command.device])
+        return commands
 
     # ------------------------------------------------------------ questions
 
@@ -88,6 +130,10 @@ class Scheduler:
         """Devices on their way to serve the model, or that may yet be."""
         return self._planner.num_preparing(manifest_hash)
 
+    def plan(self, now_s: float) -> PoolPlan:
+        """The plan with its reasons, for people. Slow in a large pool: not for every request."""
+        return plan_of(self.state, self.workloads, self.config, self.policy.allocator, now_s)
+
     def largest_request(self, manifest_hash: str) -> int:
         """The most tokens that a request could have on an idle pool."""
         return self._dispatcher.largest_request(manifest_hash)
@@ -100,29 +146,32 @@ class Scheduler:
 
     def _model_added(self, event: ev.ModelAdded, now_s: float) -> list[Command]:
         self.state.models[event.model.manifest_hash] = event.model
+        self.state.floors[event.model.manifest_hash] = event.num_replicas
         return self._settle(now_s)
 
     def _model_removed(self, event: ev.ModelRemoved, now_s: float) -> list[Command]:
         model = self.state.models.pop(event.manifest_hash, None)
         if model is None:
             return []
+        self.state.floors.pop(event.manifest_hash, None)
         refused = [_unloaded(session_id, model) for session_id in self._dispatcher.drop_model(event.manifest_hash)]
         return [*refused, *self._planner.drop_model(event.manifest_hash), *self._settle(now_s)]
 
     # ------------------------------------------------------------ nodes
 
     def _node_joined(self, event: ev.NodeJoined, now_s: float) -> list[Command]:
-        self._forget(event.node_id)
+        self._forget(event.node_id, now_s)
+        self._newcomers[event.node_id] = None
         devices = [
             Device(DeviceKey(event.node_id, spec.device_id), spec, generation=_newest(event.held, spec.device_id))
             for spec in event.devices
         ]
-        self._departed.come_back(event.node_id, devices)
+        self._departed.come_back(event.node_id, devices, now_s)
         self.state.devices |= {device.key: device for device in devices}
         return self._settle(now_s)
 
     def _node_left(self, event: ev.NodeLeft, now_s: float) -> list[Command]:
-        self._forget(event.node_id)
+        self._forget(event.node_id, now_s)
         return self._settle(now_s)
 
     def _node_draining(self, event: ev.NodeDraining, now_s: float) -> list[Command]:
@@ -145,8 +194,9 @@ class Scheduler:
             return []
         device = self.state.devices[event.device]
         self._dispatcher.drop_requests_on([device.key])
-        device.move(Signal.FAIL)
-        device.model = device.layers = None
+        device.let_go(Signal.FAIL)
+        self.state.retiring.discard(device.key)
+        self._dispatcher.changed(device)
         device.num_failures += 1
         device.retry_at_s = now_s + doubled_s(RETRY_BASE_S, device.num_failures - 1, MAX_RETRY_S)
         return self._settle(now_s)
@@ -158,31 +208,71 @@ class Scheduler:
         device.move(Signal.LOADED)
         device.num_kv_tokens = event.num_kv_tokens
         device.num_failures = 0
-        return self._dispatcher.serve_waiting(now_s)
+        self._planner.loaded(device, now_s)
+        self._dispatcher.changed(device)
+        return self._settle(now_s)
+
+    def _steps_seen(self, event: ev.StepsSeen, now_s: float) -> list[Command]:
+        """Live work shows how fast the device really is."""
+        device = self.state.devices.get(event.device)
+        if device is None or device.model is None or not self.is_current(event.device, event.generation):
+            return []
+        model = model_cost(self.state.models[device.model], device.spec.variant)
+        if self._speeds.seen(device, model, event):
+            self._dispatcher.changed(device)
+        return []
+
+    def _links_seen(self, event: ev.LinksSeen, now_s: float) -> list[Command]:
+        self.state.links.see(event.links, event.pool_rtts_s, now_s=now_s)
+        return []
+
+    def _device_broke(self, event: ev.DeviceBroke, now_s: float) -> list[Command]:
+        self._dispatcher.broke(event.device, now_s)
+        return []
+
+    def _replan(self, event: ev.Replan, now_s: float) -> list[Command]:
+        return [*self._planner.replan(now_s), *self._dispatcher.serve_waiting(now_s)]
 
     def _settle(self, now_s: float) -> list[Command]:
         """The pool has changed: build what can be built, start what can be started."""
-        return [*self._planner.settle(), *self._dispatcher.serve_waiting(now_s)]
+        return [*self._planner.settle(now_s), *self._dispatcher.serve_waiting(now_s)]
 
-    def _forget(self, node_id: NodeId) -> None:
-        gone = [device for key, device in self.state.devices.items() if key.node_id == node_id]
+    def _forget(self, node_id: NodeId, now_s: float) -> None:
+        gone = self.state.devices.of_node(node_id)
         self._dispatcher.drop_requests_on([device.key for device in gone])
         for device in gone:
+            self._dispatcher.gone(device)
+            self.state.retiring.discard(device.key)
             del self.state.devices[device.key]
         if gone:
-            self._departed.keep(node_id, gone)
+            self._departed.keep(node_id, gone, now_s)
+            self.state.links.forget(node_id)
 
     # ------------------------------------------------------------ requests
 
     def _request_arrived(self, event: ev.RequestArrived, now_s: float) -> list[Command]:
         self._dispatcher.free(event.session_id)
         waiting = Waiting(
-            event.session_id, event.manifest_hash, event.num_tokens, event.resumed, event.avoid, now_s + QUEUE_TTL_S
+            event.session_id,
+            event.manifest_hash,
+            event.num_tokens,
+            event.resumed,
+            event.avoid,
+            now_s + QUEUE_TTL_S,
+            event.num_prompt_tokens,
+            event.tenant,
+            event.affinity,
+            None if event.deadline_s is None else now_s + event.deadline_s,
         )
+        if not event.resumed:
+            self.workloads.seen(event.manifest_hash, event.num_prompt_tokens, event.num_tokens, now_s)
         refusal = self._refusal(waiting)
         return [refusal] if refusal else self._dispatcher.arrive(waiting, now_s)
 
     def _request_finished(self, event: ev.RequestFinished, now_s: float) -> list[Command]:
+        running = self.state.running.get(event.session_id)
+        if running is not None:
+            self.workloads.answered(running.manifest_hash, event.num_answer_tokens, now_s)
         self._dispatcher.ended(event.session_id, now_s)
         return self._dispatcher.serve_waiting(now_s)
 
@@ -191,7 +281,36 @@ class Scheduler:
         for device in self.state.in_state(DeviceState.FAILED):
             if device.retry_at_s <= now_s:
                 device.move(Signal.RETRY)
-        return [*gave_up, *self._settle(now_s)]
+        planned = self._planner.passed(now_s)
+        return [*gave_up, *self._probes(now_s), *planned, *self._dispatcher.serve_waiting(now_s)]
+
+    def _probes(self, now_s: float) -> list[Command]:
+        """A few nodes at a time measure their links, each when its turn comes."""
+        connected = self.state.devices.nodes
+        commands: list[Command] = []
+        for _ in range(PROBES_PER_TICK):
+            node_id = self._next_to_probe(now_s)
+            if node_id is None:
+                break
+            if node_id in self.state.devices.nodes:
+                self._probed[node_id] = now_s
+                if targets := self.state.links.probes(node_id, connected):
+                    commands.append(MeasureLinks(node_id, targets))
+        return commands
+
+    def _next_to_probe(self, now_s: float) -> NodeId | None:
+        """Takes whoever's turn it is out of the line."""
+        newcomer = next(iter(self._newcomers), None)
+        if newcomer is not None:
+            del self._newcomers[newcomer]
+            self._probed.pop(newcomer, None)
+            return newcomer
+        for node_id, asked_s in self._probed.items():
+            if now_s < asked_s + PROBE_AGAIN_S:
+                return None
+            del self._probed[node_id]
+            return node_id
+        return None
 
     def _refusal(self, waiting: Waiting) -> RefuseRequest | None:
         """Why the request cannot even wait. One that ran already may wait for whatever it needs."""
@@ -204,8 +323,8 @@ class Scheduler:
         if not self.is_ready(waiting.manifest_hash):
             message = f"The model cannot answer yet. {self.shortfall(waiting.manifest_hash)}"
             return RefuseRequest(waiting.session_id, "model_not_ready", message, 5.0)
-        largest = self.largest_request(waiting.manifest_hash)
-        if waiting.num_tokens > largest:
+        if not self._dispatcher.fits(waiting.manifest_hash, waiting.num_tokens):
+            largest = self.largest_request(waiting.manifest_hash)
             message = f"The request needs KV room for {waiting.num_tokens} tokens, the pool's nodes have {largest}."
             return RefuseRequest(waiting.session_id, "kv_room_exceeded", message, None)
         return None
@@ -218,20 +337,39 @@ class Scheduler:
 
     def validate(self) -> None:
         """Re-derive every invariant; raises AssertionError. Tests call it after every event."""
-        for device in self.state.devices.values():
-            held = device.state in (DeviceState.ASSIGNED, DeviceState.READY)
-            assert held == (device.layers is not None) == (device.model is not None), device
-            loads = [r.num_tokens for r in self.state.running.values() if device.key in r.devices]
-            assert device.num_reserved_tokens == sum(loads), device
-            assert device.num_requests == len(loads), device
-            assert not loads or held, device
-            if device.layers is not None and device.model is not None:
-                assert device.layers.stop <= self.state.models[device.model].num_layers, device
-            drained = device.key.node_id in self.state.draining
-            assert not (drained and held and not loads), f"{device} should have been released"
-        assert not set(self.state.waiting) & set(self.state.running)
-        assert {waiting.manifest_hash for waiting in self.state.waiting.values()} <= set(self.state.models)
-        assert {running.manifest_hash for running in self.state.running.values()} <= set(self.state.models)
+        state = self.state
+        self._dispatcher.validate()
+        for device in state.devices.values():
+            self._validate_device(device)
+        for running in state.running.values():
+            self._validate_chain(running)
+        assert not set(state.waiting) & set(state.running)
+        assert {waiting.manifest_hash for waiting in state.waiting.values()} <= set(state.models)
+        assert state.floors.keys() == state.models.keys()
+        assert all(state.devices[key].state in HOLDING for key in state.retiring), state.retiring
+        for listed in DeviceState:
+            assert {d.key for d in state.in_state(listed)} == {k for k, d in state.devices.items() if d.state is listed}
+
+    def _validate_device(self, device: Device) -> None:
+        held = device.state in HOLDING
+        assert held == (device.layers is not None) == (device.model is not None), device
+        assert not device.num_requests or device.state is DeviceState.READY, device
+        assert not device.num_kv_tokens or device.generation, device
+        if device.layers is not None and device.model is not None:
+            assert device.model in device.benchmarks, device
+            assert device.layers.stop <= self.state.models[device.model].num_layers, device
+            assert device in self.state.devices.holding(device.model), device
+        drained = device.key.node_id in self.state.draining
+        assert not (drained and held and not device.num_requests), f"{device} should have been released"
+
+    def _validate_chain(self, running: Running) -> None:
+        """Every layer once, in order, on ready devices of one variant."""
+        chain = [self.state.devices[key] for key in running.devices]
+        assert all(d.state is DeviceState.READY and d.model == running.manifest_hash for d in chain), running
+        assert len({device.spec.variant for device in chain}) == 1, running
+        cuts = [0, *(device.layers.stop for device in chain if device.layers)]
+        assert [device.layers.start for device in chain if device.layers] == cuts[:-1], running
+        assert cuts[-1] == self.state.models[running.manifest_hash].num_layers, running
 
 
 _BUSY = (DeviceState.MEASURING, DeviceState.ASSIGNED, DeviceState.READY)

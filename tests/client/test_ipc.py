@@ -31,6 +31,7 @@ TO_AGENT: tuple[ipc.WorkerMessage, ...] = (
     ipc.SessionStarted(SESSION, 1),
     ipc.SessionFailed(SESSION, 1, "kv_full", "No."),
     ipc.Sampled(SESSION, 1, 9, (5, 6), None, StepTiming(1, 2)),
+    ipc.WorkDone(30, 55, 512, 0.75),
 )
 
 

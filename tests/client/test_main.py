@@ -153,6 +153,17 @@ def test_every_option_reaches_the_settings(tmp_path: Path) -> None:
     assert (config.data_dir.is_dir(), config.data_dir) == (True, tmp_path / "new")
 
 
+def test_a_pace_reaches_the_workers_and_is_in_no_help(capsys: pytest.CaptureFixture[str]) -> None:
+    config = node_config(parser().parse_args([*RUN, "--pace", "2.50,0.5,0"]))
+    assert config.pace == "2.5,0.5,0"
+    assert node_config(parser().parse_args(RUN)).pace == ""
+    for words in ([*RUN, "--pace", "fast"], ["node", "run", "--help"]):
+        with pytest.raises(SystemExit):
+            parser().parse_args(words)
+        told = capsys.readouterr()
+        assert "is no pace" in told.err or "--pace" not in told.out
+
+
 def test_the_folder_may_be_named_before_the_command(tmp_path: Path) -> None:
     arguments = parser().parse_args(["--data-dir", str(tmp_path), *RUN])
     assert node_config(arguments).data_dir == tmp_path

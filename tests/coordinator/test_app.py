@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from coordinator import app
 from coordinator.accounts import Accounts
 from coordinator.certificate import TlsFiles
-from coordinator.config import ConfigError, MachineNames, PoolConfig, make_site
+from coordinator.config import ConfigError, MachineNames, PlanSettings, PoolConfig, make_site
 from coordinator.errors import PoolError
 from coordinator.hub import Hub
 from coordinator.models.catalog import Catalog
@@ -265,3 +265,12 @@ def test_a_catalog_does_not_take_a_model_whose_tokenizer_does_not_load(tmp_path:
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         catalog.add(str(folder))
     assert catalog.names() == []
+
+
+@pytest.mark.expected_logs("names the model 'typo', which the pool does not serve now")
+async def test_the_operators_floors_and_diversity_reach_the_scheduler(config: PoolConfig, accounts: Accounts) -> None:
+    planned = replace(config, plan=PlanSettings({"typo": 2}, keeps_apart=True))
+    hub, _ = built(planned, accounts)
+    assert hub.core.scheduler.config.keeps_apart
+    hub, _ = built(config, accounts)
+    assert not hub.core.scheduler.config.keeps_apart

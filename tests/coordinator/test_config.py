@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -209,3 +210,18 @@ def test_links_lead_back_to_the_pool() -> None:
     assert parse_join_link(pool.browser_link("in-12345678")).invite == "in-12345678"
     assert pool.browser_link() == f"{pool.base_url}/"
     assert pool.operator_link("op-1") == f"{pool.base_url}/operator#token=op-1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"host": "localhost"}, "http://127.0.0.1:8000"),
+        ({"host": "0.0.0.0", "public_url": "https://pool.example.org"}, "https://127.0.0.1:8000"),
+        ({"host": "::"}, "https://[::1]:8000"),
+        ({"host": "10.0.0.1"}, "https://10.0.0.1:8000"),
+        ({"behind_proxy": True, "public_url": "https://pool.example.org"}, "http://127.0.0.1:8000"),
+    ],
+)
+def test_programs_on_the_pools_machine_reach_it_past_proxies_and_routers(settings: dict[str, Any], url: str) -> None:
+    assert make_site(PoolConfig(Path("/pool"), **settings), 8000, "", MACHINE).local_url == url

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.config import ConfigError
-from coordinator.folder_lock import LOCK_FILE, locked
+from coordinator.folder_lock import LOCK_FILE, is_locked, locked
 
 
 def test_a_second_coordinator_in_the_same_folder_is_refused_with_a_sentence(tmp_path: Path) -> None:
@@ -38,3 +38,11 @@ def test_the_folder_and_the_lock_are_for_their_owner_only(tmp_path: Path) -> Non
 def test_other_folders_are_not_concerned(tmp_path: Path) -> None:
     with locked(tmp_path / "a"), locked(tmp_path / "b"):
         pass
+
+
+def test_whether_a_coordinator_runs_there_is_seen_without_making_anything(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)

@@ -53,6 +53,14 @@ async def test_the_coordinator_speaks_first_and_a_hello_that_answers_is_welcomed
         assert facts.node_id(1) in pool.hub.core.nodes
 
 
+@pytest.mark.parametrize("version", sorted(SUPPORTED_VERSIONS))
+@on_virtual_time
+async def test_a_node_is_welcomed_in_the_version_that_it_speaks(version: int) -> None:
+    async with running_hub() as pool:
+        _, welcome = await pool.welcomed(facts.hello(1, version=version))
+        assert welcome.protocol_version == version
+
+
 @on_virtual_time
 async def test_the_pools_defaults_come_with_the_challenge() -> None:
     defaults = PoolDefaults(PauseRules(mode=PauseMode.WHEN_AWAY), max_layers=4)
@@ -77,7 +85,7 @@ async def test_no_nonce_is_used_twice() -> None:
         assert len(nonces) == 5
 
 
-@pytest.mark.parametrize("version", [1, 3, 99])
+@pytest.mark.parametrize("version", [1, PROTOCOL_VERSION + 1, 99])
 @pytest.mark.parametrize("changes", [{}, {"new_field": [1]}, {"public_key": None}])
 @on_virtual_time
 async def test_a_wrong_protocol_version_is_told_which_are_spoken(version: int, changes: dict[str, object]) -> None:
@@ -86,7 +94,7 @@ async def test_a_wrong_protocol_version_is_told_which_are_spoken(version: int, c
         await connection.send(hello_with(protocol_version=version, **changes))
         told, closed = await refusal(connection)
         assert told.code == "protocol_version"
-        assert "speaks protocol version 2," in told.message
+        assert "speaks protocol version 2, 3," in told.message
         assert closed.code == CloseCode.PROTOCOL_VERSION
         assert not pool.hub.core.nodes
 

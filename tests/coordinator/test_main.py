@@ -21,6 +21,7 @@ import pytest
 from coordinator.__main__ import main
 from coordinator.config import MachineNames, PoolConfig, make_site
 from coordinator.settings_file import load_config
+from coordinator.simulate.errors import ImpossibleCommand
 from coordinator.site_file import write_site
 from coordinator.store import Store
 from protocol.join_link import parse_join_link
@@ -107,7 +108,16 @@ def test_a_port_that_is_no_number_is_refused(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["init", "--help"], ["serve", "--help"], ["invite", "--help"], ["model", "add", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["init", "--help"],
+        ["serve", "--help"],
+        ["invite", "--help"],
+        ["model", "add", "--help"],
+        ["plan", "--help"],
+        ["simulate", "--help"],
+    ],
 )
 def test_help_is_shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -258,7 +268,7 @@ def pool(tmp_path: Path) -> Path:
 
 
 ACCOUNT_COMMANDS = [
-    ["operator-link"], ["invite"], ["invitations"], ["key"], ["keys"], ["revoke", "x"], ["nodes"],
+    ["operator-link"], ["invite"], ["invitations"], ["key"], ["keys"], ["revoke", "x"], ["nodes"], ["plan"],
 ]  # fmt: skip
 
 
@@ -439,3 +449,53 @@ def test_a_request_that_never_ends_does_not_keep_the_pool_from_ending_and_leaves
                 child.send_signal(number)
             _, errors = child.communicate(timeout=LIMIT_S)
     assert errors == ""
+
+
+# ---------------------------------------------------------------- plan and simulate
+
+
+def test_a_running_pool_shows_its_plan_also_over_tls_by_its_own_certificate(tmp_path: Path) -> None:
+    with running(tmp_path / "plain"):
+        assert "Nothing is planned" in run("plan", data_dir=tmp_path / "plain").stdout
+    with running(tmp_path / "tls", "--host", "0.0.0.0", "--invite-only", "--name", "Lab"):
+        assert "Lab: 0 devices" in run("plan", data_dir=tmp_path / "tls").stdout
+        assert "No node is called" in sentence_of(run("plan", "--explain", "ada", data_dir=tmp_path / "tls"))
+    assert "is not running" in sentence_of(run("plan", data_dir=tmp_path / "tls"))
+
+
+def test_a_plan_is_explained_or_given_to_programs_not_both(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", "--explain", "--json"])
+    assert caught.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("scenario", "words"), [("nope", "There is no scenario 'nope'"), ("none.toml", "Cannot read")])
+def test_a_scenario_that_cannot_be_is_one_sentence(
+    scenario: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", scenario]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("decentllm-coordinator: ")
+    assert words in said.err
+    assert said.out == ""
+
+
+def test_a_command_of_the_policy_that_no_node_could_carry_out_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def impossible(*_: object) -> None:
+        raise ImpossibleCommand("A chain has a hole.")
+
+    monkeypatch.setattr("coordinator.simulate.engine.run", impossible)
+    assert main(["simulate", "lan-8b-10"]) == 2
+    assert capsys.readouterr().err == "decentllm-coordinator: A chain has a hole.\n"
+
+
+@pytest.mark.parametrize("command", [["--version"], ["model", "list"], ["unit"]])
+def test_other_commands_do_not_wait_for_the_simulator_or_the_scheduler(tmp_path: Path, command: list[str]) -> None:
+    program = "import sys; from coordinator.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    program += "assert not {'coordinator.simulate', 'numpy', 'matplotlib'} & set(sys.modules), 'too much'"
+    folder = [] if command == ["--version"] else ["--data-dir", str(tmp_path)]
+    ended = subprocess.run([sys.executable, "-c", program, *command, *folder], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

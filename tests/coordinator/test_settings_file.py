@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.config import ConfigError, PoolConfig
+from coordinator.config import ConfigError, PlanSettings, PoolConfig
 from coordinator.settings_file import MAX_FILE_BYTES, load_config, parse_settings, read_settings
 from protocol.pause import Hours, PauseMode, PauseRules, PoolDefaults
 
@@ -215,3 +215,32 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "pool.toml").mkdir()
     with pytest.raises(ConfigError, match=r"Cannot read .*pool\.toml: Is a directory"):
         read_settings(tmp_path)
+
+
+# ---------------------------------------------------------------- [plan]
+
+
+def test_floors_and_diversity_are_read() -> None:
+    data = b'[plan]\nreplicas = { "owner/name" = 2, tiny = 0 }\nkeep_apart = true\n'
+    assert parse_settings(data, Path("/pool")) == {"plan": PlanSettings({"owner/name": 2, "tiny": 0}, keeps_apart=True)}
+    assert PoolConfig(Path("/pool")).plan == PlanSettings({}, keeps_apart=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("replicas = 2", 'replicas must be a table such as { "qwen3-8b" = 2 }'),
+        ("replicas = { tiny = -1 }", "replicas: 'tiny' must be a whole number from 0 to 1000"),
+        ("replicas = { tiny = 1.5 }", "replicas: 'tiny' must be a whole number"),
+        ("replicas = { tiny = true }", "replicas: 'tiny' must be a whole number"),
+        ('replicas = { "" = 1 }', "replicas: '' is no model's name"),
+        ('replicas = { "a\\u0007b" = 1 }', "is no model's name"),
+        ('keep_apart = "yes"', "keep_apart must be true or false"),
+        ("keep_appart = true", "did you mean keep_apart"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused_by_name(line: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(f"[plan]\n{line}\n".encode(), Path("/pool"))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("pool.toml: [plan] ")

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from protocol import PROTOCOL_VERSION
 from protocol import messages as m
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, decode_frame, encode_frame
 from protocol.values import DeviceSpec, FinishReason, LayerBenchmark, NodeId, SessionId, StepTiming
@@ -56,9 +57,10 @@ class FakeNode:
         layer_s: float = 0.01,
         num_kv_tokens: int = 10_000,
         address: str | None = None,
+        version: int = PROTOCOL_VERSION,
     ) -> None:
         self.node_id: NodeId = facts.node_id(number)
-        self.hello = facts.hello(number, *devices, address=address)
+        self.hello = facts.hello(number, *devices, address=address, version=version)
         self.rule = rule
         self.benchmark: LayerBenchmark = facts.benchmark(layer_s)
         self.num_kv_tokens = num_kv_tokens

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 from coordinator.core import HEARTBEAT_S, TICK_S, DropNode, Effect, PoolCore, ToNode, ToUser
+from coordinator.scheduler import Scheduler
 from coordinator.scheduler.state import ModelFacts
 from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted
 from protocol.messages import (
@@ -27,8 +29,8 @@ MAX_STEPS = 100_000
 class PoolDriver:
     """Messages to nodes wait in `mail`; a step delivers one and takes the answers back."""
 
-    def __init__(self, *nodes: FakeNode, model: ModelFacts | None = None) -> None:
-        self.core = PoolCore()
+    def __init__(self, *nodes: FakeNode, model: ModelFacts | None = None, scheduler: Scheduler | None = None) -> None:
+        self.core = PoolCore(scheduler)
         self.now_s = 0.0
         self.nodes: dict[NodeId, FakeNode] = {}
         self.mail: deque[tuple[FakeNode, CoordinatorMessage | bytes]] = deque()
@@ -51,8 +53,10 @@ class PoolDriver:
         self.nodes.pop(node.node_id, None)
         self.carry_out(self.core.node_lost(node.node_id, self.now_s))
 
-    def request(self, number: int = 1, prompt: tuple[int, ...] = (5, 6, 7), num_tokens: int = 10) -> SessionId:
-        order = Order(facts.session_id(number), facts.DIGEST, prompt, num_tokens, Sampling(), (2,))
+    def request(
+        self, number: int = 1, prompt: tuple[int, ...] = (5, 6, 7), num_tokens: int = 10, **changes: Any
+    ) -> SessionId:
+        order = Order(facts.session_id(number), facts.DIGEST, prompt, num_tokens, Sampling(), (2,), **changes)
         self.items[order.session_id] = []
         self.carry_out(self.core.request(order, self.now_s))
         return order.session_id

@@ -80,11 +80,16 @@ def benchmark(layer_s: float = 0.01, head_s: float = 0.0) -> LayerBenchmark:
 
 
 def hello(
-    number: int, *devices: DeviceSpec, name: str = "", address: str | None = None, held: Sequence[HeldSlice] = ()
+    number: int,
+    *devices: DeviceSpec,
+    name: str = "",
+    address: str | None = None,
+    held: Sequence[HeldSlice] = (),
+    version: int = PROTOCOL_VERSION,
 ) -> Hello:
     """With a signature that proves nothing: the core looks at none. `signed` makes it good."""
     return Hello(
-        protocol_version=PROTOCOL_VERSION,
+        protocol_version=version,
         node_id=node_id(number),
         public_key=public_key_of(private_key(number)),
         signature="0" * 128,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coordinator.scheduler import Scheduler
@@ -78,11 +79,36 @@ class SchedulerDriver:
             self.ready(command)
         return assigned
 
+    def load_all(self, commands: list[cmd.Command]) -> list[cmd.Command]:
+        """The same commands; what they assign is ready now."""
+        self.load(commands)
+        return commands
 
-def layers_of(commands: list[cmd.Command]) -> dict[int, tuple[int, int]]:
+    def settle_down(self, commands: list[cmd.Command]) -> None:
+        """Time passes and everything loads, until nothing changes any more."""
+        for _ in range(100):
+            self.load(commands)
+            commands = self.pass_time(1)
+            moved = any(isinstance(command, cmd.Assign | cmd.Release) for command in commands)
+            if not moved and not self.scheduler.state.retiring:
+                return
+        raise AssertionError("the pool never comes to rest")
+
+
+def layers_of(commands: Sequence[cmd.Command]) -> dict[int, tuple[int, int]]:
     """Node number -> assigned layers."""
     assigned = [command for command in commands if isinstance(command, cmd.Assign)]
-    return {facts.number_of(c.device.node_id): (c.layers.start, c.layers.stop) for c in assigned}
+    return {facts.number_of(c.device.node_id): bounds(c) for c in assigned}
+
+
+def bounds(assign: cmd.Assign) -> tuple[int, int]:
+    """The layer that comes first, and the one after the last."""
+    return assign.layers.start, assign.layers.stop
+
+
+def orders(commands: Sequence[cmd.Command]) -> list[cmd.Command]:
+    """What changes devices or requests: all but the links that are to be measured."""
+    return [command for command in commands if not isinstance(command, cmd.MeasureLinks)]
 
 
 def refusal(commands: list[cmd.Command]) -> cmd.RefuseRequest:

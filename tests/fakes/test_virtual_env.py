@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from protocol.env import Access, Certificate, Connection, ConnectionClosed, Env, NetworkError, WrongCertificate
+from protocol.env import (
+    Access,
+    Certificate,
+    Connection,
+    ConnectionClosed,
+    Env,
+    NetworkError,
+    OutgoingConnection,
+    WrongCertificate,
+)
 from tests.fakes.virtual_disk import VirtualDisk
 from tests.fakes.virtual_env import VirtualWorld
 from tests.fakes.virtual_loop import Deadlock, on_virtual_time, run_virtual
@@ -30,7 +39,7 @@ async def echo(connection: Connection) -> None:
         return
 
 
-async def connect(world: VirtualWorld, handler: object = echo) -> Connection:
+async def connect(world: VirtualWorld, handler: object = echo) -> OutgoingConnection:
     await world.env("server").network.listen("10.0.0.1", 8000, handler, LIMIT)  # type: ignore[arg-type]
     return await world.env("client").network.connect(URL, LIMIT)
 
@@ -90,6 +99,25 @@ async def test_messages_arrive_in_order_after_the_latency() -> None:
         await connection.send(b"%d" % number)
     assert [await connection.recv() for _ in range(20)] == [b"%d" % number for number in range(20)]
     assert world.env().clock.monotonic() >= 0.3
+
+
+@on_virtual_time
+async def test_a_ping_takes_both_ways_latency_and_comes_behind_what_was_sent() -> None:
+    world = VirtualWorld(latency_s=(0.1, 0.1))
+    connection = await connect(world)
+    assert await connection.ping() == pytest.approx(0.2)
+    world.network.cut("client")
+    with pytest.raises(ConnectionClosed):
+        await connection.ping()
+
+
+@on_virtual_time
+async def test_a_connection_that_breaks_ends_the_wait_for_a_ping() -> None:
+    world = VirtualWorld(latency_s=(1.0, 1.0))
+    connection = await connect(world)
+    asyncio.get_running_loop().call_later(0.5, world.network.cut, "client")
+    with pytest.raises(ConnectionClosed):
+        await connection.ping()
 
 
 @on_virtual_time

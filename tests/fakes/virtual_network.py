@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -44,7 +45,7 @@ class _End:
 
 
 class VirtualConnection:
-    """Implements protocol.env.Connection. Messages arrive in order, each after the network's latency."""
+    """Implements protocol.env.OutgoingConnection. Messages arrive in order, each after the network's latency."""
 
     def __init__(self, network: VirtualNetwork, ours: _End, theirs: _End) -> None:
         self._network = network
@@ -65,6 +66,20 @@ class VirtualConnection:
         data = self.ours.inbox.popleft()
         self.ours.notify()
         return data
+
+    async def ping(self) -> float:
+        """Both ways take their latency, each behind what was sent before."""
+        self._raise_if_closed()
+        begin_s = asyncio.get_running_loop().time()
+        ponged = asyncio.Event()
+        pong = functools.partial(
+            self._network.deliver, self.theirs, self.ours, lambda: (ponged.set(), self.ours.notify())
+        )
+        self._network.deliver(self.ours, self.theirs, pong)
+        while not ponged.is_set():
+            self._raise_if_closed()
+            await self.ours.changed.wait()
+        return asyncio.get_running_loop().time() - begin_s
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """The close frame travels behind what was sent before; our side is closed at once."""
@@ -189,7 +204,7 @@ class VirtualHost:
         self._network = network
         self._name = name
 
-    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> Connection:
+    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> VirtualConnection:
         parts = urlsplit(url)
         is_secure = parts.scheme == "wss"
         await asyncio.sleep(self._network.rng.uniform(*self._network.latency_s))

@@ -16,6 +16,7 @@ from protocol.errors import FrameError, FrameFault
 from protocol.frames import (
     CRC_OFFSET,
     HEADER,
+    MAX_PROBE_BYTES,
     SEGMENT,
     U32_MAX,
     Frame,
@@ -26,6 +27,8 @@ from protocol.frames import (
     WireDtype,
     decode_frame,
     encode_frame,
+    is_probe,
+    probe_frame,
 )
 from protocol.values import SessionId
 
@@ -49,9 +52,10 @@ segments = st.builds(
 @st.composite
 def frames(draw: st.DrawFn) -> Frame:
     dtype = draw(st.sampled_from(WireDtype))
-    kind = FrameKind.TOKENS if dtype is WireDtype.INT32 else FrameKind.HIDDEN
-    table = tuple(draw(st.lists(segments, min_size=1, max_size=6)))
-    row_width = draw(st.integers(1, 9))
+    kind = FrameKind.TOKENS if dtype is WireDtype.INT32 else draw(st.sampled_from((FrameKind.HIDDEN, FrameKind.PROBE)))
+    is_probe_frame = kind is FrameKind.PROBE
+    table = tuple(draw(st.lists(segments, min_size=1, max_size=1 if is_probe_frame else 6)))
+    row_width = 1 if is_probe_frame else draw(st.integers(1, 9))
     size = sum(segment.num_tokens for segment in table) * row_width * dtype.itemsize
     return Frame(kind, dtype, row_width, table, draw(st.binary(min_size=size, max_size=size)))
 
@@ -251,3 +255,30 @@ def test_a_frame_may_be_read_from_any_kind_of_buffer() -> None:
     data = encode_frame(small_frame())
     for buffer in (bytearray(data), memoryview(data), memoryview(bytearray(data))):
         assert bytes(decode_frame(buffer).payload) == bytes(range(24))
+
+
+# ---------------------------------------------------------------- probes
+
+
+def test_a_probe_comes_back_as_it_was_and_is_of_no_session() -> None:
+    frame = decode_frame(probe_frame(bytes(range(200))))
+    assert (frame.kind, bytes(frame.payload), frame.num_rows) == (FrameKind.PROBE, bytes(range(200)), 100)
+    assert frame.segments[0].session_id == "0" * 32
+
+
+def test_a_probe_is_told_from_rows_by_its_first_bytes() -> None:
+    assert is_probe(probe_frame(bytes(64)))
+    assert not is_probe(encode_frame(small_frame()))
+    for data in (b"", b"DLLM", b"DLLM\x01", b"XLLM\x01\x03", bytes(100)):
+        assert not is_probe(data)
+
+
+def test_the_largest_probe_is_taken_and_a_larger_one_by_nobody() -> None:
+    assert decode_frame(probe_frame(bytes(MAX_PROBE_BYTES))).kind is FrameKind.PROBE
+    with pytest.raises(FrameError, match="limit 32768"):
+        probe_frame(bytes(MAX_PROBE_BYTES + 2))
+    segment = Segment(SESSION, 0, 0, MAX_PROBE_BYTES // 2 + 1, 0, 0, Phase.PREFILL)
+    larger = Frame(FrameKind.PROBE, WireDtype.FLOAT16, 1, (segment,), bytes(MAX_PROBE_BYTES + 2))
+    with pytest.raises(FrameError) as caught:
+        decode_frame(encode_frame(larger), FrameLimits())
+    assert caught.value.code in (FrameFault.TOO_LARGE, FrameFault.BAD_SHAPE)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol import PEER_VERSION, PROTOCOL_VERSION, SUPPORTED_VERSIONS
 from protocol import messages as m
 from protocol.errors import MessageError, MessageFault
 from protocol.pause import Hours, PauseMode, PauseRules, PoolDefaults
@@ -19,11 +20,13 @@ from protocol.values import (
     DeviceId,
     DeviceKind,
     DeviceSpec,
+    DeviceWork,
     FinishReason,
     HeldSlice,
     Hop,
     LayerBenchmark,
     LayerRange,
+    LinkTime,
     Sampling,
     StepTiming,
     StopRule,
@@ -34,6 +37,8 @@ NODE, SESSION, DIGEST, CPU = "0a" * 16, "1b" * 16, "2c" * 32, DeviceId("cpu")
 DEVICE = DeviceSpec(CPU, DeviceKind.CPU, "a CPU", 2**34, Variant.FLOAT32, 12)
 BENCHMARK = LayerBenchmark((BatchTime(1, 0.01), BatchTime(8, 0.02)), 0.001, 0.002)
 HELD = HeldSlice(CPU, DIGEST, Variant.FLOAT32, LayerRange(0, 4), 3, 8192)
+WORK = DeviceWork(CPU, 4, 30, 55, 512, 0.75)
+LINKS = (LinkTime(NODE, 0.05, 6e6, True), LinkTime(SESSION, None, None, False))
 HOP = Hop(NODE, 1, "wss://10.0.0.7:9000", "ticket-1", DIGEST)
 KEY, SIGNATURE, NONCE = "3d" * 32, "4e" * 64, "5f" * 32
 DEFAULTS = PoolDefaults(
@@ -42,7 +47,7 @@ DEFAULTS = PoolDefaults(
 
 FROM_NODE: list[m.NodeMessage] = [
     m.Hello(
-        protocol_version=2,
+        protocol_version=PROTOCOL_VERSION,
         node_id=NODE,
         public_key=KEY,
         signature=SIGNATURE,
@@ -62,19 +67,22 @@ FROM_NODE: list[m.NodeMessage] = [
     m.SessionOpened(SESSION, 1, 0),
     m.SessionBroken(SESSION, 1, 0, "kv_full", "No room."),
     m.TokensSampled(SESSION, 1, 9, (5, 6), (-0.1, -2.5), FinishReason.STOP, StepTiming(10, 20)),
-    m.Heartbeat(1, 1000, 0),
+    m.Heartbeat(1, 1000, 0, (WORK,), 0.04),
+    m.LinksMeasured(LINKS, 0.04),
     m.Leaving("paused"),
 ]
 FROM_COORDINATOR: list[m.CoordinatorMessage] = [
-    m.Challenge((2,), NONCE, "a pool", DEFAULTS),
-    m.Welcome(2, "a pool", 2.0, "weights-token"),
+    m.Challenge((2, 3), NONCE, "a pool", DEFAULTS),
+    m.Welcome(PROTOCOL_VERSION, "a pool", 2.0, "weights-token"),
     m.Refused("protocol_version", "Update the older one."),
     m.MeasureDevice(CPU, DIGEST, Variant.FLOAT32),
     m.AssignSlice(CPU, 1, "model", DIGEST, Variant.BFLOAT16, LayerRange(3, 9), 24),
     m.ReleaseSlice(CPU, 1),
     m.OpenSession(SESSION, 2, CPU, 1, 1, 2, 10, 100, HOP, HOP, Sampling(0.5, 0.9, 40, 7), StopRule(100, (2,)), (1, 2)),
     m.CloseSession(SESSION, 2),
+    m.MeasureLinks((HOP,)),
 ]
+HEARTBEAT_OF_VERSION_2 = '{"type":"heartbeat","num_sessions":1,"num_tokens":1000,"num_refused_frames":0}'
 
 
 def wire(original: Any, /, **changes: Any) -> str:
@@ -113,6 +121,17 @@ def test_a_coordinators_message_comes_back_as_it_was(message: m.CoordinatorMessa
 def test_a_peers_hello_comes_back_as_it_was() -> None:
     hello = m.PeerHello(2, NODE, "ticket-1")
     assert m.decode_peer_message(m.encode_message(hello)) == hello
+
+
+def test_what_a_node_of_the_version_before_says_is_understood() -> None:
+    assert m.decode_node_message(HEARTBEAT_OF_VERSION_2) == m.Heartbeat(1, 1000, 0, (), None)
+    hello = m.decode_node_message(wire(FROM_NODE[0], protocol_version=PROTOCOL_VERSION - 1))
+    assert isinstance(hello, m.Hello)
+    assert hello.protocol_version in SUPPORTED_VERSIONS
+
+
+def test_direct_links_begin_with_the_oldest_version_that_a_neighbour_may_speak() -> None:
+    assert PEER_VERSION == min(SUPPORTED_VERSIONS) == PROTOCOL_VERSION - 1
 
 
 @pytest.mark.parametrize("message", FROM_COORDINATOR, ids=lambda message: type(message).__name__)
@@ -206,6 +225,12 @@ def test_a_device_with_a_bad_claim_is_refused_by_field(changes: dict[str, Any]) 
         (FROM_NODE[7], {"tokens": [2**31]}),
         (FROM_NODE[7], {"finish_reason": "bored"}),
         (FROM_NODE[7], {"position": 2**60}),
+        (FROM_NODE[8], {"pool_rtt_s": -0.1}),
+        (FROM_NODE[8], {"work": [json.loads(msgspec.json.encode(WORK)) | {"compute_s": -1}]}),
+        (FROM_NODE[8], {"work": [json.loads(msgspec.json.encode(WORK))] * 129}),
+        (FROM_NODE[9], {"links": [json.loads(msgspec.json.encode(LINKS[0])) | {"bytes_per_s": 0}]}),
+        (FROM_NODE[9], {"links": [json.loads(msgspec.json.encode(LINKS[0])) | {"rtt_s": "soon"}]}),
+        (FROM_NODE[9], {"links": [json.loads(msgspec.json.encode(LINKS[0]))] * (m.MAX_LINK_TARGETS + 1)}),
     ],
 )
 def test_a_value_out_of_range_is_refused(message: m.NodeMessage, changes: dict[str, Any]) -> None:
@@ -224,6 +249,7 @@ def test_a_value_out_of_range_is_refused(message: m.NodeMessage, changes: dict[s
         (FROM_COORDINATOR[1], {"weights_token": "short"}, "weights_token"),
         (FROM_COORDINATOR[1], {"weights_token": "with blank"}, "weights_token"),
         (FROM_COORDINATOR[1], {"heartbeat_s": 0}, "heartbeat_s"),
+        (FROM_COORDINATOR[8], {"targets": []}, "targets"),
     ],
 )
 def test_a_pool_that_says_what_cannot_be_is_refused_by_field(

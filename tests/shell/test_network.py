@@ -17,6 +17,7 @@ from protocol.env import (
     ConnectionClosed,
     NetworkError,
     NotAWebsocket,
+    OutgoingConnection,
     WrongCertificate,
 )
 from shell.network import WebNetwork
@@ -43,7 +44,9 @@ async def echo(connection: Connection) -> None:
 
 
 @asynccontextmanager
-async def connected(network: WebNetwork, handler: Callable[[Connection], object] = echo) -> AsyncIterator[Connection]:
+async def connected(
+    network: WebNetwork, handler: Callable[[Connection], object] = echo
+) -> AsyncIterator[OutgoingConnection]:
     listener = await network.listen(HOST, 0, handler, LIMIT)  # type: ignore[arg-type]
     connection = await network.connect(f"ws://{HOST}:{listener.port}/node", LIMIT)
     try:
@@ -73,6 +76,33 @@ async def test_the_close_code_and_reason_arrive(network: WebNetwork) -> None:
         assert (caught.value.code, caught.value.reason) == (4406, "another version")
         with pytest.raises(ConnectionClosed):
             await connection.send("x")
+
+
+async def test_a_ping_takes_a_round_trip(network: WebNetwork) -> None:
+    async with connected(network) as connection:
+        assert 0 < await connection.ping() < 10
+        await connection.send("after it")
+        assert await connection.recv() == "after it"
+
+
+async def test_a_ping_into_a_closed_connection_tells_so(network: WebNetwork) -> None:
+    async def leave(connection: Connection) -> None:
+        await connection.close(4406, "another version")
+
+    async with connected(network, leave) as connection:
+        with pytest.raises(ConnectionClosed):
+            await connection.recv()
+        with pytest.raises(ConnectionClosed) as caught:
+            await connection.ping()
+        assert caught.value.code == 4406
+
+
+async def test_a_ping_that_is_given_up_leaves_the_connection_whole(network: WebNetwork) -> None:
+    async with connected(network) as connection:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await connection.ping()
+        assert await connection.ping() > 0
 
 
 async def test_a_message_over_the_limit_ends_the_connection(network: WebNetwork) -> None:

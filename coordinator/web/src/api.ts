@@ -2,6 +2,7 @@
 
 import { nameOf, nullableNumberOf, numberOf, recordsOf, sentenceFrom } from "./decode";
 import { errorFromBody, isRecord, PoolError, Silent, StreamCut } from "./errors";
+import { decodeForecast, type Forecast } from "./forecast";
 import { jsonOf, read, request } from "./http";
 import { checkedJoinLink } from "./joinLink";
 import { readEvents } from "./sse";
@@ -14,6 +15,9 @@ export interface PoolModel {
   message: string;
   numLayers: number;
   contextLength: number | null;
+  /** What is expected of it; null while no lane is complete. */
+  forecast: Forecast | null;
+  numLanes: number;
 }
 
 export interface PoolDevice {
@@ -21,6 +25,9 @@ export interface PoolDevice {
   state: string;
   model: string | null;
   layers: string | null;
+  /** From 1; null outside of complete lanes. */
+  lane: number | null;
+  reason: string;
   doneBytes: number;
   totalBytes: number;
 }
@@ -221,6 +228,8 @@ function decodeModel(model: Record<string, unknown>): PoolModel {
     message: sentenceFrom(model["message"]),
     numLayers: numberOf(model["num_layers"]),
     contextLength: numberOf(model["context_length"]) || null,
+    forecast: decodeForecast(model["plan"]),
+    numLanes: isRecord(model["plan"]) ? numberOf(model["plan"]["num_lanes"]) : 0,
   };
 }
 
@@ -230,6 +239,8 @@ export function decodeDevice(device: Record<string, unknown>): PoolDevice {
     state: nameOf(device["state"]),
     model: nameOf(device["model"]) || null,
     layers: nameOf(device["layers"]) || null,
+    lane: numberOf(device["lane"]) || null,
+    reason: sentenceFrom(device["reason"]),
     doneBytes: numberOf(device["done_bytes"]),
     totalBytes: numberOf(device["total_bytes"]),
   };

@@ -13,6 +13,9 @@ export interface Holder extends LayerRange {
   state: string;
   doneBytes: number;
   totalBytes: number;
+  /** From 1; null outside of complete lanes. */
+  lane: number | null;
+  reason: string;
 }
 
 export function parseLayers(text: string): LayerRange | null {
@@ -29,25 +32,36 @@ export function describeLayers(text: string): string {
   return range.first === range.last ? `layer ${range.first}` : `layers ${range.first}–${range.last}`;
 }
 
-/** Devices that hold part of a model, in the order of its layers. */
+/** Devices that hold part of a model: lane by lane, and within one in the order of its layers. */
 export function holdersOf(pool: Pool, model: string): Holder[] {
   const holders: Holder[] = [];
   for (const node of pool.nodes) {
     for (const device of node.devices) {
       const range = device.model === model && device.layers !== null ? parseLayers(device.layers) : null;
       if (range === null) continue;
-      const { name, state, doneBytes, totalBytes } = device;
-      holders.push({ ...range, node: node.name, device: name, state, doneBytes, totalBytes });
+      const { name, state, doneBytes, totalBytes, lane, reason } = device;
+      holders.push({ ...range, node: node.name, device: name, state, doneBytes, totalBytes, lane, reason });
     }
   }
-  return holders.sort((one, other) => one.first - other.first || one.last - other.last);
+  return holders.sort((one, other) => laneOf(one) - laneOf(other) || one.first - other.first || one.last - other.last);
 }
 
-/** Puts overlapping holders on as few rows as possible, so that replicas show below one another. */
+function laneOf({ lane }: Holder): number {
+  return lane ?? Number.MAX_SAFE_INTEGER;
+}
+
+/** One holder in a sentence: for whoever points at its bar. */
+export function describeHolder(holder: Holder): string {
+  const what = describeLayers(`${holder.first}-${holder.last}`);
+  const where = holder.lane === null ? "" : `, lane ${holder.lane}`;
+  return `${holder.node}: ${what}${where}${holder.reason === "" ? "" : `. Why: ${holder.reason}`}`;
+}
+
+/** A row for each lane; overlapping holders of one lane, and those of none, on as few rows as possible. */
 export function rowsOf(holders: Holder[]): Holder[][] {
   const rows: Holder[][] = [];
   for (const holder of holders) {
-    const row = rows.find((candidate) => (candidate.at(-1)?.last ?? -1) < holder.first);
+    const row = rows.find((candidate) => candidate[0]?.lane === holder.lane && (candidate.at(-1)?.last ?? -1) < holder.first);
     if (row === undefined) rows.push([holder]);
     else row.push(holder);
   }

@@ -169,7 +169,7 @@ describe("what the coordinator sends", () => {
   it("is cut to size where it names things (G15)", () => {
     const pool = decodePool({ name: "x".repeat(999), models: [null, { id: "<script>" }], nodes: "none" });
     expect(pool.name).toHaveLength(120);
-    expect(pool.models).toEqual([{ id: "<script>", state: "incomplete", message: "", numLayers: 0, contextLength: null }]);
+    expect(pool.models).toEqual([{ id: "<script>", state: "incomplete", message: "", numLayers: 0, contextLength: null, forecast: null, numLanes: 0 }]);
     expect(() => decodePool(null)).toThrow(PoolError);
   });
 

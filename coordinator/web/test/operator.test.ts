@@ -34,7 +34,7 @@ describe("the overview", () => {
     const read = decodeOverview(OVERVIEW);
     expect(read).toMatchObject({ poolName: "Lab", numWaiting: 2, joinLink: "decentllm://p/join", browserLink: "https://p/", pin: "ab".repeat(32) });
     expect(read.nodes[0]).toMatchObject({ id: NODE.node_id, isConnected: true, numSessions: 2, tokensPerSecond: 31.5, lastSeenS: 200 });
-    expect(read.nodes[0]?.devices).toEqual([{ name: "GPU", state: "serving", model: "m", layers: "0-11", reason: "", doneBytes: 1, totalBytes: 2 }]);
+    expect(read.nodes[0]?.devices).toEqual([{ name: "GPU", state: "serving", model: "m", layers: "0-11", lane: null, reason: "", doneBytes: 1, totalBytes: 2 }]);
     expect(read.models).toEqual([{ id: "m", state: "ready", message: "", numLayers: 24, sizeBytes: 10 }]);
     expect(read.jobs).toEqual([{ id: "j", spec: "o/n", step: "downloading", doneBytes: 1, totalBytes: 4, state: "running", message: "" }]);
     expect(read.invitations[0]).toMatchObject({ id: "i1", allowsChat: true, allowsNodes: false, maxUses: 3, numUses: 1, expiresS: 1000 });
@@ -62,7 +62,7 @@ describe("the overview", () => {
       audit: [{ at_s: "now", who: 7, what: null }],
     });
     expect(read.nodes[0]).toMatchObject({ isConnected: false, isBlocked: false, numTokens: 0, tokensPerSecond: null, lastSeenS: null });
-    expect(read.nodes[0]?.devices).toEqual([{ name: "", state: "", model: null, layers: null, reason: "", doneBytes: 0, totalBytes: 0 }]);
+    expect(read.nodes[0]?.devices).toEqual([{ name: "", state: "", model: null, layers: null, lane: null, reason: "", doneBytes: 0, totalBytes: 0 }]);
     expect(read.models[0]).toEqual({ id: "m", state: "incomplete", message: "", numLayers: 0, sizeBytes: null });
     expect(read.jobs[0]).toMatchObject({ state: "running", doneBytes: 0 });
     expect(read.invitations[0]).toMatchObject({ allowsChat: false, isRevoked: false, expiresS: null, maxUses: null });

@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
 
 import { dayGroup, formatBytes, formatRate, formatSeconds } from "../src/format";
-import { describeLayers, describeModel, holdersOf, parseLayers, rowsOf } from "../src/layers";
+import { decodeForecast, describeForecast } from "../src/forecast";
+import { describeHolder, describeLayers, describeModel, holdersOf, parseLayers, rowsOf } from "../src/layers";
 import { decodePool } from "../src/api";
 import { cutAt, nextLength } from "../src/pacer";
 import { splitReasoning, withoutReasoning } from "../src/reasoning";
@@ -80,8 +81,36 @@ describe("layers", () => {
     expect(rows.map((row) => row.map(({ node, first, last }) => `${node}${first}-${last}`))).toEqual([["a0-5", "b6-11"], ["a0-11"]]);
   });
 
+  it("stand lane by lane, each lane on rows of its own", () => {
+    const held = { ...device, layers: "0-5" };
+    const lanes = decodePool({
+      nodes: [
+        { name: "spare", devices: [held] },
+        { name: "second", devices: [{ ...held, lane: 2 }] },
+        { name: "first", devices: [{ ...held, lane: 1 }, { ...held, lane: 1 }, { ...device, layers: "6-11", lane: 1 }] },
+      ],
+    });
+    const rows = rowsOf(holdersOf(lanes, "m"));
+    expect(rows.map((row) => row.map(({ node, lane }) => `${node} ${lane}`))).toEqual([["first 1", "first 1"], ["first 1"], ["second 2"], ["spare null"]]);
+  });
+
+  it("say who holds them and why", () => {
+    const holder = { first: 0, last: 5, node: "a", device: "gpu", state: "serving", doneBytes: 0, totalBytes: 0, lane: 2, reason: "it was free" };
+    expect(describeHolder(holder)).toBe("a: layers 0–5, lane 2. Why: it was free");
+    expect(describeHolder({ ...holder, lane: null, reason: "" })).toBe("a: layers 0–5");
+  });
+
+  it("come with what is expected of them, if anything is", () => {
+    const forecast = { tpot_s: 0.0042, ttft_s: 1.23, tokens_per_s: 96.4, num_sessions: 14 };
+    const read = decodeForecast(forecast);
+    expect(read).toEqual({ tpotS: 0.0042, ttftS: 1.23, tokensPerS: 96.4, numSessions: 14 });
+    expect(describeForecast(read!)).toBe("4.2 ms per token, 1.2 s to the first token, 96 tokens/s at most, 14 requests at once");
+    expect(describeForecast({ ...read!, tpotS: 0.25, numSessions: 1 })).toMatch(/^250 ms per token.*1 request at once$/);
+    for (const none of [null, undefined, 7, [], {}, { tpot_s: 0 }, { tpot_s: "fast" }, { tpot_s: -1 }]) expect(decodeForecast(none)).toBeNull();
+  });
+
   it("are waited for in a sentence, the coordinator's own if it has one", () => {
-    const model = { id: "m", state: "incomplete" as const, message: "", numLayers: 2, contextLength: null };
+    const model = { id: "m", state: "incomplete" as const, message: "", numLayers: 2, contextLength: null, forecast: null, numLanes: 0 };
     expect(describeModel(model)).toMatch(/^Waiting for nodes/);
     expect(describeModel({ ...model, message: "Soon." })).toBe("Soon.");
   });

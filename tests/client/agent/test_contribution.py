@@ -14,9 +14,13 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection
 
+from client import ipc
 from client.agent import contribution as contribution_module
 from client.agent.contribution import MAX_RECONNECT_S, Contribution, worker_command
+from client.agent.events import WorkerSaid
+from client.agent.probing import Prober
 from client.config import MAX_DISK_BYTES, Direct, NodeConfig
 from client.errors import JoinError
 from client.status import AgentState
@@ -31,6 +35,8 @@ from protocol.messages import (
     Heartbeat,
     Hello,
     Leaving,
+    LinksMeasured,
+    MeasureLinks,
     PeerHello,
     Refused,
     SessionOpened,
@@ -38,12 +44,12 @@ from protocol.messages import (
     encode_message,
 )
 from protocol.pause import PauseRules, PoolDefaults
-from protocol.values import Hop
+from protocol.values import DeviceWork, Hop, LinkTime
 from shell import AsyncioEnv
 from shell.keys import is_signed_by
 from shell.tls import make_certificate
 from tests.client.agent.mirror import Mirror, running_mirror
-from tests.client.agent.pool_server import CHALLENGE, NONCE, WEIGHTS_TOKEN, WELCOME, PoolServer, running_pool
+from tests.client.agent.pool_server import CHALLENGE, NONCE, WEIGHTS_TOKEN, WELCOME, Greeter, PoolServer, running_pool
 from tests.client.agent.samples import CPU, IDENTITY, LEFT, NODE, RIGHT, assign, measure, open_session, rows, segment
 from tests.client.agent.waiting import is_alive, our_tasks, until
 
@@ -85,6 +91,15 @@ class Stay:
     async def end(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
+
+
+def greet_with(**changes: object) -> Greeter:
+    """A welcome that is other than usual."""
+
+    async def greet(connection: ServerConnection, hello: Hello) -> None:
+        await connection.send(encode_message(msgspec.structs.replace(WELCOME, **changes)))
+
+    return greet
 
 
 @pytest.fixture
@@ -299,13 +314,63 @@ async def test_a_slice_is_downloaded_loaded_and_served(pool: PoolServer, staying
 
 
 async def test_heartbeats_come_as_often_as_the_pool_wants(pool: PoolServer, staying: Callable) -> None:
-    async def greet(connection: object, hello: Hello) -> None:
-        await connection.send(encode_message(msgspec.structs.replace(WELCOME, heartbeat_s=0.02)))  # type: ignore[attr-defined]
-
-    pool.greet = greet
+    pool.greet = greet_with(heartbeat_s=0.02)
     async with staying():
         for _ in range(3):
-            assert await pool.hears(Heartbeat) == Heartbeat(0, 0, 0)
+            heartbeat = await pool.hears(Heartbeat)
+            assert msgspec.structs.replace(heartbeat, pool_rtt_s=None) == Heartbeat(0, 0, 0)
+
+
+async def test_the_way_to_the_pool_is_measured_and_told(pool: PoolServer, staying: Callable) -> None:
+    pool.greet = greet_with(heartbeat_s=0.02)
+    async with staying():
+        told = [(await pool.hears(Heartbeat)).pool_rtt_s for _ in range(20)]
+    [rtt_s] = [each for each in told if each is not None]
+    assert 0 < rtt_s < 5
+
+
+async def test_what_the_worker_computes_comes_with_the_heartbeat(pool: PoolServer, staying: Callable) -> None:
+    pool.greet = greet_with(heartbeat_s=0.02)
+    async with staying() as stay:
+        await stay.serve()
+        done = ipc.WorkDone(3, 5, 7, 0.25)
+        stay.contribution._handle(WorkerSaid(CPU.device_id, done))
+        while not (work := (await pool.hears(Heartbeat)).work):
+            continue
+        assert work == (DeviceWork(CPU.device_id, 1, 3, 5, 7, 0.25),)
+
+
+async def test_links_are_measured_when_the_pool_asks(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        hello = await pool.hears(Hello)
+        own = Hop(NODE, 0, hello.peer_address, hello.peer_ticket, hello.peer_fingerprint)
+        await pool.say(MeasureLinks((own, Hop(RIGHT, 0))))
+        measured = await pool.hears(LinksMeasured)
+        direct, relayed = measured.links
+        assert (direct.node_id, direct.is_direct) == (NODE, True)
+        assert direct.rtt_s is not None
+        assert direct.bytes_per_s is not None
+        assert relayed == LinkTime(RIGHT, None, None, is_direct=False)
+        assert stay.contribution.core.switch.num_refused == 0
+
+
+async def test_a_newer_list_of_links_replaces_the_one_that_is_being_measured(
+    pool: PoolServer, staying: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists: list[int] = []
+
+    async def measure_links(prober: Prober, targets: tuple[Hop, ...]) -> tuple[LinkTime, ...]:
+        lists.append(len(targets))
+        await asyncio.sleep(1000 if len(targets) > 1 else 0)
+        return tuple(LinkTime(hop.node_id, None, None, is_direct=False) for hop in targets)
+
+    monkeypatch.setattr(Prober, "measure", measure_links)
+    async with staying():
+        await pool.hears(Hello)
+        await pool.say(MeasureLinks((Hop(LEFT, 0), Hop(RIGHT, 0))))
+        await pool.say(MeasureLinks((Hop(RIGHT, 0),)))
+        assert len((await pool.hears(LinksMeasured)).links) == 1
+    assert lists[-1] == 1
 
 
 async def test_rows_go_from_a_neighbour_through_the_worker_to_the_next_by_the_relay(
@@ -533,3 +598,5 @@ def test_the_worker_runs_in_this_interpreter_or_the_one_that_is_named(tmp_path: 
     config = NodeConfig(JoinLink("http://pool"), tmp_path, "node", worker_python="/env/bin/python")
     assert worker_command(config) == ("/env/bin/python", "-m", "client.runtime")
     assert worker_command(NodeConfig(JoinLink("http://pool"), tmp_path, "node"))[1:] == ("-m", "client.runtime")
+    paced = NodeConfig(JoinLink("http://pool"), tmp_path, "node", pace="2,0.5,0.1")
+    assert worker_command(paced)[1:] == ("-m", "client.runtime", "--pace", "2,0.5,0.1")

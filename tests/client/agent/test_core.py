@@ -6,7 +6,16 @@ import msgspec
 import pytest
 
 from client import ipc
-from client.agent.commands import Download, FetchManifest, PassFrame, StartWorker, StopDownload, TellPool, TellWorker
+from client.agent.commands import (
+    Download,
+    FetchManifest,
+    MeasureLinks,
+    PassFrame,
+    StartWorker,
+    StopDownload,
+    TellPool,
+    TellWorker,
+)
 from client.agent.core import MAX_RESTART_S
 from client.agent.device import Stage
 from client.agent.events import (
@@ -21,7 +30,7 @@ from client.agent.events import (
 )
 from protocol import messages as msg
 from protocol.pause import PoolDefaults
-from protocol.values import FinishReason, Hop, LayerRange, StepTiming
+from protocol.values import DeviceWork, FinishReason, Hop, LayerRange, StepTiming
 from tests.client.agent.node import AWAKE, FOLDER, LOADED, READY, Node, node_at
 from tests.client.agent.samples import (
     BENCHMARK,
@@ -548,3 +557,42 @@ def test_two_devices_with_one_model_are_two_uses() -> None:
     node.worker(READY, GPU)
     node.pool(assign(device=GPU))
     assert node.core.weights_in_use == [model().digest] * 2
+
+
+# ---------------------------------------------------------------- links and live work
+
+
+def test_links_are_measured_when_the_pool_asks() -> None:
+    node = node_at(Stage.IDLE)
+    targets = (Hop(LEFT, 0), Hop(RIGHT, 0, "wss://10.0.0.7:9000"))
+    assert node.pool(msg.MeasureLinks(targets)) == [MeasureLinks(targets)]
+
+
+def test_live_work_is_summed_until_the_pool_is_told() -> None:
+    node = node_at(Stage.SERVING)
+    node.worker(ipc.WorkDone(3, 5, 100, 0.25))
+    assert node.worker(ipc.WorkDone(2, 4, 0, 0.5)) == []
+    assert node.core.take_work() == (DeviceWork(CPU.device_id, 1, 5, 9, 100, 0.75),)
+    assert node.core.take_work() == ()
+
+
+def test_work_counts_for_the_assignment_that_did_it() -> None:
+    node = node_at(Stage.SERVING)
+    node.worker(ipc.WorkDone(1, 1, 0, 0.5))
+    node.pool(assign(generation=2))
+    node.worker(ipc.WorkDone(2, 2, 0, 0.5))
+    assert [(work.generation, work.num_steps) for work in node.core.take_work()] == [(1, 1), (2, 2)]
+
+
+def test_work_of_a_slice_that_serves_no_more_is_forgotten() -> None:
+    node = node_at(Stage.SERVING)
+    node.pool(msg.ReleaseSlice(CPU.device_id, 1))
+    node.worker(ipc.WorkDone(1, 1, 0, 0.5))
+    assert node.core.take_work() == ()
+
+
+def test_another_pool_hears_nothing_of_the_work_for_the_last_one() -> None:
+    node = node_at(Stage.SERVING)
+    node.worker(ipc.WorkDone(1, 1, 0, 0.5))
+    node.handle(PoolLost())
+    assert node.core.take_work() == ()

@@ -98,7 +98,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(spec=device, message=st.sampled_from([
         ipc.LoadProgress(1, 2), ipc.SessionStarted(SESSION, 1), ipc.SessionFailed(SESSION, 2, "kv_full", "Full."),
-        ipc.Sampled(SESSION, 1, 3, (1,), None, StepTiming()),
+        ipc.Sampled(SESSION, 1, 3, (1,), None, StepTiming()), ipc.WorkDone(1, 2, 3, 0.5),
     ]))  # fmt: skip
     def worker_says(self, spec: DeviceSpec, message: ipc.WorkerMessage) -> None:
         self.do(WorkerSaid(spec.device_id, message))
@@ -145,6 +145,13 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(session_id=session, epoch=st.integers(1, 3))
     def pool_closes(self, session_id: str, epoch: int) -> None:
         self.do(PoolSaid(msg.CloseSession(session_id, epoch)))
+
+    @rule()
+    def the_pool_is_told_of_the_work(self) -> None:
+        work = self.core.take_work()
+        assert len({(each.device_id, each.generation) for each in work}) == len(work)
+        assert all(0 < each.generation <= self.generation for each in work)
+        msg.decode_node_message(msg.encode_message(msg.Heartbeat(0, 0, 0, work)))
 
     @rule()
     def pool_is_lost(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,11 +12,13 @@ from websockets.exceptions import ConnectionClosed
 
 from client.agent import peers as peers_module
 from client.agent.peers import PeerAddress, PeerCallbacks, Peers, is_local_network, is_loopback, may_take_neighbours
+from client.agent.probe_guard import SENDER_BYTES
 from client.config import Direct
 from protocol import PROTOCOL_VERSION
-from protocol.env import Certificate
+from protocol.env import Certificate, Connection
 from protocol.errors import CloseCode
-from protocol.messages import PeerHello, encode_message
+from protocol.frames import MAX_PROBE_BYTES, probe_frame
+from protocol.messages import PeerHello, decode_peer_message, encode_message
 from protocol.values import Hop, NodeId
 from shell import AsyncioEnv
 from shell.tls import make_certificate
@@ -279,6 +281,54 @@ async def test_text_on_a_data_link_closes_it(here: Side) -> None:
     connection = await here.greeted()
     await connection.send("text")
     assert await close_code(connection) == CloseCode.BAD_MESSAGE
+
+
+async def test_probes_are_thrown_away_and_rows_beside_them_arrive(here: Side) -> None:
+    async with await here.greeted() as connection:
+        for _ in range(3):
+            await connection.send(probe_frame(bytes(MAX_PROBE_BYTES)))
+        await connection.send(b"frame")
+        await until(lambda: here.frames == [(b"frame", LEFT)])
+
+
+async def test_a_sender_of_too_many_probes_is_hung_up_on(here: Side) -> None:
+    connection = await here.greeted()
+    for _ in range(SENDER_BYTES // MAX_PROBE_BYTES + 1):
+        await connection.send(probe_frame(bytes(MAX_PROBE_BYTES)))
+    assert await close_code(connection) == CloseCode.TOO_MANY_FAULTS
+    assert here.frames == []
+
+
+@pytest.mark.parametrize("damage", [lambda probe: probe[:-1], lambda probe: probe + b"x", lambda probe: probe[:8]])
+async def test_what_only_claims_to_be_a_probe_is_none(here: Side, damage: Callable[[bytes], bytes]) -> None:
+    connection = await here.greeted()
+    await connection.send(damage(probe_frame(bytes(64))))
+    assert await close_code(connection) == CloseCode.TOO_MANY_FAULTS
+    assert here.frames == []
+
+
+async def test_a_neighbour_of_the_version_before_is_spoken_to_in_its_own(env: AsyncioEnv) -> None:
+    heard: list[str | bytes] = []
+
+    async def listen(connection: Connection) -> None:
+        heard.append(await connection.recv())
+
+    listener = await env.network.listen(HOST, 0, listen, 2**20)
+    here = await Side.make(NODE, env)
+    connection = await here.peers.connect(Hop(RIGHT, 1, f"ws://{HOST}:{listener.port}", "ticket-1"))
+    await until(lambda: heard)
+    assert decode_peer_message(heard[0]) == PeerHello(PROTOCOL_VERSION - 1, NODE, "ticket-1")
+    await connection.close()
+    await here.peers.close()
+    await listener.close()
+
+
+async def test_rows_wait_until_the_neighbour_has_taken_them(here: Side, there: Side) -> None:
+    assert not here.peers.has_waiting
+    here.peers.send(there.hop(), bytes(2**20))
+    assert here.peers.has_waiting
+    await until(lambda: there.frames)
+    await until(lambda: not here.peers.has_waiting)
 
 
 async def test_a_frame_that_is_too_large_closes_the_link(here: Side) -> None:

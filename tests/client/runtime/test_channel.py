@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from time import monotonic
 from typing import NamedTuple
 
 import pytest
@@ -94,3 +95,22 @@ def test_bytes_that_are_no_packet_are_an_error(pair: Pair) -> None:
     pair.agent.sendall(b"\xff" * 32)
     with pytest.raises(IpcError):
         pair.channel.take(wait=True)
+
+
+def test_waiting_ends_after_a_while_with_nothing(pair: Pair) -> None:
+    begin_s = monotonic()
+    assert pair.channel.take(wait=True, at_most_s=0.05) == []
+    assert 0.05 <= monotonic() - begin_s < 10
+    assert pair.channel.take(wait=True, at_most_s=0.0) == []
+
+
+def test_waiting_ends_with_the_first_packet(pair: Pair) -> None:
+    pair.agent.sendall(pack_message(END))
+    assert pair.channel.take(wait=True, at_most_s=60.0) == [END]
+
+
+def test_half_a_packet_does_not_make_waiting_longer(pair: Pair) -> None:
+    pair.agent.sendall(pack_message(END)[:-1])
+    assert pair.channel.take(wait=True, at_most_s=0.05) == []
+    pair.agent.sendall(pack_message(END)[-1:])
+    assert pair.channel.take(wait=True, at_most_s=60.0) == [END]

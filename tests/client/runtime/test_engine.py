@@ -1,6 +1,7 @@
 """The engine: what it sends for which frames, what it drops, and that one session's failure is its own."""
 
 import array
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -306,3 +307,35 @@ def test_many_sessions_coming_and_going_leak_nothing(chain: BuildChain) -> None:
         two.end(number)
     assert [len(stage.cache.layers) for stage in two.stages] == [3, 3]
     assert all(stage.cache.num_free_tokens == stage.cache.num_tokens for stage in two.stages)
+
+
+def test_forwards_and_what_they_carry_are_counted(chain: BuildChain) -> None:
+    two = chain(cuts=(0, 3, 6))
+    two.generate([PROMPT, PROMPT[:5]], 4)
+    for engine in two.engines:
+        done = engine.meter.take(math.inf)
+        assert done is not None
+        assert (done.num_prompt_tokens, done.num_decode_rows) == (len(PROMPT) + 5, 2 * 3)
+        assert 4 <= done.num_steps <= 8
+        assert done.compute_s > 0
+
+
+@pytest.mark.expected_logs("a forward over 1 sessions failed")
+def test_a_failed_forward_is_no_work(chain: BuildChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = chain()
+    one.start(0, len(PROMPT), 4)
+    one.prompt(0, PROMPT)
+    monkeypatch.setattr(one.stages[0], "forward", lambda *_: torch.full((1, 384), torch.nan))
+    one.engines[0].step()
+    assert one.failures() == [(session_id(0), "non_finite")]
+
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    one.start(1, len(PROMPT), 4)
+    one.prompt(1, PROMPT)
+    monkeypatch.setattr(one.stages[0], "forward", broken)
+    before = one.engines[0].meter.take(math.inf)
+    one.engines[0].step()
+    assert before is not None
+    assert one.engines[0].meter.take(math.inf) is None

@@ -137,6 +137,38 @@ def test_a_whole_model_serves_in_one_process(worker: WorkerProcess, folder: Path
     assert all(message.timing.compute_us > 0 for message in sampled)
 
 
+def test_what_was_computed_is_told_within_about_a_second_and_once(worker: WorkerProcess, folder: Path) -> None:
+    load(worker, folder)
+    worker.work.clear()
+    worker.send(start())
+    worker.expect(SessionStarted)
+    worker.send_frame(prompt_frame(0, PROMPT))
+    sampled = [worker.expect(Sampled) for _ in range(6)]
+    worker.send(EndSession(SID, 1))
+    done = worker.until_work(6)
+    assert (done.num_steps, done.num_decode_rows, done.num_prompt_tokens) == (6, 5, len(PROMPT))
+    assert done.compute_s == pytest.approx(sum(m.timing.compute_us for m in sampled) / 1e6, abs=1e-3)
+
+
+def test_a_paced_worker_measures_and_computes_no_faster_than_its_pace_and_the_same(folder: Path) -> None:
+    with WorkerProcess("--pace", "3,2,0.5") as worker:
+        worker.ready()
+        worker.send(MeasureLayers(config_json("llama"), Variant.FLOAT32, (1, 4), 16))
+        measured = worker.expect(LayersMeasured).benchmark
+        assert [time.layer_s >= least for time, least in zip(measured.decode, (0.005, 0.011), strict=True)] == [
+            True
+        ] * 2
+        assert measured.prefill_layer_s_per_token >= 0.0005
+        load(worker, folder)
+        worker.send(start(num_new=3))
+        worker.expect(SessionStarted)
+        worker.send_frame(prompt_frame(0, PROMPT))
+        sampled = [worker.expect(Sampled) for _ in range(3)]
+        assert [token for m in sampled for token in m.tokens] == reference.generate(folder, [PROMPT], 3)[0]
+        least_us = [6 * (3000 + 500 * len(PROMPT)), 6 * 5000, 6 * 5000]
+        assert all(m.timing.compute_us >= least for m, least in zip(sampled, least_us, strict=True))
+
+
 def test_loading_again_ends_the_sessions_of_the_old_slice(worker: WorkerProcess, folder: Path) -> None:
     load(worker, folder)
     worker.send(start())

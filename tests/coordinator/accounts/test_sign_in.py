@@ -174,3 +174,14 @@ def test_a_look_within_the_minute_writes_nothing(accounts: Accounts, store: Stor
     cookie, _ = accounts.sign_in(to_chat(accounts)[1])
     with store.write():  # the one writer there may be
         assert accounts.caller_of_cookie(cookie).role is Role.CHAT
+
+
+def test_a_command_is_an_operator_only_as_long_as_it_asks(accounts: Accounts, wall: Wall) -> None:
+    with accounts.command_session() as cookie:
+        assert accounts.caller_of_cookie(cookie).role is Role.OPERATOR
+        assert not accounts.has_operator(), "no person is signed in"
+        wall.now_s += module.COMMAND_SESSION_S
+        assert accounts.caller_of_cookie(cookie) == NOBODY, "one that was killed leaves nothing"
+    with accounts.command_session() as cookie:
+        pass
+    assert accounts.caller_of_cookie(cookie) == NOBODY

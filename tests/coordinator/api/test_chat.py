@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.api.asker import Asker
 from coordinator.api.chat import DEFAULT_MAX_TOKENS, Answer, ChatService, Chunk
 from coordinator.api.errors import ApiError
 from coordinator.api.schemas import ChatRequest
@@ -100,7 +101,7 @@ async def test_an_answer_comes_in_chunks_that_make_up_its_text() -> None:
     async with running_api(speaker(1, max_layers=4), speaker(2, max_layers=4)) as api:
         answer = await start(api)
         chunks = await chunks_of(answer)
-        assert [stage.name for stage in chunks[0].nodes or ()] == ["node 1", "node 2"]
+        assert sorted(stage.name for stage in chunks[0].nodes or ()) == ["node 1", "node 2"]
         assert [stage.layers for stage in chunks[0].nodes or ()] == ["0-3", "4-7"]
         assert "".join(chunk.text for chunk in chunks) == TEXT
         assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == [FinishReason.STOP]
@@ -130,3 +131,13 @@ async def test_the_token_limit_is_the_reason_when_it_is() -> None:
         chunks = await chunks_of(await start(api, max_tokens=5))
         assert "".join(chunk.text for chunk in chunks) == TEXT[:5]
         assert chunks[-1].finish_reason is FinishReason.LENGTH
+
+
+@on_virtual_time
+async def test_an_order_says_who_asks_and_how_long_it_would_wait() -> None:
+    async with running_api(speaker()) as api:
+        service = ChatService(api.pool.hub, api.services.env, api.services.desk.models)
+        order = (await service.start(asked(), Asker("key 7", 2.5))).order
+        assert (order.tenant, order.deadline_s) == ("key 7", 2.5)
+        nobody = (await service.start(asked())).order
+        assert (nobody.tenant, nobody.deadline_s) == ("", None)

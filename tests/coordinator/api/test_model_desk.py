@@ -320,7 +320,7 @@ async def test_a_conversion_is_ended_with_the_desk_and_so_is_hashing() -> None:
         raise AssertionError("a closed desk stops its worker at the next step")
 
     catalog = FakeCatalog(long)
-    hub = SimpleNamespace(add_model=lambda _: None, remove_model=lambda _: None)
+    hub = SimpleNamespace(add_model=lambda *_: None, remove_model=lambda _: None)
     desk = ModelDesk(cast(Any, hub), env, Path("unused"), lambda _: cast(Catalog, catalog), lambda m, _: served_as(m))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coordinator.api.model_desk.Children", Waits)
@@ -337,14 +337,14 @@ async def test_a_real_folder_is_added_by_the_real_catalog(tmp_path: Path) -> Non
     folder.mkdir()
     make_model(folder)
     make_tokenizer(folder)
-    hub = SimpleNamespace(added=[], add_model=lambda facts: hub.added.append(facts))
-    desk = ModelDesk(cast(Any, hub), env, tmp_path / "catalog")
+    hub = SimpleNamespace(added=[], add_model=lambda facts, floor: hub.added.append((facts.name, floor)))
+    desk = ModelDesk(cast(Any, hub), env, tmp_path / "catalog", replicas={"owner/tiny": 3})
     job = desk.add(str(folder), "owner/tiny")
     await asyncio.wait(set(desk._tasks))
     assert (job.state, job.message) == (JobState.DONE, "")
     assert [known.name for known in await desk.known()] == ["owner/tiny"]
     assert desk.models["owner/tiny"].tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
-    assert [facts.name for facts in hub.added] == ["owner/tiny"]
+    assert hub.added == [("owner/tiny", 3)], "with the operator's floor"
     job = desk.add(str(tmp_path / "nothing"))
     await asyncio.wait(set(desk._tasks))
     assert "not found" in job.message

@@ -6,6 +6,7 @@ import json
 
 from coordinator.api.model_desk import KnownModel
 from coordinator.api.operator_view import NUM_AUDIT_LINES, models_view, nodes_view, overview, read_records
+from coordinator.api.plan_view import PlanBoard
 from tests.fakes import pool_facts as facts
 from tests.fakes.api_driver import CLOSED_SITE, NAME, ApiDriver, running_api, speaker
 from tests.fakes.virtual_loop import on_virtual_time
@@ -79,7 +80,7 @@ async def test_the_overview_has_links_and_all_parts_and_is_json() -> None:
     async with running_api(speaker(), site=CLOSED_SITE) as api:
         api.invitation()
         api.accounts.make_key("program", None)
-        view = await overview(api.services)
+        view = await overview(api.services, PlanBoard(api.pool.hub, api.services.env.clock))
         assert json.loads(json.dumps(view)) == view
         assert set(view) == {
             "pool", "join_link", "browser_link", "pin", "nodes", "models", "jobs", "invitations", "keys", "audit",

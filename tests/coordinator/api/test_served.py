@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from coordinator.api.served import default_sampling, model_facts
+from coordinator.models.catalog import Model
+from coordinator.models.shape import ModelShape
 from protocol.values import Sampling
 from tests.fakes import pool_facts as facts
 from tests.fakes.api_driver import fake_model
@@ -19,6 +22,14 @@ def test_the_scheduler_knows_the_sizes_of_the_models_parts() -> None:
     assert (known.name, known.manifest_hash, known.num_layers) == ("owner/name", "ab" * 32, 3)
     assert known.layer_numels == facts.model(3).layer_numels
     assert (known.embedding_numel, known.kv_numel_per_token, known.context_length) == (100_000, 10, 1000)
+
+
+def test_the_scheduler_knows_what_a_row_takes_on_the_wire_and_what_a_token_reads() -> None:
+    model = fake_model({}, num_layers=2)
+    shape = ModelShape(2, 64, 400, 512, (900, 1000), 1, 1, 16, active_numels=(900, 300), kv_numels=(16, 24))
+    known = model_facts(cast(Model, SimpleNamespace(**{**vars(model), "shape": shape})))
+    assert (known.hidden_size, known.active_numels, known.kv_numels) == (64, (900, 300), (16, 24))
+    assert known.windows == (), "the runtime keeps the KV of sliding layers whole"
 
 
 @pytest.mark.parametrize(

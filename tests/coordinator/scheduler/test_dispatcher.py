@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
-from coordinator.scheduler.dispatcher import MAX_WAITING
+from coordinator.scheduler.cost import Bound, Workload
+from coordinator.scheduler.dispatcher import MAX_TRIES, MAX_WAITING, RETRY_S
+from coordinator.scheduler.fair_queue import MAX_PASSED
+from coordinator.scheduler.policy import RouteRequest, SchedulerConfig
 from coordinator.scheduler.queue_forecast import QueuePlace
+from coordinator.scheduler.routing import ChainRouter
 from coordinator.scheduler.scheduler import QUEUE_TTL_S
-from protocol.values import LayerRange
+from coordinator.scheduler.state import IDLE, DeviceState, Signal
+from protocol.values import LayerRange, Variant
+from tests.fakes import chain_pool as pools
 from tests.fakes import pool_facts as facts
+from tests.fakes.chain_pool import ChainPool, FixedWorkloads, chains, refused, started
 from tests.fakes.pool_facts import DIGEST, key
-from tests.fakes.scheduler_driver import SchedulerDriver, chain, refusal
+from tests.fakes.scheduler_driver import SchedulerDriver, chain, layers_of, refusal
 
 # ---------------------------------------------------------------- requests
 
@@ -47,9 +57,9 @@ def test_a_request_to_a_model_that_is_not_ready_is_refused_with_what_it_waits_fo
 
 
 def test_a_broken_pipeline_names_the_layers_without_holder(pool: SchedulerDriver) -> None:
-    pool.serve(4, 4)
+    start, stop = layers_of(pool.serve(4, 4))[2]
     pool.leave(2)
-    assert "Layers 4-7" in refusal(pool.request(1)).message
+    assert f"Layers {start}-{stop - 1}" in refusal(pool.request(1)).message
 
 
 def test_a_request_larger_than_the_pool_is_refused_for_good(pool: SchedulerDriver) -> None:
@@ -209,3 +219,298 @@ def test_a_device_that_fails_frees_its_requests(pool: SchedulerDriver) -> None:
     pool.request(1)
     pool.tell(ev.DeviceFailed(key(1), assign.generation))
     assert not pool.scheduler.state.running
+
+
+# ---------------------------------------------------------------- what devices are counted with
+
+
+def one_chain(room: int = 1000) -> ChainPool:
+    pool = ChainPool()
+    pool.hold(1, 0, 8, room=room)
+    return pool
+
+
+def test_a_request_is_counted_at_its_devices_while_it_runs_and_not_after() -> None:
+    pool = ChainPool(workloads=FixedWorkloads(Workload(num_answer_tokens=40.0)))
+    pool.hold(1, 0, 4, layer_s=0.01)
+    pool.hold(2, 4, 8, layer_s=0.01)
+    pool.arrive(1, 500, num_prompt=100)
+    for number in (1, 2):
+        device = pool.device(number)
+        assert (device.num_requests, device.num_reserved_tokens) == (1, 500)
+        assert device.load.rows_per_s == pytest.approx(1 / 0.08, rel=1e-3)
+        assert device.load.prompt_tokens_per_s == pytest.approx(100 / (100 * 0.008 + 40 * 0.08), rel=1e-3)
+    pool.finish(1)
+    assert {device.load for device in pool.state.devices.values()} == {IDLE}
+
+
+def test_an_answer_is_expected_to_be_no_longer_than_it_may_be() -> None:
+    asked: list[RouteRequest] = []
+
+    class Listening(ChainRouter):
+        def route(self, request: RouteRequest, *others: object) -> None:
+            asked.append(request)
+
+    pool = ChainPool(workloads=FixedWorkloads(Workload(num_answer_tokens=256.0)))
+    pool.dispatcher._router = Listening(pool.state)
+    pool.arrive(1, 1000, num_prompt=100)
+    pool.arrive(2, 150, num_prompt=100)
+    assert [asked[0].num_new_tokens, asked[-1].num_new_tokens] == [256, 50]
+
+
+def test_the_quicker_of_two_variants_is_taken() -> None:
+    pool = ChainPool()
+    pool.hold(1, 0, 8, layer_s=0.01)
+    pool.hold(2, 0, 8, layer_s=0.001, variant=Variant.BFLOAT16)
+    assert chains(pool.arrive(1)) == [[2]]
+
+
+def test_whether_a_request_fits_follows_the_pool() -> None:
+    pool = one_chain(room=100)
+    model = pool.model.manifest_hash
+    assert pool.dispatcher.has_chain(model)
+    assert (pool.dispatcher.fits(model, 100), pool.dispatcher.fits(model, 101)) == (True, False)
+    pool.hold(2, 0, 4, room=500)
+    pool.hold(3, 4, 8, room=300)
+    assert pool.dispatcher.fits(model, 300)
+    assert pool.dispatcher.largest_request(model) == 300
+    pool.state.draining.add(pools.node(3))
+    assert not pool.dispatcher.fits(model, 300)
+    pool.lose(1)
+    assert not pool.dispatcher.has_chain(model)
+
+
+# ---------------------------------------------------------------- the latency bound
+
+
+def crowded_pool(*, keeps_bound: bool = True, layer_s: float = 0.01) -> ChainPool:
+    config = SchedulerConfig(bound=Bound(tpot_s=0.25), keeps_bound=keeps_bound)
+    pool = ChainPool(config, workloads=FixedWorkloads(Workload(num_answer_tokens=100.0)))
+    pool.hold(1, 0, 8, layer_s=layer_s, row_s=0.003)
+    return pool
+
+
+def test_no_more_run_than_the_latency_bound_allows() -> None:
+    pool = crowded_pool()
+    running = [number for number in range(30) if started(pool.arrive(number))]
+    assert 2 <= len(running) < 15
+    assert len(started(crowded_pool(keeps_bound=False).arrive(99))) == 1
+    free = crowded_pool(keeps_bound=False)
+    assert len([number for number in range(30) if started(free.arrive(number))]) == 30
+    assert started(pool.finish(running[0])), "as soon as one has ended, the next one starts"
+
+
+def test_a_pool_too_slow_for_the_bound_serves_nevertheless() -> None:
+    pool = crowded_pool(layer_s=0.05)
+    assert [started(pool.arrive(number)) for number in range(3)] == [[0], [1], [2]]
+
+
+# ---------------------------------------------------------------- fairness
+
+
+def test_who_floods_the_pool_makes_another_wait_for_one_answer_only() -> None:
+    pool = one_chain()
+    for number in range(100):
+        pool.arrive(number, 1000, tenant="flood")
+    assert pool.arrive(500, 1000, tenant="quiet") == []
+    assert started(pool.finish(0)) == [500]
+
+
+def test_a_full_queue_turns_away_the_newest_of_the_greediest() -> None:
+    pool = one_chain()
+    pool.arrive(0, 1000)
+    for number in range(MAX_WAITING):
+        pool.arrive(1 + number, 1000, tenant="flood")
+    assert refused(pool.arrive(900, 1000, tenant="quiet")) == {MAX_WAITING: "queue_full"}
+    assert facts.session_id(900) in pool.state.waiting
+    assert refused(pool.arrive(901, 1000, tenant="flood")) == {901: "queue_full"}
+    assert len(pool.state.waiting) == MAX_WAITING
+
+
+def test_a_small_request_passes_a_large_one_but_not_for_ever() -> None:
+    pool = one_chain(room=1000)
+    pool.arrive(0, 500)
+    assert pool.arrive(1, 1000) == [], "it would need the whole room"
+    passed = [number for number in range(2, 60) if started(pool.arrive(number, 10))]
+    assert len(passed) == MAX_PASSED
+    for number in passed:
+        assert started(pool.finish(number)) == []
+    assert started(pool.finish(0)) == [1]
+
+
+def test_one_that_no_room_will_suffice_for_may_be_passed_for_ever() -> None:
+    pool = one_chain(room=1000)
+    pool.arrive(1, 2000, resumed=True)
+    for number in range(2, 3 * MAX_PASSED):
+        assert started(pool.arrive(number, 10)) == [number]
+        pool.finish(number)
+
+
+def test_a_full_pool_tries_few_of_those_that_wait() -> None:
+    pool = one_chain(room=1000)
+    pool.arrive(0, 1000)
+    for number in range(1, 200):
+        pool.arrive(number, 1000 - number)
+    tried = counted_tries(pool)
+    pool.pass_time(1.0)
+    assert 0 < len(tried) <= MAX_TRIES * len(Variant)
+
+
+def counted_tries(pool: ChainPool) -> list[RouteRequest]:
+    """Every request that the router is asked to route from now on."""
+    tried: list[RouteRequest] = []
+    route = pool.router.route
+
+    def counted(request: RouteRequest, variant: Variant, now_s: float) -> object:
+        tried.append(request)
+        return route(request, variant, now_s)
+
+    pool.router.route = counted  # type: ignore[method-assign,assignment]
+    return tried
+
+
+def test_while_nothing_has_ended_only_those_are_tried_who_need_less() -> None:
+    pool = one_chain(room=1000)
+    pool.arrive(0, 800)
+    pool.arrive(1, 500)
+    tried = counted_tries(pool)
+    assert started(pool.arrive(2, 600)) == []
+    assert tried == []
+    assert started(pool.arrive(3, 200)) == [3]
+    assert tried
+    assert started(pool.finish(0)) == [1]
+
+
+def test_nobody_is_tried_while_the_chains_are_crowded_and_nothing_has_ended() -> None:
+    pool = crowded_pool()
+    running = [number for number in range(30) if started(pool.arrive(number))]
+    tried = counted_tries(pool)
+    assert started(pool.arrive(99)) == []
+    assert tried == []
+    pool.pass_time(RETRY_S)
+    assert tried, "links may have become quicker"
+    assert started(pool.finish(running[0]))
+
+
+# ---------------------------------------------------------------- deadlines
+
+
+def test_a_request_whose_deadline_is_over_is_refused() -> None:
+    pool = one_chain()
+    pool.arrive(1, 1000)
+    assert pool.arrive(2, 1000, deadline_at_s=5.0) == []
+    assert pool.pass_time(4.9) == []
+    [command] = pool.pass_time(0.1)
+    assert isinstance(command, cmd.RefuseRequest)
+    assert (command.code, command.retry_after_s) == ("deadline", None)
+    assert not pool.state.waiting
+
+
+def test_a_deadline_that_surely_cannot_be_met_is_refused_at_once_with_the_time_to_come_back() -> None:
+    pool = one_chain()
+    pool.arrive(0, 1000)
+    pool.now_s = 30.0
+    pool.finish(0)
+    pool.arrive(1, 1000)
+    assert pool.arrive(2, 1000, deadline_at_s=pool.now_s + 20.0) == [], "30 s are expected, but who knows"
+    [command] = pool.arrive(3, 1000, deadline_at_s=pool.now_s + 20.0)
+    assert isinstance(command, cmd.RefuseRequest)
+    assert (command.code, command.retry_after_s) == ("deadline", 60.0)
+    assert started(pool.arrive(4, 0, deadline_at_s=pool.now_s + 1.0)) == [4], "what can start need not wait"
+
+
+# ---------------------------------------------------------------- any order of events
+
+
+class AnyOrderOfRequests(RuleBasedStateMachine):
+    """Requests of three tenants come and go, devices too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = ChainPool(SchedulerConfig(keeps_apart=True), model=facts.model(4))
+        self.num_requests = 0
+
+    def check(self, commands: list[cmd.Command]) -> None:
+        for command in commands:
+            if isinstance(command, cmd.StartChain):
+                devices = [self.pool.state.devices[stage.device] for stage in command.chain]
+                assert all(device.state is DeviceState.READY for device in devices)
+                assert not {device.key.node_id for device in devices} & self.pool.state.draining
+                layers = [
+                    n for device in devices if device.layers for n in range(device.layers.start, device.layers.stop)
+                ]
+                assert layers == list(range(4))
+
+    @rule(number=st.integers(1, 6), piece=st.sampled_from([(0, 4), (0, 2), (2, 4), (1, 3)]), room=st.integers(0, 900))
+    def hold(self, number: int, piece: tuple[int, int], room: int) -> None:
+        self.pool.lose(number)
+        self.pool.hold(number, *piece, room=room, layer_s=0.001 * number)
+        self.check(self.pool.pass_time(0.0))
+
+    @rule(number=st.integers(1, 6))
+    def lose(self, number: int) -> None:
+        self.pool.lose(number)
+
+    @precondition(lambda self: self.pool.state.devices)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        device = data.draw(st.sampled_from(list(self.pool.state.devices.values())))
+        if device.state is DeviceState.READY:
+            self.pool.dispatcher.drop_requests_on([device.key])
+            device.move(Signal.FAIL)
+            device.model = device.layers = None
+            self.pool.router.changed(device)
+
+    @rule(number=st.integers(1, 6), on=st.booleans())
+    def drain(self, number: int, on: bool) -> None:
+        nodes = self.pool.state.draining
+        nodes.add(pools.node(number)) if on else nodes.discard(pools.node(number))
+
+    @rule(number=st.integers(1, 6))
+    def breaks(self, number: int) -> None:
+        self.pool.dispatcher.broke(pools.key(number), self.pool.now_s)
+
+    @rule(
+        tenant=st.sampled_from(["", "a", "b"]), num_tokens=st.integers(1, 500), resumed=st.booleans(),
+        deadline_s=st.none() | st.floats(0, 30), avoided=st.integers(1, 6),
+    )  # fmt: skip
+    def arrive(self, tenant: str, num_tokens: int, resumed: bool, deadline_s: float | None, avoided: int) -> None:
+        self.num_requests += 1
+        deadline = None if deadline_s is None else self.pool.now_s + deadline_s
+        avoid = frozenset({pools.key(avoided)})
+        self.check(
+            self.pool.arrive(
+                self.num_requests,
+                num_tokens,
+                tenant=tenant,
+                resumed=resumed,
+                deadline_at_s=deadline,
+                avoid=avoid,
+                num_prompt=num_tokens // 2,
+                affinity=(num_tokens % 3, num_tokens % 7),
+            )
+        )
+
+    @precondition(lambda self: self.num_requests)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        self.check(self.pool.finish(data.draw(st.integers(1, self.num_requests))))
+
+    @rule(seconds=st.floats(0, 40))
+    def pass_time(self, seconds: float) -> None:
+        self.check(self.pool.pass_time(seconds))
+
+    @invariant()
+    def nothing_is_counted_twice_or_forgotten(self) -> None:
+        self.pool.dispatcher.validate()
+
+    def teardown(self) -> None:
+        for session_id in [*self.pool.state.running, *self.pool.state.waiting]:
+            self.pool.dispatcher.free(session_id)
+        self.pool.dispatcher.validate()
+        for device in self.pool.state.devices.values():
+            assert (device.num_requests, device.num_reserved_tokens, device.load) == (0, 0, IDLE)
+
+
+TestAnyOrderOfRequests = AnyOrderOfRequests.TestCase
+TestAnyOrderOfRequests.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

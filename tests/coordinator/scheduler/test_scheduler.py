@@ -6,11 +6,11 @@ import pytest
 
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
-from coordinator.scheduler.scheduler import MAX_RETRY_S, RETRY_BASE_S
+from coordinator.scheduler.scheduler import MAX_RETRY_S, PROBE_AGAIN_S, PROBES_PER_TICK, RETRY_BASE_S
 from protocol.values import Variant
 from tests.fakes import pool_facts as facts
 from tests.fakes.pool_facts import DIGEST, key
-from tests.fakes.scheduler_driver import SchedulerDriver, chain, layers_of, refusal
+from tests.fakes.scheduler_driver import SchedulerDriver, bounds, chain, layers_of, orders, refusal
 
 # ---------------------------------------------------------------- failing
 
@@ -50,13 +50,53 @@ def test_measuring_that_failed_is_not_taken_for_a_serving_slices_failure(pool: S
     assert pool.scheduler.is_ready(DIGEST)
 
 
+# ---------------------------------------------------------------- links
+
+
+def asked_for_links(commands: list[cmd.Command]) -> list[int]:
+    return [facts.number_of(command.node_id) for command in commands if isinstance(command, cmd.MeasureLinks)]
+
+
+def test_newcomers_measure_their_links_first(pool: SchedulerDriver) -> None:
+    for number in range(1, PROBES_PER_TICK + 3):
+        pool.join(number)
+    first = asked_for_links(pool.pass_time(0.5))
+    assert first == list(range(1, PROBES_PER_TICK + 1))
+    pool.join(20)
+    assert asked_for_links(pool.pass_time(0.5)) == [PROBES_PER_TICK + 1, PROBES_PER_TICK + 2, 20]
+
+
+def test_a_node_that_measures_is_not_asked_again_at_once(pool: SchedulerDriver) -> None:
+    """A new order ends what the node measures: asked at each tick it would never answer."""
+    for number in (1, 2, 3):
+        pool.join(number)
+    asked = [asked_for_links(pool.pass_time(1)) for _ in range(round(PROBE_AGAIN_S))]
+    assert asked == [[1, 2, 3]] + [[]] * (len(asked) - 1)
+    assert asked_for_links(pool.pass_time(1)) == [1, 2, 3]
+
+
+def test_a_node_that_connects_again_is_a_newcomer_and_one_that_left_is_not_asked(pool: SchedulerDriver) -> None:
+    for number in (1, 2, 3):
+        pool.join(number)
+    pool.pass_time(1)
+    pool.join(1)
+    pool.leave(2)
+    assert asked_for_links(pool.pass_time(1)) == [1]
+    assert asked_for_links(pool.pass_time(PROBE_AGAIN_S)) == [3, 1]
+
+
+def test_a_lone_node_has_nobody_to_measure(pool: SchedulerDriver) -> None:
+    pool.join(1)
+    assert asked_for_links(pool.pass_time(1)) == asked_for_links(pool.pass_time(PROBE_AGAIN_S)) == []
+
+
 # ---------------------------------------------------------------- draining
 
 
 def test_a_drained_node_without_requests_is_released_at_once_and_idles(pool: SchedulerDriver) -> None:
     pool.serve(8, 8)
     assert pool.drain(1) == [cmd.Release(key(1), 1)]
-    assert pool.pass_time(100) == []
+    assert orders(pool.pass_time(100)) == []
     assert chain(pool.request(1)) == chain(pool.request(2)) == [2]
 
 
@@ -80,15 +120,17 @@ def test_a_resumed_request_does_not_go_back_to_a_drained_node(pool: SchedulerDri
 
 
 def test_a_spare_covers_what_a_draining_node_still_serves(pool: SchedulerDriver) -> None:
-    pool.serve(4, 4)
+    layers = layers_of(pool.serve(4, 4))
     pool.join(3, facts.spec(4))
-    pool.measured(key(3))
-    pool.request(1)
-    commands = pool.drain(1)
-    assert layers_of(commands) == {3: (0, 4)}
+    [spare] = pool.load(pool.measured(key(3)))
+    first = chain(pool.request(1))
+    busy = next(number for number in first if number != 3 and layers[number] != bounds(spare))
+    commands = pool.drain(busy)
+    assert layers_of(commands) == {3: layers[busy]}
     pool.load(commands)
-    assert chain(pool.request(2)) == [3, 2]
-    assert pool.finish(1) == [cmd.Release(key(1), 1)]
+    second = chain(pool.request(2))
+    assert sorted(second) == sorted({1, 2, 3} - {busy})
+    assert pool.finish(1) == [cmd.Release(key(busy), 1)]
 
 
 def test_a_pool_that_drains_says_so_and_takes_nothing(pool: SchedulerDriver) -> None:
@@ -104,17 +146,17 @@ def test_a_pool_that_drains_says_so_and_takes_nothing(pool: SchedulerDriver) -> 
 
 
 def test_layers_that_only_a_draining_node_holds_are_missing(pool: SchedulerDriver) -> None:
-    pool.serve(4, 4)
+    start, stop = layers_of(pool.serve(4, 4))[2]
     pool.request(1)
     pool.drain(2)
-    assert "Layers 4-7" in pool.scheduler.shortfall(DIGEST)
+    assert f"Layers {start}-{stop - 1}" in pool.scheduler.shortfall(DIGEST)
 
 
 def test_a_node_that_is_no_longer_drained_gets_its_layers_back_at_once(pool: SchedulerDriver) -> None:
-    pool.serve(4, 4)
+    layers = layers_of(pool.serve(4, 4))
     pool.drain(2)
     commands = pool.drain(2, on=False)
-    assert layers_of(commands) == {2: (4, 8)}
+    assert layers_of(commands) == {2: layers[2]}
     pool.load(commands)
     assert sorted(chain(pool.request(1))) == [1, 2]
 
@@ -211,6 +253,6 @@ def test_questions_about_a_model_that_is_gone_have_answers(pool: SchedulerDriver
 
 
 def test_a_model_that_is_added_again_goes_where_it_was_without_measuring(pool: SchedulerDriver) -> None:
-    before = layers_of(list(pool.serve(4, 4)))
+    before = layers_of(pool.serve(4, 4))
     pool.remove_model()
     assert layers_of(pool.add_model()) == before

@@ -1,21 +1,25 @@
-import { describeLayers, type Holder, rowsOf } from "../layers";
+import { describeHolder, type Holder, rowsOf } from "../layers";
 
 interface LayerStripProps {
   holders: Holder[];
   numLayers: number;
 }
 
+/** A pool has hundreds of lanes before anybody tells one bar from another. */
+const SHOWN_ROWS = 24;
+
 /** Who holds which layers, as bars over the model's depth. The list beside it says the same in words. */
 export function LayerStrip({ holders, numLayers }: LayerStripProps) {
   if (numLayers === 0) return null;
-  const rows = rowsOf(holders);
+  const rows = rowsOf(holders).slice(0, SHOWN_ROWS);
+  const tones = new Map(holders.map((holder, index) => [holder, index % 4]));
   return (
     <div class="layer-strip" aria-hidden="true">
       {(rows.length === 0 ? [[]] : rows).map((row, index) => (
         <div class="layer-row" key={index}>
           {row.map((holder) => (
             <Bar key={`${holder.node}/${holder.device}/${holder.first}`} holder={holder} numLayers={numLayers}
-              tone={holders.indexOf(holder) % 4} />
+              tone={tones.get(holder) ?? 0} />
           ))}
         </div>
       ))}
@@ -29,6 +33,6 @@ function Bar({ holder, numLayers, tone }: { holder: Holder; numLayers: number; t
   const isServing = holder.state === "ready" || holder.state === "serving";
   return (
     <span class={`layer-bar tone-${tone} ${isServing ? "" : "is-loading"}`} style={{ left: `${left}%`, width: `${width}%` }}
-      title={`${holder.node}: ${describeLayers(`${holder.first}-${holder.last}`)}`} />
+      title={describeHolder(holder)} />
   );
 }

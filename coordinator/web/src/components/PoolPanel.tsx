@@ -1,4 +1,5 @@
-import type { Pool, PoolModel } from "../api";
+import type { Pool, PoolModel, PoolNode } from "../api";
+import { figuresOf } from "../forecast";
 import { formatBytes, plural } from "../format";
 import { describeLayers, describeModel, type Holder, holdersOf } from "../layers";
 import { model, pool, poolError } from "../pool";
@@ -6,6 +7,8 @@ import { isContributeOpen } from "../view";
 import { PeopleIcon } from "./Icons";
 import { LayerStrip } from "./LayerStrip";
 import { Popover } from "./Popover";
+
+const SHOWN_HOLDERS = 40;
 
 export function PoolPanel() {
   const seen = pool.value;
@@ -39,18 +42,36 @@ function ModelHolders({ seen, shown }: { seen: Pool; shown: PoolModel }) {
       <p class="quiet">
         <bdi>{shown.id}</bdi>, {plural(shown.numLayers, "layer")}. {describeModel(shown)}
       </p>
+      <Expected shown={shown} />
       <LayerStrip holders={holders} numLayers={shown.numLayers} />
       <ul class="holder-list">
-        {holders.map((holder, index) => (
+        {holders.slice(0, SHOWN_HOLDERS).map((holder, index) => (
           <li key={`${holder.node}/${holder.device}/${holder.first}`}>
             <span class={`swatch tone-${index % 4}`} aria-hidden="true" />
             <span class="holder-name"><bdi>{holder.node}</bdi><small><bdi>{holder.device}</bdi></small></span>
-            <span class="holder-layers">{describeLayers(`${holder.first}-${holder.last}`)}<small>{progressOf(holder)}</small></span>
+            <span class="holder-layers">{describeLayers(`${holder.first}-${holder.last}`)}<small>{placeOf(holder)}</small></span>
+            {holder.reason !== "" && <small class="holder-why" dir="auto">{holder.reason}</small>}
           </li>
         ))}
       </ul>
+      {holders.length > SHOWN_HOLDERS && <p class="quiet">And {plural(holders.length - SHOWN_HOLDERS, "more device")}.</p>}
     </>
   );
+}
+
+/** What the plan predicts; nothing while no lane is complete. */
+function Expected({ shown }: { shown: PoolModel }) {
+  if (shown.forecast === null) return null;
+  return (
+    <dl class="figures" data-testid="pool-figures" title={`Predicted for ${plural(shown.numLanes, "lane")} from measured speeds and links`}>
+      {figuresOf(shown.forecast).map(({ name, figure }) => <div key={name}><dt>{name}</dt><dd>{figure}</dd></div>)}
+    </dl>
+  );
+}
+
+function placeOf(holder: Holder): string {
+  const progress = progressOf(holder);
+  return holder.lane === null ? progress : `lane ${holder.lane}${progress === "" ? "" : `, ${progress}`}`;
 }
 
 function progressOf({ state, doneBytes, totalBytes }: Holder): string {
@@ -64,8 +85,20 @@ function IdleNodes({ seen }: { seen: Pool }) {
   const idle = seen.nodes.filter((node) => node.devices.every((device) => device.layers === null));
   if (idle.length === 0) return null;
   return (
-    <p class="quiet">
-      Here without layers: {idle.map((node, index) => <span key={node.name}>{index > 0 && ", "}<bdi>{node.name}</bdi> ({node.state})</span>)}
-    </p>
+    <>
+      <p class="quiet">Here without layers:</p>
+      <ul class="holder-list">
+        {idle.slice(0, SHOWN_HOLDERS).map((node, index) => (
+          <li key={index}>
+            <span class="holder-name"><bdi>{node.name}</bdi><small>{node.state}</small></span>
+            {reasonOf(node) !== "" && <small class="holder-why" dir="auto">{reasonOf(node)}</small>}
+          </li>
+        ))}
+      </ul>
+    </>
   );
+}
+
+function reasonOf(node: PoolNode): string {
+  return node.devices.map((device) => device.reason).find((reason) => reason !== "") ?? "";
 }

@@ -4,11 +4,16 @@ import { PoolError } from "../errors";
 import { read, write } from "../http";
 import type { InvitationTerms, KeyTerms, ModelSource } from "./forms";
 import { decodeMadeInvitation, decodeMadeKey, decodeOverview, type MadeInvitation, type MadeKey, type Overview } from "./overview";
+import { decodePlan, type Plan } from "./plan";
 
 const BASE = "api/operator";
 
 export async function fetchOverview(): Promise<Overview> {
   return decodeOverview(await read(`${BASE}/overview`));
+}
+
+export async function fetchPlan(): Promise<Plan> {
+  return decodePlan(await read(`${BASE}/plan`));
 }
 
 export async function drainNode(id: string, on: boolean): Promise<void> {

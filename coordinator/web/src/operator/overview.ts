@@ -8,6 +8,7 @@ export interface Device {
   state: string;
   model: string | null;
   layers: string | null;
+  lane: number | null;
   reason: string;
   doneBytes: number;
   totalBytes: number;
@@ -148,6 +149,7 @@ function decodeDevice(device: Record<string, unknown>): Device {
     state: nameOf(device["state"]),
     model: nameOf(device["model"]) || null,
     layers: nameOf(device["layers"]) || null,
+    lane: numberOf(device["lane"]) || null,
     reason: sentenceFrom(device["reason"]),
     doneBytes: numberOf(device["done_bytes"]),
     totalBytes: numberOf(device["total_bytes"]),

@@ -21,6 +21,20 @@ const ACTIVITIES = new Map<string, Mark>([
   ["failed", { shape: "warn", word: "Failed" }],
 ]);
 
+const PARTS = new Map<string, Mark>([
+  ["serving", { shape: "full", word: "Serving" }],
+  ["loading", { shape: "half", word: "Loading" }],
+  ["standby", { shape: "ring", word: "Standing by" }],
+  ["measuring", { shape: "half", word: "Measuring" }],
+  ["draining", { shape: "pause", word: "Draining" }],
+  ["failed", { shape: "warn", word: "Failed" }],
+]);
+
+/** What a device does for the plan. */
+export function partMark(part: string): Mark {
+  return PARTS.get(part) ?? { shape: "ring", word: part };
+}
+
 export function nodeMark(node: Node): Mark {
   if (node.isBlocked) return { shape: "cross", word: "Removed" };
   if (!node.isConnected) return { shape: "empty", word: "Offline" };

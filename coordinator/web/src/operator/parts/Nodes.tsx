@@ -81,10 +81,10 @@ function layersColumn(overview: Overview): Column<Node> {
 function Held({ device, numLayers, tone }: { device: Device; numLayers: number; tone: number }) {
   const text = device.layers ?? "";
   const range = parseLayers(text);
-  const { name, state, doneBytes, totalBytes } = device;
+  const { name, state, doneBytes, totalBytes, lane, reason } = device;
   return (
     <div class={`held-part held-tone-${tone % 4}`}>
-      {range !== null && <LayerStrip holders={[{ ...range, node: name, device: name, state, doneBytes, totalBytes }]} numLayers={numLayers} />}
+      {range !== null && <LayerStrip holders={[{ ...range, node: name, device: name, state, doneBytes, totalBytes, lane, reason }]} numLayers={numLayers} />}
       <small>
         {describeLayers(text)}{numLayers > 0 && ` of ${numLayers}`}{device.model !== null && <>, <bdi>{device.model}</bdi></>}
         {totalBytes > 0 && doneBytes < totalBytes && <> · {formatBytes(doneBytes)} of {formatBytes(totalBytes)}</>}

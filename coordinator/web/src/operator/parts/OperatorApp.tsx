@@ -9,6 +9,7 @@ import { Invitations } from "./Invitations";
 import { Keys } from "./Keys";
 import { Models } from "./Models";
 import { Nodes } from "./Nodes";
+import { PlanSection } from "./Plan";
 import { SignedOut } from "./SignedOut";
 
 export function OperatorApp() {
@@ -46,6 +47,7 @@ function Sections() {
     <>
       <Cards overview={seen} />
       <Nodes overview={seen} />
+      <PlanSection />
       <Models overview={seen} />
       <Invitations overview={seen} />
       <Keys overview={seen} />

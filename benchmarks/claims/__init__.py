@@ -1,0 +1,1 @@
+"""The project's claims about its scheduler, each measured on a pool of real processes over an emulated network."""

@@ -1,0 +1,1 @@
+"""Schedulers compared in the coordinator's own simulator."""

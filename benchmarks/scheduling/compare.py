@@ -1,0 +1,194 @@
+"""All policies on all scenarios, in the same simulator: throughput within the bound, latency at equal load, ablations.
+
+    python -m benchmarks.scheduling.compare --out results [--jobs 2] [--scenarios wan-70b4-64 ...] [--seeds 0 1]
+
+Throughput of a policy on a scenario is the best goodput (cost.Bound) over a ladder of offered rates that is the same
+for all policies. Each run is written down as soon as it is done (runs.jsonl), and found there the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.scheduling.baselines import POLICIES, combine
+from benchmarks.scheduling.scenarios import SCENARIOS
+from coordinator.scheduler.policy import Policy, SchedulerConfig
+from coordinator.scheduler.scheduler import our_policy
+from coordinator.simulate import engine
+
+OURS = "ours"
+LADDER_STEP = 1.6
+FIRST_SHARE = 0.2
+"""The ladder begins at this share of what our planner thinks the pool could do, and rises by LADDER_STEP."""
+NUM_STEPS = 5
+BETWEEN = (0.85, 1.25)
+"""Then these multiples of the best rate are tried, too: the ladder's steps are wide."""
+ENOUGH_WORSE = 0.75
+"""A policy whose goodput has fallen to this share of its best climbs no further."""
+CONFIG = SchedulerConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One simulation's figures; a row of runs.jsonl."""
+
+    scenario: str
+    policy: str
+    seed: int
+    requests_per_s: float
+    goodput: float
+    tokens_per_s: float
+    latency_s: float
+    latency_p99_s: float
+    ttft_s: float
+    tpot_s: float
+    share_in_bound: float
+    num_arrived: int
+    num_finished: int
+    num_refused: int
+    num_restarted: int
+    moved_bytes: float
+    cpu_s: float
+
+
+def _halves(name: str, first: str, second: str) -> Callable[[], Policy]:
+    """Our phase with theirs."""
+    return lambda: combine(name, _policy(first), _policy(second))
+
+
+MIXTURES: dict[str, Callable[[], Policy]] = {
+    "ours+parallax-dp-routing": _halves("ours+parallax-dp-routing", OURS, "parallax-greedy-dp"),
+    "ours+petals-routing": _halves("ours+petals-routing", OURS, "petals"),
+    "parallax-greedy+our-routing": _halves("parallax-greedy+our-routing", "parallax-greedy-dp", OURS),
+    "petals+our-routing": _halves("petals+our-routing", "petals", OURS),
+    "helix+our-routing": _halves("helix+our-routing", "helix", OURS),
+    "hexgen+our-routing": _halves("hexgen+our-routing", "hexgen", OURS),
+}
+"""Ablations: one phase of ours with the other of theirs."""
+
+
+def _policy(name: str) -> Policy:
+    if name == OURS:
+        return our_policy(CONFIG)
+    return {**POLICIES, **MIXTURES}[name]()
+
+
+def simulate(job: tuple[str, str, int, float]) -> Run:
+    """One run."""
+    name, policy, seed, rate = job
+    began_s = time.process_time()
+    outcome = engine.run(SCENARIOS[name].at_rate(rate), _policy(policy), seed)
+    return Run(
+        name,
+        policy,
+        seed,
+        rate,
+        outcome.goodput_tokens_per_s,
+        outcome.tokens_per_s,
+        outcome.latency_s.mean,
+        outcome.latency_s.p99,
+        outcome.ttft_s.mean,
+        outcome.tpot_s.mean,
+        outcome.share_in_bound,
+        outcome.num_arrived,
+        outcome.num_finished,
+        outcome.num_refused,
+        outcome.num_restarted,
+        sum(outcome.bytes_moved.values()),
+        time.process_time() - began_s,
+    )
+
+
+class Book:
+    """Runs that are done, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.runs = [Run(**json.loads(line)) for line in lines]
+
+    def find(self, scenario: str, policy: str, seed: int, rate: float) -> Run | None:
+        known = (scenario, policy, seed, round(rate, 6))
+        return next((r for r in self.runs if (r.scenario, r.policy, r.seed, round(r.requests_per_s, 6)) == known), None)
+
+    def add(self, run: Run) -> None:
+        self.runs.append(run)
+        with self._path.open("a") as file:
+            file.write(json.dumps(asdict(run)) + "\n")
+
+
+def ladder(scenario: str, seed: int) -> list[float]:
+    """Offered rates, requests per second: the same for all policies."""
+    wanted = SCENARIOS[scenario].at_rate(1000.0)
+    scheduler = engine.new_scheduler(wanted, None)
+    simulation = engine.Simulation(wanted, scheduler, seed=seed)
+    simulation.found()
+    [plan] = scheduler.plan(simulation.timeline.now_s).models
+    answer = engine.usual_workload(wanted, wanted.models[0]).num_answer_tokens
+    most = plan.forecast.tokens_per_s / answer
+    return [most * FIRST_SHARE * LADDER_STEP**step for step in range(NUM_STEPS)]
+
+
+def climb(job: tuple[str, str, int, list[float], Path]) -> list[Run]:
+    """One policy on one scenario: up the ladder until its goodput falls."""
+    scenario, policy, seed, rates, path = job
+    book, best, done = Book(path), 0.0, []
+
+    def visit(rate: float) -> Run:
+        run = book.find(scenario, policy, seed, rate)
+        if run is None:
+            run = simulate((scenario, policy, seed, rate))
+            book.add(run)
+        done.append(run)
+        return run
+
+    for rate in rates:
+        run = visit(rate)
+        best = max(best, run.goodput)
+        if run.goodput < ENOUGH_WORSE * best:
+            break
+    peak = max(done, key=lambda run: run.goodput).requests_per_s
+    for share in BETWEEN:
+        visit(peak * share)
+    return done
+
+
+def _jobs(
+    scenarios: Iterable[str], policies: Iterable[str], seeds: Iterable[int], folder: Path
+) -> Iterator[tuple[str, str, int, list[float], Path]]:
+    for scenario in scenarios:
+        for seed in seeds:
+            rates = ladder(scenario, seed)
+            for policy in policies:
+                yield scenario, policy, seed, rates, folder / f"{scenario}.{policy}.{seed}.jsonl"
+
+
+def main() -> None:
+    """Run what is missing, and say what was found so far."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--scenarios", nargs="+", choices=sorted(SCENARIOS), default=list(SCENARIOS))
+    parser.add_argument("--policies", nargs="+", default=[OURS, *POLICIES])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    jobs = _jobs(arguments.scenarios, arguments.policies, arguments.seeds, arguments.out)
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for runs in pool.map(climb, jobs):
+            best = max(runs, key=lambda run: run.goodput)
+            print(
+                f"{best.scenario:16} {best.policy:28} {best.goodput:8.0f} tok/s at {best.requests_per_s:.2f}/s, "
+                f"mean {best.latency_s:.1f} s, {best.share_in_bound:.0%} in bound, {sum(r.cpu_s for r in runs):.0f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

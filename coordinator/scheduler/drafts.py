@@ -1,0 +1,161 @@
+"""Lanes under construction: sketches with their best layer counts and what they will do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coordinator.scheduler.filling import capacities, fill, most_kv_tokens
+from coordinator.scheduler.forecast import Tables, answer_limit_s, answer_times, lane_rates, lane_times, score_of
+from coordinator.scheduler.tables import Floats, LaneBatch, OfferTable, Sketch, lane_batch
+
+Filling = tuple[float, float]
+"""Of the most KV that a lane could keep and still hold all layers: how much is kept (less lets fast stages take more).
+And how sharply speed counts: 1 levels the stages' times, more favours the fastest, which shortens answers when there
+is little to do."""
+FILLINGS: tuple[Filling, ...] = ((1.0, 1.0), (0.5, 1.0), (0.0, 2.0), (0.0, 6.0))
+MANY_FILLINGS: tuple[Filling, ...] = (
+    (1.0, 1.0),
+    (0.75, 1.0),
+    (0.5, 1.0),
+    (0.25, 1.0),
+    (0.0, 1.0),
+    (0.0, 2.0),
+    (0.0, 6.0),
+)
+"""For small pools, where each lane matters."""
+SHIFTS = 6
+STEPS = (1, 1, 2, 4)
+"""When cuts are polished: trials per lane and round, and by how many layers."""
+ROUGHLY: tuple[Filling, ...] = ((1.0, 1.0),)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The part of its most that each lane is expected to do. None: found from what all sketches together could do,
+    which are `num_options` alternatives for the same devices."""
+
+    part: float | None = None
+    num_options: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A lane with counts. `rate` is the most tokens per second, `answer_s` a mean answer's time at its share of the
+    demand."""
+
+    sketch: Sketch
+    counts: tuple[int, ...]
+    rate: float
+    answer_s: float
+
+
+def drafts_of(
+    p: Tables, sketches: Sequence[Sketch], load: Load, fillings: Sequence[Filling] = FILLINGS
+) -> list[Draft | None]:
+    """Fill all sketches, each in several ways, and keep the best of each; None for one that cannot hold the model."""
+    if not sketches:
+        return []
+    batch = lane_batch(sketches)
+    most = most_kv_tokens(p.offers, p.model, batch)
+    able = np.flatnonzero(most >= 0.0)
+    if len(able) < len(sketches):
+        sketches_able = [sketches[i] for i in able.tolist()]
+        found: list[Draft | None] = [None] * len(sketches)
+        for i, draft in zip(able.tolist(), drafts_of(p, sketches_able, load, fillings), strict=True):
+            found[i] = draft
+        return found
+    counts = [_filling(p, batch, most * part, sharpness) for part, sharpness in fillings]
+    return list(_best_fillings(p, sketches, batch, counts, load))
+
+
+def _best_fillings(
+    p: Tables, sketches: Sequence[Sketch], batch: LaneBatch, fillings: Sequence[Floats], load: Load
+) -> list[Draft]:
+    outcomes = _outcomes(p, batch, fillings, load)
+    merits = np.array([_merit(p, rates, answers) for rates, answers in outcomes])
+    best = np.argmax(merits, axis=0)
+    starts = batch.lane_starts.tolist()
+    stops = [*starts[1:], len(batch.num_holders)]
+    whole = [counts.astype(int).tolist() for counts in fillings]
+    drafts = []
+    for lane, sketch in enumerate(sketches):
+        v = int(best[lane])
+        counts = tuple(whole[v][starts[lane] : stops[lane]])
+        drafts.append(Draft(sketch, counts, float(outcomes[v][0][lane]), float(outcomes[v][1][lane])))
+    return drafts
+
+
+def _filling(p: Tables, batch: LaneBatch, kv_tokens: Floats, sharpness: float) -> Floats:
+    caps = capacities(p.offers, p.model, batch, kv_tokens)
+    times = _layer_times(p.offers, batch) * p.model.work
+    if sharpness != 1.0:
+        fastest = np.minimum.reduceat(times, batch.lane_starts)[batch.lane_of]
+        times = fastest * (times / fastest) ** sharpness
+    extras = p.offers.head_s[batch.holders[batch.stage_starts]] * batch.is_last
+    return fill(caps, times, extras, batch, p.model.num_layers)
+
+
+def _layer_times(offers: OfferTable, batch: LaneBatch) -> Floats:
+    """Seconds per layer for a stage's part of the lane's rows: several holders share them."""
+    each = offers.step_s[batch.holders] + offers.row_s[batch.holders]
+    return np.asarray(1.0 / np.add.reduceat(1.0 / each, batch.stage_starts))
+
+
+def _outcomes(p: Tables, batch: LaneBatch, fillings: Sequence[Floats], load: Load) -> list[tuple[Floats, Floats]]:
+    """(rates, answers' times) of each filling."""
+    times = [lane_times(p, batch, counts) for counts in fillings]
+    rates = [lane_rates(p, batch, t).tokens_per_s for t in times]
+    most = float(np.max(rates, axis=0).sum()) / load.num_options
+    part = load.part if load.part is not None else expected_part(p, most)
+    return [(r, answer_times(p, batch, t, r * part)) for r, t in zip(rates, times, strict=True)]
+
+
+def expected_part(p: Tables, most_per_s: float) -> float:
+    """The part of its most that each lane will be asked for."""
+    return min(1.0, p.wanted_per_s / most_per_s) if most_per_s > 0.0 else 1.0
+
+
+def _merit(p: Tables, rates: Floats, answers: Floats) -> Floats:
+    """Of fillings of one lane: throughput, and what short answers are worth."""
+    return np.asarray(score_of(rates, answers, p.wanted_per_s, answer_limit_s(p)) + 1e-9 * rates)
+
+
+def polished(
+    p: Tables, drafts: Sequence[Draft], load: Load, random: np.random.Generator, num_rounds: int
+) -> list[Draft]:
+    """The same lanes with better cuts: a few layers go from one stage to another where the lane gains by it."""
+    best = list(drafts)
+    many = [n for n, draft in enumerate(best) if len(draft.sketch) > 1]
+    for _ in range(num_rounds if many else 0):
+        trials = [(n, _shifted(best[n].counts, random)) for n in many for _ in range(SHIFTS)]
+        batch = lane_batch([best[n].sketch for n, _ in trials])
+        counts = np.array([count for _, shifted in trials for count in shifted], dtype=np.float64)
+        floor = capacities(p.offers, p.model, batch, np.zeros(len(trials)))
+        able = np.minimum.reduceat((counts >= 1.0) & (counts <= floor), batch.lane_starts)
+        [(rates, answers)] = _outcomes(p, batch, [np.maximum(counts, 1.0)], load)
+        merits = np.where(able, _merit(p, rates, answers), -np.inf)
+        for (n, shifted), merit, rate, answer in zip(trials, merits, rates, answers, strict=True):
+            now = best[n]
+            if merit > _merit(p, np.array(now.rate), np.array(now.answer_s)) * (1.0 + 1e-9):
+                best[n] = Draft(now.sketch, shifted, float(rate), float(answer))
+    return best
+
+
+def _shifted(counts: Sequence[int], random: np.random.Generator) -> tuple[int, ...]:
+    source, target = random.choice(len(counts), 2, replace=False).tolist()
+    moved = list(counts)
+    step = int(STEPS[int(random.integers(len(STEPS)))])
+    moved[source] -= step
+    moved[target] += step
+    return tuple(moved)
+
+
+def drafts_score(p: Tables, rates: Floats, answers: Floats) -> float:
+    """The objective over lanes (forecast.layout_score, with the answers' times that the drafts have)."""
+    total = float(rates.sum())
+    if total <= 0.0:
+        return 0.0
+    return float(score_of(total, float((rates * answers).sum() / total), p.wanted_per_s, answer_limit_s(p)))

@@ -1,0 +1,67 @@
+"""Which devices form a lane: region first, then fewest stages, then most replicas.
+
+As in Parallax (arXiv 2509.26182, section 3): stages of one replica stay in one region, because links between regions
+are slow, and every stage adds a hop. How much memory each stage keeps for KV is not fixed there; here it is what is
+tried: more KV means more stages and slower answers, but more of them at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from coordinator.scheduler.tables import Floats, ModelTable, OfferTable, Sketch
+
+KV_STEPS = (0.0, 24.0, 64.0, 160.0)
+"""Sessions that a lane shall have KV for: the concurrency that grouping is tried with."""
+
+
+def layer_capacities(offers: OfferTable, model: ModelTable, kv_tokens: float) -> Floats:
+    """Layers that each offer can hold anywhere but at the ends, [offers], beside this much KV."""
+    per_layer = model.weight_bytes + model.kv_token_bytes * max(kv_tokens, model.kv_floor_tokens)
+    limits = np.where(offers.max_layers < model.num_layers, offers.max_layers, np.inf)  # beyond it, room for the ends
+    return np.asarray(np.minimum(np.floor(offers.memory / per_layer + 1e-9), limits))
+
+
+def needed_layers(model: ModelTable, kv_tokens: float) -> float:
+    """Layers that a lane's capacities must add up to: the model's, and what its ends take, in layers."""
+    per_layer = model.weight_bytes + model.kv_token_bytes * max(kv_tokens, model.kv_floor_tokens)
+    return model.num_layers + math.ceil(model.embedding_bytes / per_layer) + math.ceil(model.head_bytes / per_layer)
+
+
+def group(offers: Iterable[int], caps: Floats, needed: float) -> tuple[list[list[int]], list[int]]:
+    """(lanes, left over): roomiest first, a lane takes devices until they suffice. So it has few stages, and its
+    devices are alike: none waits for a much slower one, none has much more room for KV than the others."""
+    lanes: list[list[int]] = []
+    lane: list[int] = []
+    missing = needed
+    for index in sorted((i for i in offers if caps[i] >= 1.0), key=lambda i: (-caps[i], i)):
+        lane.append(index)
+        missing -= caps[index]
+        if missing <= 0:
+            lanes.append(lane)
+            lane, missing = [], needed
+    return lanes, lane
+
+
+def sketch_of(lane: Sequence[int], offers: OfferTable) -> Sketch:
+    """One stage per device; neighbours are of one region, the roomiest two at the ends, which hold more."""
+    if len(lane) < 3:
+        return tuple((i,) for i in lane)
+    by_room = sorted(lane, key=lambda i: -offers.memory[i])
+    first, last = by_room[0], by_room[1]
+    region = offers.regions
+    middle = sorted(by_room[2:], key=lambda i: (region[i] != region[first], region[i], i))
+    if region[first] != region[last]:
+        middle.sort(key=lambda i: (region[i] == region[last], region[i] != region[first]))
+    return ((first,), *((i,) for i in middle), (last,))
+
+
+def by_region(offers: OfferTable) -> dict[int, list[int]]:
+    """Offers of each region."""
+    found: dict[int, list[int]] = {}
+    for index, region in enumerate(offers.regions.tolist()):
+        found.setdefault(region, []).append(index)
+    return found

@@ -1,0 +1,190 @@
+"""From the state to what phase 1 is asked: who may hold layers of a model, and what each of them could hold."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from coordinator.scheduler.cost import MIN_KV_TOKENS, Workload, device_speed, model_cost, usable_bytes
+from coordinator.scheduler.division import Claim, Part, divide
+from coordinator.scheduler.plan import Offer, Problem
+from coordinator.scheduler.policy import SchedulerConfig
+from coordinator.scheduler.state import Device, DeviceKey, DeviceState, State
+from protocol.values import LayerRange, Variant
+
+PLANNABLE = (DeviceState.FREE, DeviceState.ASSIGNED, DeviceState.READY)
+
+
+class Demand(Protocol):
+    """What is known of the requests to each model (workload.py)."""
+
+    def workload(self, manifest_hash: str) -> Workload: ...
+
+
+def problem_of(
+    state: State,
+    manifest_hash: str,
+    variant: Variant,
+    workloads: Demand,
+    config: SchedulerConfig,
+    among: Collection[DeviceKey] | None = None,
+) -> Problem:
+    """One model, and every usable device of the variant that has measured it and holds nothing of another model.
+
+    With `among` (a set) exactly those of them count, whatever they hold. Offers are in the order of their keys: who
+    came first must not matter."""
+    devices = _candidates(state, manifest_hash) if among is None else _among(state, among)
+    usable = [d for d in devices if d.spec.variant is variant and manifest_hash in d.benchmarks]
+    usable.sort(key=lambda d: d.key)
+    return Problem(
+        model=model_cost(state.models[manifest_hash], variant),
+        offers=tuple([offer_of(device, manifest_hash) for device in usable]),
+        links=state.links,
+        workload=workloads.workload(manifest_hash),
+        bound=config.bound,
+    )
+
+
+def offer_of(device: Device, manifest_hash: str) -> Offer:
+    """The device as phase 1 sees it for this model: made anew only when something of it has changed."""
+    made_of = (
+        manifest_hash,
+        device.model,
+        device.layers,
+        device.last,
+        device.state,
+        device.num_requests > 0,
+        device.slowdown,
+        device.leaves_per_s,
+        device.benchmarks[manifest_hash],
+    )
+    if device.offer is None or device.offer[0] != made_of:
+        device.offer = made_of, _new_offer(device, manifest_hash)
+    return cast(Offer, device.offer[1])
+
+
+def _new_offer(device: Device, manifest_hash: str) -> Offer:
+    last, limit = device.last, device.spec.max_layers
+    return Offer(
+        device.key,
+        usable_bytes(device),
+        limit if limit is not None else 1 << 30,
+        device_speed(device, manifest_hash),
+        device.layers if device.model == manifest_hash else None,
+        (last.layers,) if last is not None and last.manifest_hash == manifest_hash else (),
+        device.leaves_per_s,
+        device.num_requests > 0,
+        device.state is DeviceState.ASSIGNED,
+    )
+
+
+def _candidates(state: State, manifest_hash: str) -> list[Device]:
+    return [*state.usable(DeviceState.FREE), *state.holders(manifest_hash)]
+
+
+def _among(state: State, keys: Iterable[DeviceKey]) -> list[Device]:
+    found = (state.devices.get(key) for key in keys)
+    return [d for d in found if d and d.state in PLANNABLE and d.key.node_id not in state.draining]
+
+
+# ---------------------------------------------------------------- what fits
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Which layers an offer could hold: weights, the ends' own parts, and the KV floor. Make it with `fit_of`."""
+
+    need: tuple[float, ...]
+    """Bytes of the layers before layer i, with their KV floor."""
+    head_bytes: float
+    embedding_bytes: float
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.need) - 1
+
+    def fits(self, offer: Offer, start: int, stop: int) -> bool:
+        """Whether it could hold [start, stop)."""
+        ends = self.embedding_bytes * (start == 0) + self.head_bytes * (stop == self.num_layers)
+        return stop - start <= offer.max_layers and self.need[stop] - self.need[start] + ends <= offer.memory_bytes
+
+    def reach(self, offer: Offer, start: int) -> int:
+        """The largest stop with which [start, stop) fits; `start` itself if no layer does."""
+        room = offer.memory_bytes - self.embedding_bytes * (start == 0)
+        stop = bisect_right(self.need, self.need[start] + room, lo=start) - 1
+        stop = min(max(stop, start), start + offer.max_layers, self.num_layers)
+        while stop > start and not self.fits(offer, start, stop):
+            stop -= 1
+        return stop
+
+    def reach_back(self, offer: Offer, stop: int) -> int:
+        """The smallest start with which [start, stop) fits; `stop` itself if no layer does."""
+        start = max(0, stop - min(offer.max_layers, stop))
+        while start < stop and not self.fits(offer, start, stop):
+            start += 1
+        return start
+
+    def most_layers(self, offer: Offer) -> int:
+        """How many it could hold in the middle of the model, roughly: layers differ."""
+        per_layer = self.need[-1] / self.num_layers
+        return int(min(self.num_layers, offer.max_layers, (offer.memory_bytes + 1e-6) // per_layer))
+
+
+def fit_of(problem: Problem) -> Fit:
+    """For this problem's model and KV floor."""
+    model = problem.model
+    kv = model.kv_prefix(problem.kv_floor_tokens)
+    need = tuple(w + k for w, k in zip(model.weights, kv, strict=True))
+    return Fit(need, model.head_bytes, model.embedding_bytes)
+
+
+def missing_bytes(problem: Problem, offer: Offer, layers: LayerRange) -> float:
+    """What it would have to download to hold these layers: all but what is on its disk."""
+    model = problem.model
+    on_disk = [*offer.stored, offer.held] if offer.held else list(offer.stored)
+    best = 0.0
+    for piece in on_disk:
+        start, stop = max(piece.start, layers.start), min(piece.stop, layers.stop)
+        if start < stop:
+            best = max(best, model.weights[stop] - model.weights[start])
+    return model.weight_bytes(layers) - best
+
+
+# ---------------------------------------------------------------- several models
+
+
+def divided(state: State, devices: Iterable[Device], workloads: Demand) -> dict[DeviceKey, str]:
+    """The model that each of these devices is to work for. Chains never mix variants, so each divides its own."""
+    by_variant: dict[Variant, list[Device]] = {}
+    for device in devices:
+        by_variant.setdefault(device.spec.variant, []).append(device)
+    found: dict[DeviceKey, str] = {}
+    for variant, some in sorted(by_variant.items()):
+        found |= divide([_claim(state, m, variant, workloads) for m in state.models], [_part(state, d) for d in some])
+    return found
+
+
+def _claim(state: State, manifest_hash: str, variant: Variant, workloads: Demand) -> Claim:
+    """What the model may claim of the pool."""
+    cost = model_cost(state.models[manifest_hash], variant)
+    kv_bytes = cost.kv_prefix(min(MIN_KV_TOKENS, cost.facts.context_length))[-1]
+    replica_bytes = cost.weights[-1] + cost.embedding_bytes + cost.head_bytes + kv_bytes
+    wanted = workloads.workload(manifest_hash).tokens_per_s
+    demand = None if wanted is None else wanted * cost.work[-1]
+    return Claim(manifest_hash, replica_bytes, state.floors.get(manifest_hash, 1), demand)
+
+
+def _part(state: State, device: Device) -> Part:
+    """What the device could give. More memory than its owner's limit of layers allows is of no use."""
+    speeds = {m: 1.0 / device_speed(device, m).step_s for m in state.models if m in device.benchmarks}
+    return Part(device.key, _useful_bytes(state, device), speeds, device.model)
+
+
+def _useful_bytes(state: State, device: Device) -> float:
+    limit = device.spec.max_layers
+    if limit is None:
+        return usable_bytes(device)
+    largest = max(model_cost(facts, device.spec.variant).weights[1] for facts in state.models.values())
+    return min(usable_bytes(device), 2.0 * limit * largest)

@@ -1,0 +1,83 @@
+"""Which devices form a lane, before anything is searched for."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.scheduler.forecast import tables_of
+from coordinator.scheduler.grouping import by_region, group, layer_capacities, needed_layers, sketch_of
+from tests.fakes import lane_problems as pools
+from tests.fakes.lane_problems import Given
+
+
+def grouped(caps: list[float], needed: float) -> tuple[list[list[float]], list[float]]:
+    """In layers instead of devices."""
+    lanes, left = group(range(len(caps)), np.array(caps), needed)
+    return [[caps[i] for i in lane] for lane in lanes], [caps[i] for i in left]
+
+
+def test_a_lane_takes_the_roomiest_until_they_suffice() -> None:
+    assert grouped([20, 3, 5, 9], 24) == ([[20, 9]], [5, 3])
+
+
+def test_devices_of_a_lane_are_alike() -> None:
+    lanes, left = grouped([12, 8, 12, 8, 8], 24)
+    assert lanes == [[12, 12], [8, 8, 8]]
+    assert left == []
+
+
+def test_a_device_that_holds_everything_is_a_lane() -> None:
+    lanes, left = grouped([24, 30], 24)
+    assert sorted(lanes) == [[24], [30]]
+    assert left == []
+
+
+def test_devices_too_small_for_a_layer_are_in_no_lane() -> None:
+    lanes, left = group(range(3), np.array([0.5, 24.0, 0.0]), 24)
+    assert lanes == [[1]]
+    assert left == []
+
+
+@given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 60))
+def test_lanes_suffice_what_is_left_does_not_and_nobody_is_twice(caps: list[int], needed: int) -> None:
+    lanes, left = group(range(len(caps)), np.array(caps, dtype=float), needed)
+    assert all(sum(caps[i] for i in lane) >= needed for lane in lanes)
+    assert sum(caps[i] for i in left) < needed
+    assert sorted([*(i for lane in lanes for i in lane), *left]) == list(range(len(caps)))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(1, 60))
+def test_no_device_of_a_lane_is_superfluous(caps: list[int], needed: int) -> None:
+    for lane in group(range(len(caps)), np.array(caps, dtype=float), needed)[0]:
+        assert sum(caps[i] for i in lane) - min(caps[i] for i in lane) < needed
+
+
+def test_the_roomiest_devices_take_the_ends() -> None:
+    p = tables_of(pools.problem([Given(5), Given(9), Given(7)]))
+    sketch = sketch_of([0, 1, 2], p.offers)
+    assert sketch[1] == (0,)
+    assert {sketch[0], sketch[2]} == {(1,), (2,)}
+
+
+def test_a_lane_over_regions_crosses_as_rarely_as_it_can() -> None:
+    p = tables_of(pools.problem([Given(5, region=i % 2) for i in range(8)]))
+    ring = [int(p.offers.regions[stage[0]]) for stage in sketch_of(list(range(8)), p.offers)]
+    assert sum(a != b for a, b in zip(ring, [*ring[1:], ring[0]], strict=True)) == 2
+
+
+def test_offers_are_sorted_by_their_regions() -> None:
+    p = tables_of(pools.problem([Given(5, region=1), Given(5), Given(5, region=1)]))
+    assert by_region(p.offers) == {1: [0, 2], 0: [1]}
+
+
+def test_room_for_more_kv_means_fewer_layers_but_never_less_than_the_floor() -> None:
+    p = tables_of(pools.problem([Given(10, max_layers=6), Given(10)]))
+    assert layer_capacities(p.offers, p.model, 0.0).tolist() == [6.0, 10.0]
+    assert layer_capacities(p.offers, p.model, 100_000.0)[1] < 10.0
+
+
+def test_a_lane_needs_room_for_its_ends_too() -> None:
+    p = tables_of(pools.problem([Given(10)]))
+    assert needed_layers(p.model, 0.0) == 24 + 2
