@@ -18,7 +18,7 @@ CARDS = {"rtx3060-12g": 35, "rtx4090-24g": 35, "rtx5090-32g": 20, "a100-80g": 10
 LARGE = {"rtx3090-24g": 35, "rtx4090-24g": 35, "rtx5090-32g": 20, "a100-80g": 10}
 PAPER = {"rtx5090-32g": 5, "rtx4090-24g": 2}
 """Parallax's own test bed, by kinds (arXiv 2509.26182, section 4)."""
-DURATION_S = 210.0
+DURATION_S = 180.0
 WARM_UP_S = 60.0
 
 
@@ -36,7 +36,7 @@ def _scenario(
         traffic=Traffic(requests_per_s=1.0, **(traffic or {})),  # type: ignore[arg-type]
         duration_s=DURATION_S,
         warm_up_s=WARM_UP_S,
-        drain_s=120.0,
+        drain_s=300.0,
         churn=churn,
     )
 

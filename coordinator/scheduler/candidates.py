@@ -109,8 +109,8 @@ class StageTime:
     def others_loss_s(self, token_s: float, load: Load, num_requests: int) -> float:
         """By how much all other requests' rows together take longer for one request more.
 
-        Whoever looks for the shortest way for itself alone makes everybody's longer than need be (Pigou 1920; Roughgarden
-        and Tardos 2002): a device counts with what it costs all, not with what it costs the newcomer."""
+        Whoever looks for the shortest way for itself alone makes everybody's longer than need be (Pigou 1920;
+        Roughgarden and Tardos 2002): a device counts with what it costs all, not with what it costs the newcomer."""
         if not num_requests:
             return 0.0
         more = 1.0 + 1.0 / num_requests

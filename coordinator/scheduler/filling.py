@@ -101,6 +101,8 @@ def cuts(problem: Problem, counts: list[int], holders: list[tuple[int, ...]]) ->
     edges = [0]
     for count in counts:
         edges.append(edges[-1] + count)
+    if edges[-1] != num_layers:
+        return None  # as where there are more stages than layers
     for _ in range(num_layers):
         ranges = [LayerRange(a, b) for a, b in pairwise(edges)]
         over = next((i for i, r in enumerate(ranges) if not _fit(problem, holders[i], r)), None)

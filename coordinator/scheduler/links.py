@@ -159,8 +159,10 @@ class LinkMap:
 
     def row(self, node_id: NodeId) -> int:
         """The node's index for the vector functions, good until it is forgotten."""
-        self._guests.pop(node_id, None)
-        return self._row(node_id)
+        if node_id in self._guests:
+            del self._guests[node_id]
+        row = self._rows.get(node_id)
+        return self._new_row(node_id) if row is None else row
 
     def forget(self, node_id: NodeId) -> None:
         """It left: its row may become another's. Should it come back soon, it is where it was. Harmless if unknown."""

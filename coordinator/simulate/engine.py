@@ -182,7 +182,7 @@ class Simulation:
         from_s, to_s = record.start_s + scenario.warm_up_s, record.start_s + scenario.duration_s
         within = [answer for answer in record.answers if from_s <= answer.finished_s <= to_s]
         counted = [answer for answer in record.answers if answer.arrived_s >= from_s]
-        good = [answer for answer in within if answer.is_within(scenario.bound)]
+        good = [answer for answer in counted if answer.is_within(scenario.bound)]
         latencies = sorted(answer.latency_s for answer in counted)
         return Outcome(
             scenario=scenario.name,
@@ -195,7 +195,7 @@ class Simulation:
             latency_s=spread(latencies),
             ttft_s=spread(answer.ttft_s for answer in counted),
             tpot_s=spread(answer.tpot_s for answer in counted),
-            share_in_bound=len(good) / len(within) if within else 0.0,
+            share_in_bound=len(good) / len(counted) if counted else 0.0,
             num_arrived=record.num_arrived,
             num_finished=len(record.answers),
             num_refused=record.num_refused,

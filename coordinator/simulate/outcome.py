@@ -51,7 +51,9 @@ class Held:
 class Outcome:
     """Rates are over the time from warm-up to the end of the traffic; latencies are of the requests that arrived then.
 
-    `goodput_tokens_per_s`: tokens of finished requests within the latency bound. `longest_gap_s`: the longest time in
+    `goodput_tokens_per_s`: tokens of the requests that arrived then and were answered within the latency bound, though
+    it be later: who is slow but within the bound has long answers, and must not lose those that end after the traffic.
+    `tokens_per_s`: of all answers that ended then. `longest_gap_s`: the longest time in
     which no user got a token though some waited. Every request that arrived is finished, refused, failed (it broke
     after it had begun) or unfinished."""
 

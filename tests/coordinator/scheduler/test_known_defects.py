@@ -14,8 +14,10 @@ import pytest
 
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
-from coordinator.scheduler.cost import device_speed, model_cost
-from coordinator.scheduler.links import LinkSeen
+from coordinator.scheduler.cost import Speed, device_speed, model_cost
+from coordinator.scheduler.filling import cuts
+from coordinator.scheduler.links import LinkMap, LinkSeen
+from coordinator.scheduler.plan import Offer, Problem
 from coordinator.scheduler.state import DeviceState
 from protocol.values import BatchTime, DeviceId, LayerBenchmark, LayerRange, Variant
 from tests.fakes import pool_facts as facts
@@ -58,6 +60,26 @@ def test_a_node_that_leaves_while_all_is_planned_anew_is_no_error(pool: Schedule
     pool.leave(1)
     pool.settle_down(pool.tell(ev.Replan()))
     assert pool.scheduler.is_ready(DIGEST)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_more_devices_than_layers_are_no_error(num_layers: int) -> None:
+    """Small ones, of which a lane with much KV room would want more than there are layers to give."""
+    pool = SchedulerDriver()
+    pool.add_model(facts.model(num_layers, context_length=16))
+    for number, (layers, memory_bytes) in enumerate(((1, facts.GIB), (3, 10**7), (8, 10**7), (8, 10**7)), start=1):
+        pool.join(number, facts.spec(layers, memory_bytes=memory_bytes))
+        pool.load(pool.measured(key(number)))
+    pool.settle_down(pool.tell(ev.Replan()))
+    assert pool.scheduler.is_ready(DIGEST)
+
+
+def test_a_lane_with_more_stages_than_the_model_has_layers_is_none() -> None:
+    speed = Speed(0.0075, 0.0, 0.01, 0.0)
+    offers = tuple(Offer(key(number), 1e9, 8, speed) for number in (1, 2, 3, 4))
+    problem = Problem(model_cost(facts.model(3), Variant.FLOAT32), offers, LinkMap())
+    assert cuts(problem, [1, 1, 1, 1], [(0,), (1,), (2,), (3,)]) is None
+    assert cuts(problem, [1, 2], [(0,), (1,)]) == [LayerRange(0, 1), LayerRange(1, 3)]
 
 
 # ---------------------------------------------------------------- readiness

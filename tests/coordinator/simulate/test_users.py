@@ -33,7 +33,7 @@ def test_waiting_counts_towards_the_first_token() -> None:
 def test_a_restarted_request_goes_on_where_it_was() -> None:
     """What the user has is part of the new prompt, and is never sent twice."""
     simulation = pools.simulation(pools.scenario(2, 1.0), max_layers=1000)
-    simulation._found()
+    simulation.found()
     users, timeline = simulation.users, simulation.timeline
     simulation.record.start_s = timeline.now_s
     users.expect(simulation._user_rng)
@@ -56,7 +56,7 @@ def test_a_restarted_request_goes_on_where_it_was() -> None:
 
 def test_a_crashed_nodes_sessions_hang_until_the_pool_notices() -> None:
     simulation = pools.simulation(pools.scenario(2, 1.0))
-    simulation._found()
+    simulation.found()
     users, timeline = simulation.users, simulation.timeline
     users.expect(simulation._user_rng)
     timeline.run(timeline.now_s + 60.0, lambda: False)
