@@ -119,7 +119,7 @@ COVERED_ELSEWHERE = {
     "protocol/env.py": "interfaces; what implements them is tested in tests/shell/ and tests/fakes/test_virtual_env.py",
     "coordinator/__main__.py": "tests/coordinator/test_main.py",
     "coordinator/scheduler/commands.py": "values, asserted on in tests/coordinator/scheduler/test_scheduler.py",
-    "coordinator/scheduler/policy.py": "interfaces and values; what implements them is tested as routing and allocation",
+    "coordinator/scheduler/policy.py": "interfaces and values; see test_routing.py and test_allocation.py",
     "coordinator/scheduler/events.py": "values, told in tests/coordinator/scheduler/test_scheduler.py",
 }
 

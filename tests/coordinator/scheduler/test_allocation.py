@@ -125,7 +125,7 @@ def test_the_search_never_ends_below_the_first_layout(devices: list[Given]) -> N
 def test_more_memory_never_makes_the_pool_worse(devices: list[Given], data: st.DataObject) -> None:
     i = data.draw(st.integers(0, len(devices) - 1))
     more = [replace(d, room=d.room * 1.5) if j == i else d for j, d in enumerate(devices)]
-    # Holders of one stage share its sessions by memory, too (forecast._shares): a slow one with more draws more of them.
+    # Holders of a stage share its sessions by memory, too (forecast._shares): a slow one with more draws more of them.
     assert _score(more) >= _score(devices) * (1 - 10 * NOISE)
 
 
