@@ -20,6 +20,7 @@ PYTEST = DECENTLLM_TEST_MODELS="$(abspath $(MODELS))" $(SCREEN) $(RUN) -m pytest
 FIND_LINKS ?=
 
 .PHONY: demo test check lint types contracts web web-test system models-for-tests benchmark benchmark-volunteer \
+  benchmark-scheduling benchmark-claims \
   screenshots package package-test locks clean
 
 demo: $(VENV)/.demo
@@ -66,6 +67,19 @@ benchmark-volunteer: $(VENV)/.dev models-for-tests system
 	$(RUN) -m benchmarks.pause_streams --models "$(MODELS)" --write
 	$(RUN) installer/build.py app
 	$(RUN) -m benchmarks.first_start --models "$(MODELS)" --find-links "$(FIND_LINKS)" --write
+
+# The scheduler against other systems' in the simulator (about an hour), its distance from the optimum, its own time.
+SCHEDULING ?= build/scheduling
+benchmark-scheduling: $(VENV)/.dev
+	$(RUN) -m benchmarks.scheduling.compare --out "$(SCHEDULING)"
+	$(RUN) -m benchmarks.scheduling.report "$(SCHEDULING)"
+	$(RUN) -m benchmarks.scheduling.optimum --num 100
+	$(RUN) -m benchmarks.scheduling.speed
+
+# The summary's sentences with real processes in an emulated network (root, /dev/net/tun; an idle machine).
+benchmark-claims: $(VENV)/.dev
+	$(RUN) -m benchmarks.claims calibration two-phases low-bandwidth degrade balance elasticity cost
+	$(RUN) -m benchmarks.claims page
 
 # The .deb in dist/; package-test tries it on a fresh Debian (root, mmdebstrap).
 package: $(VENV)/.dev
