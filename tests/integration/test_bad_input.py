@@ -104,7 +104,9 @@ def test_a_node_with_a_wrong_protocol_version_is_told_so(tiny_pool: Served) -> N
             websocket.recv(timeout=LIMIT_S)
         assert websocket.close_code == 4406
     assert refusal["type"] == "refused"
-    assert f"speaks protocol version {PROTOCOL_VERSION}, the node speaks 99" in refusal["message"]
+    assert (
+        f"speaks protocol version {PROTOCOL_VERSION - 1}, {PROTOCOL_VERSION}, the node speaks 99" in refusal["message"]
+    )
 
 
 @pytest.mark.usefixtures("running_answer")
