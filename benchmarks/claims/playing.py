@@ -6,6 +6,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,9 +122,24 @@ def climb(pool: EmulatedPool, policy: str, loads: Sequence[Load], seed: int) -> 
 
 def climb_with(effort: Effort, scene: Scene, policy: str, loads: Sequence[Load]) -> Ladder:
     """The same on a fresh pool with this policy."""
+    return climb_with_all(effort, scene, (policy,), loads)[0]
+
+
+def climb_with_all(effort: Effort, scene: Scene, policies: Sequence[str], loads: Sequence[Load]) -> list[Ladder]:
+    """The same on one fresh pool, with one policy after the other."""
+    with fresh_pool(effort, scene, policies[0]) as pool:
+        return [climb(used(pool, policy), policy, loads, effort.seed) for policy in policies]
+
+
+def fresh_pool(effort: Effort, scene: Scene, policy: str) -> AbstractContextManager[EmulatedPool]:
     print(f"{policy}: starting {len(scene.nodes)} nodes", flush=True)
-    with emulated_pool(scene, effort.model_folder, policy, effort.scratch, effort.seed) as pool:
-        return climb(pool, policy, loads, effort.seed)
+    return emulated_pool(scene, effort.model_folder, policy, effort.scratch, effort.seed)
+
+
+def used(pool: EmulatedPool, policy: str) -> EmulatedPool:
+    """The pool, planned anew by this policy."""
+    pool.use(policy)
+    return pool
 
 
 def rising(effort: Effort, load: Load, num_steps: int) -> list[Load]:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
+from benchmarks.claims.coordinator_with_policy import policy_file
 from benchmarks.claims.scene import POOL, NodeRole, Scene
 from benchmarks.claims.watching import Benchmarked, Note, busy_s, read_notes
 from benchmarks.network import Network
@@ -85,8 +86,9 @@ class EmulatedPool:
             if describe(state) != seen or not self._is_settled(state):
                 quiet_since_s, seen = time.monotonic(), describe(state)
 
-    def replan(self) -> None:
-        """The policy plans all nodes anew, as if none held anything."""
+    def use(self, policy: str) -> None:
+        """This policy plans all nodes anew, as if none held anything. No request may be under way."""
+        policy_file(self.notes_file).write_text(policy, encoding="utf-8")
         self.local.coordinator.process.send_signal(signal.SIGUSR1)
         time.sleep(2 * POLL_S)
         self.settle()
@@ -154,7 +156,7 @@ def emulated_pool(
             pool.add_nodes()
             pool.settle()
             time.sleep(links_s)
-            pool.replan()
+            pool.use(policy)
             yield pool
         finally:
             local.stop()

@@ -7,9 +7,20 @@ from collections.abc import Sequence
 
 import msgspec
 
-from benchmarks.claims.playing import Effort, Ladder, climb_with, play_asks, played, rising
+from benchmarks.claims.playing import (
+    Effort,
+    Ladder,
+    Played,
+    climb_with,
+    climb_with_all,
+    fresh_pool,
+    play_asks,
+    played,
+    rising,
+    used,
+)
 from benchmarks.claims.policies import DECENTRALISED, OURS
-from benchmarks.claims.pool import emulated_pool
+from benchmarks.claims.pool import EmulatedPool
 from benchmarks.claims.report import Kind, RowResult
 from benchmarks.claims.scene import FAST, LONG, UNEQUAL, Load, NodeRole, Scene, burst, equal, megabits
 
@@ -57,18 +68,16 @@ def balance(effort: Effort) -> RowResult:
     """A burst over four equal nodes that each hold the whole model."""
     scene = equal(4, max_layers=12)
     rows, raw = [("policy", "busiest node", "idlest node", "spread", "mean latency", "last answer")], {}
-    for policy in effort.policies or BALANCE_POLICIES:
-        with emulated_pool(scene, effort.model_folder, policy, effort.scratch, effort.seed) as pool:
-            layers = pool.layers()
-            answers, busy_s, machine = play_asks(pool, burst(NUM_IN_BURST, 64, 32))
-        length_s = max((a.token_times_s[-1] for a in answers if a.token_times_s), default=1.0)
-        step = played(answers, Load(NUM_IN_BURST, length_s, warm_up_s=0.0), busy_s, machine)
-        shares = step.busy_share or {"none": 0.0}
-        most, least, mean = max(shares.values()), min(shares.values()), statistics.fmean(shares.values())
-        spread = statistics.pstdev(shares.values()) / mean if mean else 0.0
-        cells = (f"{100 * most:.0f} %", f"{100 * least:.0f} %", f"{spread:.2f}")
-        rows.append((policy, *cells, f"{step.summary.mean_latency_s:.1f} s", f"{step.length_s:.1f} s"))
-        raw[policy] = {"layers": layers, "played": msgspec.to_builtins(step), "spread": spread}
+    policies = effort.policies or BALANCE_POLICIES
+    with fresh_pool(effort, scene, policies[0]) as pool:
+        for policy in policies:
+            layers = used(pool, policy).layers()
+            step = _play_burst(pool)
+            shares = step.busy_share or {"none": 0.0}
+            spread = relative_spread(list(shares.values()))
+            cells = (f"{100 * max(shares.values()):.0f} %", f"{100 * min(shares.values()):.0f} %", f"{spread:.2f}")
+            rows.append((policy, *cells, f"{step.summary.mean_latency_s:.1f} s", f"{step.length_s:.1f} s"))
+            raw[policy] = {"layers": layers, "played": msgspec.to_builtins(step), "spread": spread}
     return RowResult(
         name="balance",
         kind=Kind.EMULATED,
@@ -79,6 +88,18 @@ def balance(effort: Effort) -> RowResult:
         table=tuple(rows),
         raw=raw,
     )
+
+
+def _play_burst(pool: EmulatedPool) -> Played:
+    answers, busy_s, machine = play_asks(pool, burst(NUM_IN_BURST, 64, 32))
+    length_s = max((a.token_times_s[-1] for a in answers if a.token_times_s), default=1.0)
+    return played(answers, Load(NUM_IN_BURST, length_s, warm_up_s=0.0), busy_s, machine)
+
+
+def relative_spread(values: Sequence[float]) -> float:
+    """Standard deviation over mean; 0 where all are nothing."""
+    mean = statistics.fmean(values)
+    return statistics.pstdev(values) / mean if mean else 0.0
 
 
 ELASTIC_NUM_NODES = (2, 4, 8)
@@ -145,7 +166,7 @@ def node_seconds_per_million(ladder: Ladder, num_nodes: int) -> tuple[float, flo
 
 def _ladders(effort: Effort, scene: Scene, gentle: Load) -> list[Ladder]:
     policies = effort.policies or (OURS, *DECENTRALISED)
-    return [climb_with(effort, scene, policy, rising(effort, gentle, NUM_STEPS)) for policy in policies]
+    return climb_with_all(effort, scene, policies, rising(effort, gentle, NUM_STEPS))
 
 
 def ladder_table(ladders: Sequence[Ladder]) -> tuple[tuple[str, ...], ...]:

@@ -27,7 +27,7 @@ LADDER_STEP = 1.6
 FIRST_SHARE = 0.2
 """The ladder begins at this share of what our planner thinks the pool could do, and rises by LADDER_STEP."""
 NUM_STEPS = 5
-BETWEEN = (0.85, 1.25)
+BETWEEN = (0.8, 0.9, 1.12, 1.25)
 """Then these multiples of the best rate are tried, too: the ladder's steps are wide."""
 ENOUGH_WORSE = 0.75
 """A policy whose goodput has fallen to this share of its best climbs no further."""
