@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.scheduling.baselines import POLICIES, combine
+from benchmarks.scheduling.ablations import ABLATIONS
+from benchmarks.scheduling.baselines import POLICIES
 from benchmarks.scheduling.scenarios import SCENARIOS
 from coordinator.scheduler.policy import Policy, SchedulerConfig
 from coordinator.scheduler.scheduler import our_policy
@@ -57,26 +58,10 @@ class Run:
     cpu_s: float
 
 
-def _halves(name: str, first: str, second: str) -> Callable[[], Policy]:
-    """Our phase with theirs."""
-    return lambda: combine(name, _policy(first), _policy(second))
-
-
-MIXTURES: dict[str, Callable[[], Policy]] = {
-    "ours+parallax-dp-routing": _halves("ours+parallax-dp-routing", OURS, "parallax-greedy-dp"),
-    "ours+petals-routing": _halves("ours+petals-routing", OURS, "petals"),
-    "parallax-greedy+our-routing": _halves("parallax-greedy+our-routing", "parallax-greedy-dp", OURS),
-    "petals+our-routing": _halves("petals+our-routing", "petals", OURS),
-    "helix+our-routing": _halves("helix+our-routing", "helix", OURS),
-    "hexgen+our-routing": _halves("hexgen+our-routing", "hexgen", OURS),
-}
-"""Ablations: one phase of ours with the other of theirs."""
-
-
 def _policy(name: str) -> Policy:
     if name == OURS:
         return our_policy(CONFIG)
-    return {**POLICIES, **MIXTURES}[name]()
+    return {**POLICIES, **ABLATIONS}[name]()
 
 
 def simulate(job: tuple[str, str, int, float]) -> Run:
