@@ -89,11 +89,7 @@ class Scheduler:
 
     def handle(self, event: ev.Event, now_s: float) -> list[Command]:
         """Take one event and say what is to be done about it. `now_s` never goes back."""
-        commands = [*self._handlers[type(event)](event, now_s), *self._planner.release_drained()]
-        for command in commands:
-            if isinstance(command, Assign | Release):
-                self._dispatcher.changed(self.state.devices[command.device])
-        return commands
+        return [*self._handlers[type(event)](event, now_s), *self._told(self._planner.release_drained())]
 
     # ------------------------------------------------------------ questions
 
@@ -155,7 +151,7 @@ class Scheduler:
             return []
         self.state.floors.pop(event.manifest_hash, None)
         refused = [_unloaded(session_id, model) for session_id in self._dispatcher.drop_model(event.manifest_hash)]
-        return [*refused, *self._planner.drop_model(event.manifest_hash), *self._settle(now_s)]
+        return [*refused, *self._told(self._planner.drop_model(event.manifest_hash)), *self._settle(now_s)]
 
     # ------------------------------------------------------------ nodes
 
@@ -231,11 +227,19 @@ class Scheduler:
         return []
 
     def _replan(self, event: ev.Replan, now_s: float) -> list[Command]:
-        return [*self._planner.replan(now_s), *self._dispatcher.serve_waiting(now_s)]
+        return [*self._told(self._planner.replan(now_s)), *self._dispatcher.serve_waiting(now_s)]
 
     def _settle(self, now_s: float) -> list[Command]:
         """The pool has changed: build what can be built, start what can be started."""
-        return [*self._planner.settle(now_s), *self._dispatcher.serve_waiting(now_s)]
+        return [*self._told(self._planner.settle(now_s)), *self._dispatcher.serve_waiting(now_s)]
+
+    def _told(self, planned: list[Command]) -> list[Command]:
+        """What the planner orders, after the dispatcher has heard of it: nobody is to start over a device that has
+        just been given something else."""
+        for command in planned:
+            if isinstance(command, Assign | Release):
+                self._dispatcher.changed(self.state.devices[command.device])
+        return planned
 
     def _forget(self, node_id: NodeId, now_s: float) -> None:
         gone = self.state.devices.of_node(node_id)
@@ -281,7 +285,7 @@ class Scheduler:
         for device in self.state.in_state(DeviceState.FAILED):
             if device.retry_at_s <= now_s:
                 device.move(Signal.RETRY)
-        planned = self._planner.passed(now_s)
+        planned = self._told(self._planner.passed(now_s))
         return [*gave_up, *self._probes(now_s), *planned, *self._dispatcher.serve_waiting(now_s)]
 
     def _probes(self, now_s: float) -> list[Command]:

@@ -6,8 +6,12 @@ import pytest
 
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
-from coordinator.scheduler.scheduler import MAX_RETRY_S, PROBE_AGAIN_S, PROBES_PER_TICK, RETRY_BASE_S
-from protocol.values import Variant
+from coordinator.scheduler.plan import Placement, Problem
+from coordinator.scheduler.policy import Policy, Route, RouteRequest
+from coordinator.scheduler.routing import ChainRouter
+from coordinator.scheduler.scheduler import MAX_RETRY_S, PROBE_AGAIN_S, PROBES_PER_TICK, RETRY_BASE_S, Scheduler
+from coordinator.scheduler.state import Device, DeviceKey, State
+from protocol.values import LayerRange, Variant
 from tests.fakes import pool_facts as facts
 from tests.fakes.pool_facts import DIGEST, key
 from tests.fakes.scheduler_driver import SchedulerDriver, bounds, chain, layers_of, orders, refusal
@@ -256,3 +260,59 @@ def test_a_model_that_is_added_again_goes_where_it_was_without_measuring(pool: S
     before = layers_of(pool.serve(4, 4))
     pool.remove_model()
     assert layers_of(pool.add_model()) == before
+
+
+# ---------------------------------------------------------------- what the router hears
+
+
+class Turning:
+    """An allocator that gives every device all layers first, and half of them when it is asked to plan anew."""
+
+    def allocate(self, problem: Problem) -> list[Placement]:
+        halves = (LayerRange(0, 4), LayerRange(4, 8))
+        return [Placement(offer.key, layers, "half") for offer, layers in zip(problem.offers, halves, strict=False)]
+
+    def adapt(self, problem: Problem) -> list[Placement]:
+        free = [offer for offer in problem.offers if offer.held is None]
+        return [Placement(offer.key, LayerRange(0, 8), "all") for offer in free]
+
+
+class Trusting(ChainRouter):
+    """Knows of devices what it was told."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.num_asked = 0
+        self._pool = state
+        self._told: dict[DeviceKey, int] = {}
+
+    def changed(self, device: Device) -> None:
+        self._told[device.key] = device.generation
+        super().changed(device)
+
+    def route(self, request: RouteRequest, variant: Variant, now_s: float) -> Route | None:
+        self.num_asked += 1
+        held = {device.key: device.generation for device in self._pool.devices.values() if device.layers is not None}
+        assert {key: self._told.get(key) for key in held} == held
+        return super().route(request, variant, now_s)
+
+
+def test_the_router_hears_of_new_orders_before_anybody_is_started_over_these_devices() -> None:
+    routers: list[Trusting] = []
+
+    def make_router(state: State) -> Trusting:
+        routers.append(Trusting(state))
+        return routers[-1]
+
+    pool = SchedulerDriver(Scheduler(policy=Policy("turning", Turning(), make_router, replans=False)))
+    pool.add_model()
+    pool.serve(8, 8)
+    for number in (1, 2, 3):
+        pool.request(number, pool.num_kv_tokens)
+    assert list(pool.scheduler.state.waiting) == [facts.session_id(3)]
+    [router] = routers
+    router.num_asked = 0
+    pool.tell(ev.Replan())
+    pool.finish(1)
+    commands = pool.pass_time(60.0)
+    assert router.num_asked and any(isinstance(command, cmd.Assign) for command in commands)
