@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.scheduling.stages import ALONE, ANY, FIRST, LAST, MIDDLE, Groups, Terms
 from benchmarks.scheduling.worlds import ENDLESS
 from coordinator.scheduler.cost import MIN_TIME_S, PREFILL_CHUNK_TOKENS
-from coordinator.scheduler.forecast import TOKEN_BYTES, Tables, answer_limit_s, score_of
+from coordinator.scheduler.forecast import TOKEN_BYTES, Tables, answer_limit_s, score_of, slowness
 from coordinator.scheduler.links import Floats, Ints
 from coordinator.scheduler.tables import Bools
 
@@ -26,9 +26,9 @@ CHUNK = 300
 """Lanes at once."""
 MIXTURES = (0.25, 0.5, 0.75)
 """Of the two latency bounds, each relative to its limit: a cut that keeps both keeps every mixture of them."""
-FASTEST = float(score_of(1.0, 0.0, 2.0 * ENDLESS, 1.0))
+FASTEST = float(score_of(1.0, 0.0, ENDLESS))
 """What one token per second is worth if answers take no time, while demand has no end."""
-SLOWEST = float(score_of(1.0, 1.0, 2.0 * ENDLESS, 1.0))
+SLOWEST = float(score_of(1.0, 1.0, ENDLESS))
 """The same if answers take as long as the bound allows."""
 TRIP_STEP = 1.01
 MOST_TRIP_S = 1e9
@@ -277,7 +277,7 @@ class Ceilings:
 
 def token_worth(latency: Floats) -> Floats:
     """Of one token per second, where answers take this part of the longest time that keeps the bound."""
-    return np.asarray(FASTEST - (FASTEST - SLOWEST) * np.minimum(1.0, latency))
+    return np.asarray(FASTEST - (FASTEST - SLOWEST) * slowness(latency, 1.0))
 
 
 @lru_cache(maxsize=64)

@@ -144,8 +144,8 @@ def _worth(p: Tables, drafts: Sequence[Draft | None]) -> float:
     good = [d for d in drafts if d is not None]
     if not good:
         return 0.0
-    rates, answers = np.array([d.rate for d in good]), np.array([d.answer_s for d in good])
-    return drafts_score(p, rates, answers)
+    rates, slows = np.array([d.rate for d in good]), np.array([d.slow for d in good])
+    return drafts_score(p, rates, slows)
 
 
 def _lane(problem: Problem, draft: Draft) -> Lane | None:

@@ -26,9 +26,9 @@ from protocol.values import NodeId, SessionId, Variant
 MAX_WAITING = 256
 """Requests per model. A longer queue would only make people wait for what they will have given up by then."""
 ALWAYS_WAITING = 16
-WAIT_SHARE = 0.6
-"""Of the bound on the time to the first token: so long may the expected wait be. The forecast is rough, and the prompt
-takes its time, too."""
+WAIT_SHARE = 0.2
+"""Of the bound on the time to the first token: so long may the expected wait be. Where people have to wait, chains are
+so full that the prompt takes most of the bound (4 to 6 s of 10 in the simulator's overloaded pools)."""
 MAX_RETRY_AFTER_S = 60.0
 MAX_TRIES = 3
 """Waiting requests per model that may find no chain before the others are left for the next time."""
@@ -131,7 +131,7 @@ class Dispatcher:
         return places
 
     def _expected_wait_s(self, model: str, number: int) -> float | None:
-        return self._forecasts[model].expected_wait_s(number, self._num_running[model])
+        return self._forecasts[model].expected_wait_s(number, self._now_s)
 
     def _known_whole(self, model: str) -> _Whole | None:
         """The chain that was looked up last, if it is still there."""
@@ -213,7 +213,7 @@ class Dispatcher:
         self._now_s = now_s
         running = self._state.running.get(session_id)
         if running is not None:
-            self._forecasts[running.manifest_hash].ended(now_s - running.since_s)
+            self._forecasts[running.manifest_hash].ended(now_s)
         self.free(session_id)
 
     def free(self, session_id: SessionId) -> None:
@@ -371,6 +371,7 @@ class Dispatcher:
         )
         self._state.running[session_id] = Running(model, keys, waiting.num_tokens, now_s, load, waiting.tenant)
         self._num_running[model] += 1
+        self._forecasts[model].runs(self._num_running[model], now_s)
         if waiting.tenant:
             self._sessions_of[waiting.tenant][session_id] = None
         for device in route.devices:
@@ -380,6 +381,7 @@ class Dispatcher:
 
     def _stop(self, session_id: SessionId, running: Running) -> None:
         self._num_running[running.manifest_hash] -= 1
+        self._forecasts[running.manifest_hash].runs(self._num_running[running.manifest_hash], self._now_s)
         self._num_better += 1
         self._router.finished(session_id, running.devices, self._now_s)
         if running.tenant:

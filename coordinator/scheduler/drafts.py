@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordinator.scheduler.filling import capacities, fill, most_kv_tokens
-from coordinator.scheduler.forecast import Tables, answer_limit_s, answer_times, lane_rates, lane_times, score_of
+from coordinator.scheduler.forecast import (
+    Tables,
+    answer_limit_s,
+    answer_times,
+    lane_rates,
+    lane_times,
+    score_of,
+    slowness,
+)
 from coordinator.scheduler.tables import Floats, LaneBatch, OfferTable, Sketch, lane_batch
 
 Filling = tuple[float, float]
@@ -43,13 +51,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A lane with counts. `rate` is the most tokens per second, `answer_s` a mean answer's time at its share of the
-    demand."""
+    """A lane with counts. `rate` is the most tokens per second, `slow` how long a mean answer takes at its share
+    of the demand (forecast.slowness)."""
 
     sketch: Sketch
     counts: tuple[int, ...]
     rate: float
-    answer_s: float
+    slow: float
 
 
 def drafts_of(
@@ -75,7 +83,7 @@ def _best_fillings(
     p: Tables, sketches: Sequence[Sketch], batch: LaneBatch, fillings: Sequence[Floats], load: Load
 ) -> list[Draft]:
     outcomes = _outcomes(p, batch, fillings, load)
-    merits = np.array([_merit(p, rates, answers) for rates, answers in outcomes])
+    merits = np.array([_merit(p, rates, slow) for rates, slow in outcomes])
     best = np.argmax(merits, axis=0)
     starts = batch.lane_starts.tolist()
     stops = [*starts[1:], len(batch.num_holders)]
@@ -105,12 +113,13 @@ def _layer_times(offers: OfferTable, batch: LaneBatch) -> Floats:
 
 
 def _outcomes(p: Tables, batch: LaneBatch, fillings: Sequence[Floats], load: Load) -> list[tuple[Floats, Floats]]:
-    """(rates, answers' times) of each filling."""
+    """(rates, slowness) of each filling."""
     times = [lane_times(p, batch, counts) for counts in fillings]
     rates = [lane_rates(p, batch, t).tokens_per_s for t in times]
     most = float(np.max(rates, axis=0).sum()) / load.num_options
     part = load.part if load.part is not None else expected_part(p, most)
-    return [(r, answer_times(p, batch, t, r * part)) for r, t in zip(rates, times, strict=True)]
+    limit_s = answer_limit_s(p)
+    return [(r, slowness(answer_times(p, batch, t, r * part), limit_s)) for r, t in zip(rates, times, strict=True)]
 
 
 def expected_part(p: Tables, most_per_s: float) -> float:
@@ -118,9 +127,9 @@ def expected_part(p: Tables, most_per_s: float) -> float:
     return min(1.0, p.wanted_per_s / most_per_s) if most_per_s > 0.0 else 1.0
 
 
-def _merit(p: Tables, rates: Floats, answers: Floats) -> Floats:
+def _merit(p: Tables, rates: Floats, slow: Floats) -> Floats:
     """Of fillings of one lane: throughput, and what short answers are worth."""
-    return np.asarray(score_of(rates, answers, p.wanted_per_s, answer_limit_s(p)) + 1e-9 * rates)
+    return np.asarray(score_of(rates, slow, p.wanted_per_s) + 1e-9 * rates)
 
 
 def polished(
@@ -135,12 +144,12 @@ def polished(
         counts = np.array([count for _, shifted in trials for count in shifted], dtype=np.float64)
         floor = capacities(p.offers, p.model, batch, np.zeros(len(trials)))
         able = np.minimum.reduceat((counts >= 1.0) & (counts <= floor), batch.lane_starts)
-        [(rates, answers)] = _outcomes(p, batch, [np.maximum(counts, 1.0)], load)
-        merits = np.where(able, _merit(p, rates, answers), -np.inf)
-        for (n, shifted), merit, rate, answer in zip(trials, merits, rates, answers, strict=True):
+        [(rates, slows)] = _outcomes(p, batch, [np.maximum(counts, 1.0)], load)
+        merits = np.where(able, _merit(p, rates, slows), -np.inf)
+        for (n, shifted), merit, rate, slow in zip(trials, merits, rates, slows, strict=True):
             now = best[n]
-            if merit > _merit(p, np.array(now.rate), np.array(now.answer_s)) * (1.0 + 1e-9):
-                best[n] = Draft(now.sketch, shifted, float(rate), float(answer))
+            if merit > _merit(p, np.array(now.rate), np.array(now.slow)) * (1.0 + 1e-9):
+                best[n] = Draft(now.sketch, shifted, float(rate), float(slow))
     return best
 
 
@@ -153,9 +162,9 @@ def _shifted(counts: Sequence[int], random: np.random.Generator) -> tuple[int, .
     return tuple(moved)
 
 
-def drafts_score(p: Tables, rates: Floats, answers: Floats) -> float:
-    """The objective over lanes (forecast.layout_score, with the answers' times that the drafts have)."""
+def drafts_score(p: Tables, rates: Floats, slows: Floats) -> float:
+    """The objective over lanes (forecast.layout_score, with the slowness that the drafts have)."""
     total = float(rates.sum())
     if total <= 0.0:
         return 0.0
-    return float(score_of(total, float((rates * answers).sum() / total), p.wanted_per_s, answer_limit_s(p)))
+    return float(score_of(total, float((rates * slows).sum() / total), p.wanted_per_s))

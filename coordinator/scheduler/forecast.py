@@ -34,8 +34,19 @@ LEAST_SLACK = 1e-6
 TOO_SLOW_WORTH = 0.01
 """Of the tokens of a lane that cannot keep the bound even for one request alone. Next to nothing beside lanes that do,
 but a pool of slow machines is to be planned, too."""
-LATENCY_WEIGHT = 0.5
-SPARE_WEIGHT = 0.1
+DEMANDS = np.array([0.7, 1.0, 1.4, 2.0])
+CHANCES = np.array([0.2, 0.35, 0.3, 0.15])
+"""What the next hour may want, in parts of what is wanted now, and how likely: bursts come, devices leave, estimates
+are wrong. What a plan serves is the mean over these."""
+LATENCY_WEIGHT = 0.8
+SLOWNESS_SCALE = 100.0
+SPARE_WEIGHT = 0.05
+PLANNED_LOAD = 0.75
+"""A lane's most is where this part of the room between its idle latency and the bound is used: at the bound itself on
+average, every other request would miss it."""
+PLANNED_KV = 0.85
+"""Of the KV room that sessions fill on average: they come by chance and are not all alike, and who finds no room
+waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +63,10 @@ class LaneTimes:
     """[lanes] KV room, in sessions."""
     hops_s: Floats
     """[lanes] all hops of one row."""
-    prompt_hops_s: Floats
-    slowest_hop_s: Floats
-    """[lanes] of hops: all and the slowest, per prompt token."""
+    prompt_hop_s: Floats
+    """[stages] of each hop, per prompt token, if the uplink carries nothing else."""
+    up_s: Floats
+    """[holders] that a row keeps the uplink busy."""
     way_s: Floats
     """[lanes] of the first token beside its prompt: delays and one step of each stage."""
 
@@ -96,7 +108,7 @@ def lane_times(p: Tables, batch: LaneBatch, counts: Floats) -> LaneTimes:
     delay_s = _hop_delays(p, batch) * is_ring
     token_s = np.where(batch.is_last, float(TOKEN_BYTES), m.hidden_bytes) * _mean(1.0 / o.uploads[holders], batch)
     token_s *= is_ring
-    prompt_hops_s = np.where(batch.is_last, 0.0, token_s)
+    up_bytes = np.where(batch.is_last, 0.0, m.hidden_bytes * is_ring)  # a token is nothing beside it
     delays_s = np.add.reduceat(delay_s, batch.lane_starts)
     return LaneTimes(
         share,
@@ -105,8 +117,8 @@ def lane_times(p: Tables, batch: LaneBatch, counts: Floats) -> LaneTimes:
         prefill_s=work * o.prefill_s[holders],
         num_sessions=np.minimum.reduceat(np.floor(rooms / share + 1e-9), batch.holder_starts),
         hops_s=delays_s + np.add.reduceat(token_s, batch.lane_starts),
-        prompt_hops_s=np.add.reduceat(prompt_hops_s, batch.lane_starts),
-        slowest_hop_s=np.maximum.reduceat(prompt_hops_s, batch.lane_starts),
+        prompt_hop_s=np.where(batch.is_last, 0.0, token_s),
+        up_s=up_bytes[batch.stage_of] / o.uploads[holders],
         way_s=delays_s + np.add.reduceat(fixed_s * share, batch.holder_starts),
     )
 
@@ -119,21 +131,26 @@ def lane_rates(p: Tables, batch: LaneBatch, times: LaneTimes) -> LaneRates:
     bound, answer = p.problem.bound, p.problem.workload.num_answer_tokens
     low = np.zeros(len(batch.lane_starts))
     alone_tpot_s, alone_ttft_s = latencies(p, batch, times, low)
-    row_s = times.share * (times.row_s + _prompts_per_token(p) * times.prefill_s)
+    prompts = _prompts_per_token(p)
+    row_s = times.share * np.maximum(times.row_s + prompts * times.prefill_s, (1.0 + prompts) * times.up_s)
     high = 1.0 / np.maximum.reduceat(row_s, batch.holder_starts)
     high = np.minimum(high, times.num_sessions / (alone_tpot_s + alone_ttft_s / answer))
-    most_tpot_s, most_ttft_s = np.maximum(bound.tpot_s, 2 * alone_tpot_s), np.maximum(bound.ttft_s, 2 * alone_ttft_s)
     keeps = (alone_tpot_s <= bound.tpot_s) & (alone_ttft_s <= bound.ttft_s)
-    most_tpot_s = np.where(keeps, bound.tpot_s, most_tpot_s)
-    most_ttft_s = np.where(keeps, bound.ttft_s, most_ttft_s)
+    most_tpot_s = np.where(keeps, _planned(alone_tpot_s, bound.tpot_s), np.maximum(bound.tpot_s, 2 * alone_tpot_s))
+    most_ttft_s = np.where(keeps, _planned(alone_ttft_s, bound.ttft_s), np.maximum(bound.ttft_s, 2 * alone_ttft_s))
+    num_sessions = np.maximum(PLANNED_KV * times.num_sessions, np.minimum(1.0, times.num_sessions))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         tpot_s, ttft_s = latencies(p, batch, times, middle)
         ok = (tpot_s <= most_tpot_s) & (ttft_s <= most_ttft_s)
-        ok &= middle * (tpot_s + ttft_s / answer) <= times.num_sessions
+        ok &= middle * (tpot_s + ttft_s / answer) <= num_sessions
         low, high = np.where(ok, middle, low), np.where(ok, high, middle)
     rates = np.where(keeps, low, low * TOO_SLOW_WORTH)
     return LaneRates(rates, alone_tpot_s, alone_ttft_s, times.num_sessions)
+
+
+def _planned(alone_s: Floats, bound_s: float) -> Floats:
+    return np.asarray(alone_s + PLANNED_LOAD * (bound_s - alone_s))
 
 
 def latencies(p: Tables, batch: LaneBatch, times: LaneTimes, tokens_per_s: Floats) -> tuple[Floats, Floats]:
@@ -141,12 +158,15 @@ def latencies(p: Tables, batch: LaneBatch, times: LaneTimes, tokens_per_s: Float
 
     cost.response_s for many holders: first as if rows waited for themselves, too, which gives about the time of a
     trip; from that follow how many sessions there are and what the others among them do. A stage with several holders
-    takes the mean of theirs."""
+    takes the mean of theirs. Rows wait for an uplink as in a queue of one server (M/M/1): a home's carries a few
+    hundred rows per second, which is less than its device could do."""
     rate = tokens_per_s[batch.lane_of_holder] * times.share
     free = np.maximum(1.0 - rate * _prompts_per_token(p) * times.prefill_s, LEAST_SLACK)
     slack = np.maximum(free - rate * times.row_s, LEAST_SLACK)
     first_s = times.fixed_s + times.row_s
-    hops_s = times.hops_s
+    sent = np.minimum(rate * (1.0 + _prompts_per_token(p)) * times.up_s, 1.0 - LEAST_SLACK)
+    waits_s = times.share * times.up_s * sent / (1.0 - sent)
+    hops_s = times.hops_s + np.add.reduceat(waits_s, batch.holder_starts)
     roughly_s = np.add.reduceat(first_s / slack * times.share, batch.holder_starts) + hops_s
     trip_s = roughly_s[batch.lane_of_holder]
     others = np.maximum(0.0, rate - 1.0 / trip_s)
@@ -155,16 +175,18 @@ def latencies(p: Tables, batch: LaneBatch, times: LaneTimes, tokens_per_s: Float
     response_s = step_s * (1.0 + (1.0 - np.minimum(1.0, step_s / trip_s)) * np.minimum(1.0, others * step_s) / 2.0)
     tpot_s = np.add.reduceat(response_s * times.share, batch.holder_starts) + hops_s
     tpot_s = np.where(np.minimum.reduceat(slack, batch.holder_starts) > LEAST_SLACK, tpot_s, roughly_s)
-    return tpot_s, _ttft_s(p, batch, times, times.prefill_s / free)
+    return tpot_s, _ttft_s(p, batch, times, times.prefill_s / free, waits_s)
 
 
-def _ttft_s(p: Tables, batch: LaneBatch, times: LaneTimes, token_s: Floats) -> Floats:
+def _ttft_s(p: Tables, batch: LaneBatch, times: LaneTimes, token_s: Floats, waits_s: Floats) -> Floats:
     """cost.prefill_s for many lanes, and the way: chunks follow one another through the stages."""
     num_tokens = p.problem.workload.num_prompt_tokens
     chunk = min(num_tokens, PREFILL_CHUNK_TOKENS)
     num_more = max(0.0, num_tokens / chunk - 1.0) if chunk else 0.0
-    each = np.add.reduceat(token_s * times.share, batch.holder_starts) + times.prompt_hops_s
-    slowest = np.maximum(np.maximum.reduceat(token_s, batch.holder_starts), times.slowest_hop_s)
+    hop_s = times.prompt_hop_s + _of_stages(waits_s, batch)
+    each = np.add.reduceat(token_s * times.share, batch.holder_starts) + np.add.reduceat(hop_s, batch.lane_starts)
+    slowest = np.maximum.reduceat(token_s, batch.holder_starts)
+    slowest = np.maximum(slowest, np.maximum.reduceat(hop_s, batch.lane_starts))
     return np.asarray(chunk * (each + num_more * slowest) + times.way_s)
 
 
@@ -210,21 +232,31 @@ def _shares(rooms: Floats, fixed_s: Floats, batch: LaneBatch) -> Floats:
 
 
 def _mean(values: Floats, batch: LaneBatch) -> Floats:
-    if len(values) == len(batch.num_holders):
-        return values
-    return np.asarray(np.add.reduceat(values, batch.stage_starts) / batch.num_holders)
+    return values if len(values) == len(batch.num_holders) else _of_stages(values, batch) / batch.num_holders
+
+
+def _of_stages(values: Floats, batch: LaneBatch) -> Floats:
+    """Sums, [stages], of what holders have."""
+    return values if len(values) == len(batch.num_holders) else np.asarray(np.add.reduceat(values, batch.stage_starts))
 
 
 # ---------------------------------------------------------------- the objective
 
 
-def score_of(rate: Floats | float, latency: Floats | float, wanted: float, limit_s: float) -> Floats:
-    """What a plan is worth, in tokens per second: what it serves of what is wanted, a little less the longer answers
-    take (of `limit_s` at most), and a little for each doubling of what it could serve: demand is known only when it is
-    there, and then it is late to move layers."""
-    rate, latency = np.asarray(rate, dtype=float), np.asarray(latency, dtype=float)
-    served = np.minimum(rate, wanted) * (1.0 - LATENCY_WEIGHT * np.minimum(1.0, latency / limit_s))
-    return np.asarray(served + SPARE_WEIGHT * wanted * np.log2(1.0 + rate / wanted))
+def score_of(rate: Floats | float, slow: Floats | float, wanted: float) -> Floats:
+    """What a plan is worth, in tokens per second: what it serves of what may be wanted, less the longer answers take
+    (`slow`: the mean of `slowness`), and a little for each doubling of what it could serve: demand is known only when
+    it is there, and then it is late to move layers."""
+    rate, slow = np.asarray(rate, dtype=float), np.asarray(slow, dtype=float)
+    served = np.minimum(rate[..., None], wanted * DEMANDS) @ CHANCES
+    return np.asarray(served * (1.0 - LATENCY_WEIGHT * slow) + SPARE_WEIGHT * wanted * np.log2(1.0 + rate / wanted))
+
+
+def slowness(answers_s: Floats | float, limit_s: float) -> Floats:
+    """0 for an answer at once, 1 for one that just keeps the bound: by orders of magnitude, as twice as fast is as
+    welcome in a fast pool as in a slow one."""
+    part = np.minimum(1.0, np.asarray(answers_s, dtype=float) / limit_s)
+    return np.asarray(np.log2(1.0 + SLOWNESS_SCALE * part) / np.log2(1.0 + SLOWNESS_SCALE))
 
 
 def answer_limit_s(p: Tables) -> float:
@@ -346,8 +378,8 @@ def layout_score(p: Tables, batch: LaneBatch, times: LaneTimes, rates: Floats) -
     if total <= 0.0:
         return 0.0
     loads = rates * min(1.0, p.wanted_per_s / total)
-    latency = float((answer_times(p, batch, times, loads) * rates).sum() / total)
-    return float(score_of(total, latency, p.wanted_per_s, answer_limit_s(p)))
+    slow = slowness(answer_times(p, batch, times, loads), answer_limit_s(p))
+    return float(score_of(total, float((slow * rates).sum() / total), p.wanted_per_s))
 
 
 def lane_forecasts(problem: Problem, lanes: Sequence[Lane]) -> list[Forecast]:

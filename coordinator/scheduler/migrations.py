@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from coordinator.scheduler.forecast import lane_forecast, lanes_of, layout_forecast, score
+from coordinator.scheduler.forecast import lanes_of
+from coordinator.scheduler.judging import Judge
 from coordinator.scheduler.links import DEFAULT_BYTES_PER_S
-from coordinator.scheduler.moves import (
-    LEAST_GAIN,
-    PATIENCE_S,
-    Holding,
-    LaneChange,
-    Migration,
-    Step,
-    cost_tokens,
-    gain_tokens,
-)
+from coordinator.scheduler.moves import PATIENCE_S, Holding, Migration, Step
 from coordinator.scheduler.pieces import on_paths
-from coordinator.scheduler.plan import Lane, Placement, Problem
+from coordinator.scheduler.plan import Offer, Placement, Problem
 from coordinator.scheduler.policy import Policy
-from coordinator.scheduler.problems import missing_bytes
 from coordinator.scheduler.state import HOLDING, Device, DeviceKey, DeviceState, State
 from protocol.values import LayerRange, Variant
 
@@ -125,41 +116,26 @@ class Migrations:
                         self._leaving[device.key] = device.generation, now_s
 
     def _better_layout(self, problem: Problem) -> list[list[Placement]]:
-        """The lanes of a layout that gains clearly more than moving to it costs; none if there is no such layout."""
+        """The lanes of a better layout that gain clearly more than moving to them costs; none if there are no such."""
         held = {i: o.held for i, o in enumerate(problem.offers) if o.held is not None}
-        before = lanes_of(problem, held)
-        placements = self._policy.allocator.allocate(problem) if before else ()
+        serves = on_paths({(layers.start, layers.stop) for layers in held.values()}, problem.model.num_layers)
+        placements = self._policy.allocator.allocate(problem) if serves else ()
         if not placements:
             return []
-        index = {offer.key: i for i, offer in enumerate(problem.offers)}
-        wanted = {index[p.key]: p.layers for p in placements}
-        after = lanes_of(problem, wanted)
-        if not after or score(problem, after) < LEAST_GAIN * score(problem, before):
-            return []
-        return _lanes_of(problem, placements) if self._pays(problem, before, after, wanted) else []
+        lanes, index = _lanes_of(problem, placements), {offer.key: i for i, offer in enumerate(problem.offers)}
+        judge = Judge(problem, held, lambda i, num_bytes: self._load_s(problem.offers[i].key, num_bytes))
+        chosen = [lanes[n] for n in judge.best([{index[p.key]: p.layers for p in lane} for lane in lanes])]
+        return chosen if self._would_last(problem, chosen) else []
 
-    def _pays(
-        self, problem: Problem, before: Sequence[Lane], after: Sequence[Lane], wanted: Mapping[int, LayerRange]
-    ) -> bool:
-        now, then = layout_forecast(problem, before), layout_forecast(problem, after)
-        changed = {i: layers for i, layers in wanted.items() if problem.offers[i].held != layers}
-        demand = problem.workload.tokens_per_s
-        gained = gain_tokens(now, then, demand, [problem.offers[i].leaves_per_s for i in changed])
-        stopped = [self._lane_change(problem, lane, changed) for lane in before]
-        return gained > cost_tokens(now, [s for s in stopped if s is not None], demand)
+    def _would_last(self, problem: Problem, lanes: Sequence[Sequence[Placement]]) -> bool:
+        """Whether repairs would leave the moved devices alone then; else one would undo what the other has loaded."""
+        changed = {p.key: p.layers for lane in lanes for p in lane}
+        moved = {o.key for o in problem.offers if o.key in changed and o.held != changed[o.key]}
+        offers = tuple(_holding(offer, changed[offer.key]) if offer.key in moved else offer for offer in problem.offers)
+        return not any(p.key in moved for p in self._policy.allocator.adapt(replace(problem, offers=offers)))
 
-    def _lane_change(self, problem: Problem, lane: Lane, changed: Mapping[int, LayerRange]) -> LaneChange | None:
-        """How long this lane would stand still: as long as the slowest change of one of its only holders takes."""
-        alone = [i for stage in lane.stages for i in stage.holders if i in changed and len(stage.holders) == 1]
-        if not alone:
-            return None
-        load_s = max(RELOAD_S + self._fetch_s(problem, i, changed[i]) for i in alone)
-        return LaneChange(lane_forecast(problem, lane).tokens_per_s, load_s)
-
-    def _fetch_s(self, problem: Problem, i: int, layers: LayerRange) -> float:
-        offer = problem.offers[i]
-        rate = self._state.devices[offer.key].fetch_bytes_per_s or DEFAULT_BYTES_PER_S
-        return missing_bytes(problem, offer, layers) / rate
+    def _load_s(self, key: DeviceKey, num_bytes: float) -> float:
+        return RELOAD_S + num_bytes / (self._state.devices[key].fetch_bytes_per_s or DEFAULT_BYTES_PER_S)
 
     # ------------------------------------------------------------ under way
 
@@ -221,6 +197,10 @@ class Migrations:
                 piece = (device.layers.start, device.layers.stop)
                 found[key] = Holding(piece, device.state is DeviceState.READY, device.num_requests)
         return found
+
+
+def _holding(offer: Offer, layers: LayerRange) -> Offer:
+    return replace(offer, held=layers, stored=(layers,), is_busy=False, is_loading=False)
 
 
 def _kind(problem: Problem) -> Kind:

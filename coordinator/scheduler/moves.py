@@ -10,8 +10,9 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from coordinator.scheduler.flow import Outlook
 from coordinator.scheduler.pieces import Piece, on_paths
-from coordinator.scheduler.plan import Forecast, Placement
+from coordinator.scheduler.plan import Placement
 from coordinator.scheduler.state import DeviceKey
 
 PATIENCE_S = 30.0
@@ -20,10 +21,21 @@ MOST_S = 1800.0
 """A migration that takes longer is given up: what it was planned for is history."""
 HORIZON_S = 3600.0
 """What a new layout gains counts for so long."""
-LEAST_GAIN = 1.10
-"""A new layout must score this much better, or layouts would follow every measurement."""
+LEAST_GAIN = 0.10
+"""Of what is served: a new layout must gain this much, or layouts would follow every measurement."""
 LATENCY_WORTH = 0.5
 """Answers that come a tenth sooner are worth a twentieth more tokens."""
+LEAST_SOONER = 0.2
+"""Answers that come sooner by less than this are none the better for it: people notice a difference of durations from
+about a fifth on (Seow 2008, "Designing and Engineering Time", the 20 % rule)."""
+HEADROOM = 1.25
+"""Times the demand, which is a remembered peak (workload.py): more capacity is no gain. Where more than four fifths of
+the capacity are used, requests begin to wait for each other."""
+BYTES_WORTH = 0.5
+"""To load all that is held once more costs as much as half of what it serves in an hour, or a part of it the same part
+of that. In bytes of the layout itself, because what a byte brings is very different from model to model. A volunteer
+stays for some hours and loads a slice once for them; a layout that is moved every hour makes everybody load as often,
+and must be worth clearly more than a few per cent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,29 +127,46 @@ def _serves(held: Mapping[DeviceKey, Holding], without: Collection[DeviceKey], n
 
 
 @dataclass(frozen=True, slots=True)
-class LaneChange:
-    """A lane of now that a migration interrupts: what it does, and how long its devices take to load."""
+class Interruption:
+    """A step of a migration: what the pool can do less while it lasts, and how long its devices take to load."""
 
     tokens_per_s: float
     load_s: float
 
 
-def gain_tokens(before: Forecast, after: Forecast, demand: float | None, leaves_per_s: Sequence[float]) -> float:
+def pays(before: Outlook, after: Outlook, gained: float, cost: float, wanted_per_s: float) -> bool:
+    """Whether to move: clearly more is gained than it costs, and there will not be less room for requests."""
+    least = LEAST_GAIN * _served(before, wanted_per_s) * HORIZON_S
+    return after.tokens_per_s >= before.tokens_per_s and gained >= least and gained > cost
+
+
+def gain_tokens(before: Outlook, after: Outlook, wanted_per_s: float, leaves_per_s: Sequence[float]) -> float:
     """What the new layout gains in the next hour, in tokens, of what is wanted.
 
     `leaves_per_s` are the changed devices' churn: a device that leaves takes its part of the gain with it."""
-    limit = math.inf if demand is None else demand
-    served_before, served_after = min(before.tokens_per_s, limit), min(after.tokens_per_s, limit)
-    sooner = 1.0 - after.tpot_s / before.tpot_s if 0.0 < before.tpot_s < math.inf else 0.0
-    gained = served_after - served_before + LATENCY_WORTH * sooner * served_before
+    more = _served(after, HEADROOM * wanted_per_s) - _served(before, HEADROOM * wanted_per_s)
+    gained = more + LATENCY_WORTH * _sooner(before, after) * _served(before, wanted_per_s)
     return gained * HORIZON_S * _mean_stay(leaves_per_s)
 
 
-def cost_tokens(before: Forecast, lanes: Iterable[LaneChange], demand: float | None) -> float:
-    """Tokens that are not served while these lanes of now are changed."""
-    limit = math.inf if demand is None else demand
-    used = min(1.0, limit / before.tokens_per_s) if before.tokens_per_s > 0.0 else 0.0
-    return sum(lane.tokens_per_s * lane.load_s for lane in lanes) * used
+def cost_tokens(before: Outlook, steps: Iterable[Interruption], bytes_part: float, wanted_per_s: float) -> float:
+    """What moving costs, in tokens: those that are not served meanwhile, and the download.
+
+    `bytes_part`: what must be downloaded, relative to what all that is held takes."""
+    served = _served(before, wanted_per_s)
+    used = served / before.tokens_per_s if before.tokens_per_s > 0.0 else 0.0
+    lost = sum(step.tokens_per_s * step.load_s for step in steps) * used
+    return lost + BYTES_WORTH * bytes_part * served * HORIZON_S
+
+
+def _served(seen: Outlook, wanted_per_s: float) -> float:
+    return min(seen.tokens_per_s, wanted_per_s)
+
+
+def _sooner(before: Outlook, after: Outlook) -> float:
+    """By which part answers come sooner, as far as people notice; negative where they come later."""
+    sooner = 1.0 - after.answer_s / before.answer_s if 0.0 < before.answer_s < math.inf else 0.0
+    return sooner if sooner < 0.0 or sooner >= LEAST_SOONER else 0.0
 
 
 def _mean_stay(leaves_per_s: Sequence[float]) -> float:

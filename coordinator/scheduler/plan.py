@@ -33,6 +33,10 @@ class Offer:
     """Requests run over it now."""
     is_loading: bool = False
     """It does not serve what it holds yet."""
+    lacking_bytes: float = 0.0
+    """While it loads: what it lacked of `held` when it was told to. How much has come since is not known."""
+    fetch_bytes_per_s: float | None = None
+    """How fast its last slices came; None while unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from coordinator.scheduler.cost import MIN_KV_TOKENS, Workload, device_speed, model_cost, usable_bytes
 from coordinator.scheduler.division import Claim, Part, divide
@@ -59,25 +59,39 @@ def offer_of(device: Device, manifest_hash: str) -> Offer:
         device.slowdown,
         device.leaves_per_s,
         device.benchmarks[manifest_hash],
+        device.num_fetched_bytes,
+        device.fetch_bytes_per_s,
     )
     if device.offer is None or device.offer[0] != made_of:
-        device.offer = made_of, _new_offer(device, manifest_hash)
+        before = device.offer[1] if device.offer and device.offer[0][0] == manifest_hash else None
+        device.offer = made_of, _new_offer(device, manifest_hash, cast("Offer | None", before))
     return cast(Offer, device.offer[1])
 
 
-def _new_offer(device: Device, manifest_hash: str) -> Offer:
-    last, limit = device.last, device.spec.max_layers
+def _new_offer(device: Device, manifest_hash: str, before: Offer | None) -> Offer:
+    limit, is_loading = device.spec.max_layers, device.state is DeviceState.ASSIGNED
     return Offer(
         device.key,
         usable_bytes(device),
         limit if limit is not None else 1 << 30,
         device_speed(device, manifest_hash),
         device.layers if device.model == manifest_hash else None,
-        (last.layers,) if last is not None and last.manifest_hash == manifest_hash else (),
+        _on_disk(device, manifest_hash, before),
         device.leaves_per_s,
         device.num_requests > 0,
-        device.state is DeviceState.ASSIGNED,
+        is_loading,
+        device.num_fetched_bytes if is_loading else 0.0,
+        device.fetch_bytes_per_s,
     )
+
+
+def _on_disk(device: Device, manifest_hash: str, before: Offer | None) -> tuple[LayerRange, ...]:
+    """Its last slice; while it loads that, also what it had `before`, for which it may be wanted after all."""
+    last = device.last
+    own = (last.layers,) if last is not None and last.manifest_hash == manifest_hash else ()
+    if before is None or device.state is not DeviceState.ASSIGNED:
+        return own
+    return (*own, *(layers for layers in before.stored if layers not in own))
 
 
 def _candidates(state: State, manifest_hash: str) -> list[Device]:
@@ -140,16 +154,31 @@ def fit_of(problem: Problem) -> Fit:
     return Fit(need, model.head_bytes, model.embedding_bytes)
 
 
+class Stored(NamedTuple):
+    """Layers that a device need not download, but for so many bytes that are still on their way."""
+
+    start: int
+    stop: int
+    lacking_bytes: float = 0.0
+
+
+def stored_by(offer: Offer) -> list[Stored]:
+    """What is on its disk, or soon will be. What it is loading is there only as far as it was when that began."""
+    found = [Stored(layers.start, layers.stop) for layers in offer.stored if layers != offer.held]
+    if offer.held is not None:
+        found.append(Stored(offer.held.start, offer.held.stop, offer.lacking_bytes))
+    return found
+
+
 def missing_bytes(problem: Problem, offer: Offer, layers: LayerRange) -> float:
     """What it would have to download to hold these layers: all but what is on its disk."""
-    model = problem.model
-    on_disk = [*offer.stored, offer.held] if offer.held else list(offer.stored)
+    weights = problem.model.weights
     best = 0.0
-    for piece in on_disk:
+    for piece in stored_by(offer):
         start, stop = max(piece.start, layers.start), min(piece.stop, layers.stop)
         if start < stop:
-            best = max(best, model.weights[stop] - model.weights[start])
-    return model.weight_bytes(layers) - best
+            best = max(best, weights[stop] - weights[start] - piece.lacking_bytes)
+    return problem.model.weight_bytes(layers) - best
 
 
 # ---------------------------------------------------------------- several models

@@ -1,15 +1,17 @@
 """How long somebody in the queue will wait, from what was seen so far. Pure.
 
-Little's law (Operations Research 9, 1961): with R answers running for D seconds each on average, R / D of them end per
-second, and each one that ends lets the next request in.
+Each answer that ends lets the next request in. How many end per second follows from how many run and from the hazard of
+one: ends over the time that answers have run, those that still run included (the estimate for censored lifetimes;
+Cox and Oakes, Analysis of Survival Data, 1984, section 3.2). The mean of those that ended would be too short wherever
+load has just risen: the first that end are the short ones.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-NEW_SHARE = 1 / 8
-"""Weight of the newest duration in the running mean: RFC 6298, 2.3, smooths round-trip times so."""
+KEPT = 1 - 1 / 64
+"""Of what was seen before, with each answer that ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +25,28 @@ class QueuePlace:
 
 
 class QueueForecast:
-    """What is known of one model's answers."""
+    """What is known of one model's answers. Times never go back."""
 
     def __init__(self) -> None:
-        self._mean_s: float | None = None
+        self._num_running = 0
+        self._since_s = 0.0
+        self._num_ended = 0.0
+        self._ran_s = 0.0
 
-    def ended(self, duration_s: float) -> None:
-        """An answer has given its chain back after this time, however it ended."""
-        if self._mean_s is None:
-            self._mean_s = duration_s
-        else:
-            self._mean_s += NEW_SHARE * (duration_s - self._mean_s)
+    def runs(self, num_running: int, now_s: float) -> None:
+        """So many answers run from now on."""
+        self._ran_s += self._num_running * (now_s - self._since_s)
+        self._num_running, self._since_s = num_running, now_s
 
-    def expected_wait_s(self, place: int, num_running: int) -> float | None:
+    def ended(self, now_s: float) -> None:
+        """One of those that run has given its chain back, however it ended. What runs then is told by `runs`."""
+        self.runs(self._num_running, now_s)
+        self._ran_s *= KEPT
+        self._num_ended = self._num_ended * KEPT + KEPT
+
+    def expected_wait_s(self, place: int, now_s: float) -> float | None:
         """Until that many more answers have ended. None while none has, or none runs."""
-        if self._mean_s is None or not num_running:
+        self.runs(self._num_running, now_s)
+        if not self._num_ended or not self._num_running:
             return None
-        return place * self._mean_s / num_running
+        return place * self._ran_s / self._num_ended / self._num_running

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
@@ -18,7 +18,8 @@ from coordinator.scheduler.filling_holes import HoleFiller
 from coordinator.scheduler.forecast import lanes_of, score
 from coordinator.scheduler.pieces import Piece, cheapest_path, holes_of, on_paths
 from coordinator.scheduler.plan import Lane, Placement, Problem, Stage
-from coordinator.scheduler.problems import fit_of
+from coordinator.scheduler.problems import Fit, fit_of
+from coordinator.scheduler.quickest import Quickest
 from coordinator.scheduler.spares import Spares
 from coordinator.scheduler.stretching import Group, stretch
 from protocol.values import LayerRange
@@ -26,6 +27,13 @@ from protocol.values import LayerRange
 REBUILD_BUDGET = 200
 """Plans that are tried when fragments or spares are cut anew: a repair must be quick. A plan from scratch follows
 when things are quiet, if it gains enough."""
+LASTS_S = 300.0
+"""While nothing serves, a chain that is ready so much later must be worth twice as much: it will not serve for long
+before another layout may follow (migrations.py)."""
+HURRY_PATIENCE = 1.3
+HURRY_SLACK_S = 5.0
+LEAST_HURRY = 0.97
+HURRY_SESSIONS = (1, 4, 16)
 LARGE_POOL = 64
 MOST_MENDS = 64
 """Broken lanes mended at once; the rest with the next change, or by a plan from scratch."""
@@ -51,6 +59,7 @@ class _Repair:
         self._builder = builder
         self._fit = fit_of(problem)
         self._filler = HoleFiller(problem, self._fit)
+        self._quickest = Quickest(problem, self._fit)
         self._num_layers = problem.model.num_layers
         self._held: dict[int, Piece] = {
             i: (o.held.start, o.held.stop) for i, o in enumerate(problem.offers) if o.held is not None
@@ -64,9 +73,11 @@ class _Repair:
 
     def run(self) -> list[Placement]:
         self._resume()
+        self._hurry()
         self._mend_all()
-        self._trim_for_splits()
-        self._use_spares()
+        if self._is_served():
+            self._trim_for_splits()
+            self._use_spares()
         offers = self._problem.offers
         return [Placement(offers[i].key, LayerRange(*self._held[i]), reason) for i, reason in self._reasons.items()]
 
@@ -96,7 +107,65 @@ class _Repair:
                     found.setdefault((layers.start, layers.stop), []).append(i)
         return found
 
-    # ------------------------------------------------------------ 2: broken lanes
+    # ------------------------------------------------------------ 2: nothing serves
+
+    def _hurry(self) -> None:
+        """Nothing serves, nor will with what is being loaded: those that are left make the chain that is ready first,
+        whatever they hold now, unless the usual way is as good."""
+        if not self._held or self._serving():
+            return
+        everybody = sorted([*self._held, *self._free])
+        usual = self._closing(self._fragments())
+        chains = [chain for fit in self._fits() for chain in Quickest(self._problem, fit).chains(everybody)]
+        best = self._best_soon([usual, *chains] if usual else chains)
+        if best is None or best is usual:
+            return  # _mend_all will do the usual
+        for i, piece in best.items():
+            if self._held.get(i) != piece:
+                num_layers = piece[1] - piece[0]
+                self._place(i, piece, f"{num_layers} layers of the chain of {len(best)} stages that is ready first")
+
+    def _best_soon(self, options: Sequence[dict[int, Piece]]) -> dict[int, Piece] | None:
+        """Of those that are ready not much later than the first, the one that is worth most; the first of equals."""
+        waits_s = [max(self._quickest.wait_s(changes), self._loads_s(changes)) for changes in options]
+        limit_s = HURRY_PATIENCE * min(waits_s, default=0.0) + HURRY_SLACK_S
+        soon = [
+            (self._worth_with(changes) / (1.0 + wait_s / LASTS_S), changes)
+            for wait_s, changes in zip(waits_s, options, strict=True)
+            if wait_s <= limit_s
+        ]
+        most = max((worth for worth, _ in soon), default=0.0)
+        return next((changes for worth, changes in soon if worth >= LEAST_HURRY * most), None)
+
+    def _worth_with(self, changes: Mapping[int, Piece]) -> float:
+        plan = {i: LayerRange(*piece) for i, piece in (self._held | dict(changes)).items()}
+        return score(self._problem, lanes_of(self._problem, plan))
+
+    def _fits(self) -> Iterable[Fit]:
+        """With little KV room a chain needs the fewest downloads; with more it serves more at once."""
+        for num_sessions in HURRY_SESSIONS:
+            num_tokens = num_sessions * int(self._problem.workload.num_reserved_tokens)
+            yield fit_of(replace(self._problem, min_kv_tokens=max(self._problem.min_kv_tokens, num_tokens)))
+
+    def _loads_s(self, changes: Mapping[int, Piece]) -> float:
+        """Until those who stay as they are have loaded what these changes make use of."""
+        offers = self._problem.offers
+        plan = self._held | dict(changes)
+        whole = on_paths({*plan.values()}, self._num_layers)
+        loading = {i: p for i, p in self._held.items() if i not in changes and p in whole and offers[i].is_loading}
+        return self._quickest.wait_s(loading)
+
+    def _is_served(self) -> bool:
+        """Whether slices that are ready make a whole chain, or none is ready yet. Until then whatever else is
+        downloaded makes those wait longer who load what is missing: they share a mirror, often a line."""
+        ready = {piece for piece, held in self._holders.items() if not all(map(self._is_new, held))}
+        return not ready or bool(on_paths(ready, self._num_layers))
+
+    def _is_new(self, i: int) -> bool:
+        """It has yet to load what it is to hold."""
+        return self._problem.offers[i].is_loading or i in self._reasons
+
+    # ------------------------------------------------------------ 3: broken lanes
 
     def _fragments(self) -> dict[Piece, list[int]]:
         """Pieces on no whole path."""
@@ -118,23 +187,28 @@ class _Repair:
 
     def _mend(self, fragments: dict[Piece, list[int]]) -> bool:
         """Make one broken lane whole, with free devices or with those whose fragments it does not need."""
+        changes = self._closing(fragments)
+        if changes is None:
+            return False
+        for i, piece in changes.items():
+            was_here = i in self._free and LayerRange(*piece) in self._problem.offers[i].stored
+            before = f"{piece[1] - piece[0]} layers, which it held before"
+            self._place(i, piece, before if was_here else self._mending_reason(i, piece))
+        return True
+
+    def _closing(self, fragments: dict[Piece, list[int]]) -> dict[int, Piece] | None:
+        """The changes that make one broken lane whole; None if that cannot be done."""
         stored = self._stored()
         path = self._broken_lane(fragments, stored)
         if path is None:
-            return False
+            return None
         back = {piece: self._steadiest(stored[piece]) for piece in path if piece not in fragments}
         free = [i for i in self._free if i not in back.values()]
         unneeded = [i for piece, held in fragments.items() for i in (held[1:] if piece in path else held)]
         groups = [(piece, (fragments.get(piece) or [back[piece]])) for piece in path]
         alone = [(piece, held[:1]) for piece, held in groups]
         filled = self._closed(groups, free) or (self._closed(alone, [*free, *unneeded]) if unneeded else None)
-        if filled is None:
-            return False
-        for piece, i in back.items():
-            self._place(i, piece, f"{piece[1] - piece[0]} layers, which it held before")
-        for i, piece in filled.items():
-            self._place(i, piece, self._mending_reason(i, piece))
-        return True
+        return None if filled is None else {i: piece for piece, i in back.items()} | filled
 
     def _closed(self, groups: Sequence[Group], usable: Sequence[int]) -> dict[int, Piece] | None:
         """Who takes what, so that nothing is missing between these pieces."""

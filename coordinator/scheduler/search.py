@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordinator.scheduler.drafts import FILLINGS, MANY_FILLINGS, Draft, Load, drafts_of, drafts_score, expected_part
-from coordinator.scheduler.forecast import Tables, answer_limit_s, score_of
+from coordinator.scheduler.forecast import Tables, score_of
 from coordinator.scheduler.grouping import KV_STEPS, group, layer_capacities, needed_layers, sketch_of
 from coordinator.scheduler.tables import Floats, Sketch
 
@@ -68,8 +68,8 @@ class Search:
     @property
     def worth(self) -> float:
         """The objective now."""
-        rates, answers = np.array([d.rate for d in self.drafts]), np.array([d.answer_s for d in self.drafts])
-        return drafts_score(self._p, rates, answers)
+        rates, slows = np.array([d.rate for d in self.drafts]), np.array([d.slow for d in self.drafts])
+        return drafts_score(self._p, rates, slows)
 
     # ------------------------------------------------------------ one round
 
@@ -98,17 +98,16 @@ class Search:
     def _values(self, trials: Sequence[tuple[Proposal, list[Draft | None]]]) -> Floats:
         """The objective after each of them alone; nothing for one with a lane that cannot be."""
         total = sum(d.rate for d in self.drafts)
-        busy = sum(d.rate * d.answer_s for d in self.drafts)
+        busy = sum(d.rate * d.slow for d in self.drafts)
         rates, sums = np.full(len(trials), total), np.full(len(trials), busy)
         for n, (proposal, found) in enumerate(trials):
             gone = [self.drafts[lane] for lane in proposal.removed]
             come = [d for d in found if d is not None]
             rates[n] += sum(d.rate for d in come) - sum(d.rate for d in gone)
-            sums[n] += sum(d.rate * d.answer_s for d in come) - sum(d.rate * d.answer_s for d in gone)
+            sums[n] += sum(d.rate * d.slow for d in come) - sum(d.rate * d.slow for d in gone)
             if len(come) < len(found):
                 rates[n] = 0.0
-        p = self._p
-        values = score_of(rates, sums / np.maximum(rates, 1e-12), p.wanted_per_s, answer_limit_s(p))
+        values = score_of(rates, sums / np.maximum(rates, 1e-12), self._p.wanted_per_s)
         return np.where(rates > 0.0, values, 0.0)
 
     def _apply(self, gaining: Sequence[tuple[Proposal, list[Draft | None]]]) -> bool:

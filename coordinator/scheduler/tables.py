@@ -19,9 +19,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
-HEADROOM = 2.0
-"""Above the demand's peak, which workload.py remembers: requests come in bursts, devices leave, estimates are wrong."""
-
 Sketch = tuple[tuple[int, ...], ...]
 """A lane without layers: for each stage, head first, the offers that hold it."""
 
@@ -154,8 +151,8 @@ def lane_batch(sketches: Sequence[Sketch]) -> LaneBatch:
 
 
 def wanted_rate(workload: Workload, bound_tpot_s: float, num_devices: int) -> float:
-    """Tokens per second that the plan is for: more than is wanted now, or, while nobody has asked yet, one
-    reader per device, as volunteers are users."""
+    """Tokens per second that people want, or, while nobody has asked yet, one reader per device, as volunteers are
+    users."""
     if workload.tokens_per_s is not None:
-        return HEADROOM * workload.tokens_per_s
+        return workload.tokens_per_s
     return num_devices / bound_tpot_s

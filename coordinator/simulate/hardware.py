@@ -59,14 +59,16 @@ CLASSES: dict[str, DeviceClass] = {
 class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
     """What turns data sheets into times. Shares of the data sheet's figures, and seconds.
 
-    The defaults are usual shares that single-stream engines reach (Pope et al. 2023, section 4: memory-bound decode at
-    60 to 80 % of bandwidth, prefill at 40 to 76 % of peak); measurements of real pools replace them."""
+    The first four were fitted to one layer each of four models of 8B to 70B on an H100, as the runtime computes them,
+    recorded in CUDA graphs (benchmarks/scheduling/calibrate.py; the table is docs/calibration.md). They agree with
+    what is published of single-stream engines (Pope et al. 2023, section 4: memory-bound decode at 60 to 80 % of
+    bandwidth, prefill at 40 to 76 % of peak). Measurements of a real pool replace them."""
 
-    bandwidth_share: float = 0.7
-    flops_share: float = 0.45
-    layer_overhead_s: float = 30e-6
-    """Starting the kernels of one layer."""
-    head_overhead_s: float = 300e-6
+    bandwidth_share: float = 0.87
+    flops_share: float = 0.49
+    layer_overhead_s: float = 160e-6
+    """Kernels of one layer that read next to nothing, and what lies between kernels."""
+    head_overhead_s: float = 60e-6
     """Sampling one token."""
     hop_overhead_s: float = 1e-3
     """Turning rows to bytes and back, sockets and processes' wake-ups, for each hop (docs/overhead.md)."""

@@ -52,7 +52,7 @@ def test_trying_more_fillings_never_finds_less() -> None:
     roughly, well = (drafts_of(p, [sketch], Load(1.0), fillings)[0] for fillings in (ROUGHLY, FILLINGS))
     assert roughly is not None
     assert well is not None
-    worth = [drafts_score(p, *_columns(draft.rate, draft.answer_s)) for draft in (roughly, well)]
+    worth = [drafts_score(p, *_columns(draft.rate, draft.slow)) for draft in (roughly, well)]
     assert worth[1] >= worth[0]
 
 
@@ -63,5 +63,5 @@ def test_lanes_that_could_do_more_than_is_wanted_are_asked_for_a_part() -> None:
     assert expected_part(p, 0.0) == 1.0
 
 
-def _columns(rate: float, answer_s: float) -> tuple[Floats, Floats]:
-    return np.array([rate]), np.array([answer_s])
+def _columns(rate: float, slow: float) -> tuple[Floats, Floats]:
+    return np.array([rate]), np.array([slow])

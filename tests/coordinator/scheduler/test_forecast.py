@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from coordinator.scheduler.cost import Bound, Workload, prefill_s, response_s
 from coordinator.scheduler.forecast import (
+    PLANNED_KV,
+    PLANNED_LOAD,
     TOKEN_BYTES,
     lane_forecast,
     lane_rates,
@@ -22,6 +24,7 @@ from coordinator.scheduler.forecast import (
     layout_forecast,
     score,
     score_of,
+    slowness,
     tables_of,
 )
 from coordinator.scheduler.plan import Lane, Problem
@@ -29,6 +32,7 @@ from coordinator.scheduler.state import Load
 from coordinator.scheduler.tables import lane_batch
 from protocol.values import LayerRange
 from tests.fakes import lane_problems as pools
+from tests.fakes import pool_facts as facts
 from tests.fakes.lane_problems import NEAR_S, UPLOAD, Given
 
 GENEROUS = Bound(ttft_s=1e6, tpot_s=1e6)
@@ -47,19 +51,25 @@ def plain_latencies(problem: Problem, counts: Sequence[int], rate: float) -> tup
     fixed = [
         s.step_s * n + (s.head_s if i == last else 0.0) for i, (s, n) in enumerate(zip(speeds, counts, strict=True))
     ]
-    rough_s = sum(delays) + sum(transfers)
+    busy_up = [(rate + prompts) * seconds for seconds in transfers[:-1]]
+    waits = [s * b / (1.0 - b) for s, b in zip(transfers, busy_up, strict=False)]
+    rough_s = sum(delays) + sum(transfers) + sum(waits)
     for speed, count, fixed_s in zip(speeds, counts, fixed, strict=True):
         busy = prompts * count * speed.prefill_s + rate * count * speed.row_s
         rough_s += (fixed_s + count * speed.row_s) / (1.0 - busy)
     others = max(0.0, rate - 1.0 / rough_s)
     load = Load(others, prompts)
-    tpot_s = sum(delays) + sum(transfers)
+    tpot_s = sum(delays) + sum(transfers) + sum(waits)
     tokens_s = []
     for i, (speed, count) in enumerate(zip(speeds, counts, strict=True)):
         tpot_s += response_s(speed, count, load, last=i == last, num_others=others * rough_s, trip_s=rough_s)
         tokens_s.append(count * speed.prefill_s / (1.0 - prompts * count * speed.prefill_s))
-    ttft_s = prefill_s(tokens_s, transfers[:-1] if last else [], workload.num_prompt_tokens)
+    ttft_s = prefill_s(tokens_s, [s + w for s, w in zip(transfers, waits, strict=False)], workload.num_prompt_tokens)
     return tpot_s, ttft_s + sum(delays) + sum(fixed)
+
+
+WIDE = replace(facts.model(24), hidden_size=512)
+"""A row is 2 KiB, 2 ms on an uplink."""
 
 
 @st.composite
@@ -70,11 +80,13 @@ def chains(draw: st.DrawFn) -> tuple[Problem, list[int], float]:
     devices = [Given(30, layer_s=draw(st.floats(1e-5, 1e-2))) for _ in counts]
     num_prompt = draw(st.sampled_from([1.0, 100.0, 512.0, 2000.0]))
     workload = Workload(num_prompt, draw(st.sampled_from([16.0, 256.0])), 4000.0, 1e6)
-    problem = pools.problem(devices, workload=workload)
+    problem = pools.problem(devices, workload=workload, model=WIDE)
     slowest = max(
         n * (o.speed.row_s + o.speed.prefill_s * num_prompt / workload.num_answer_tokens)
         for n, o in zip(counts, problem.offers, strict=True)
     )
+    if len(counts) > 1:
+        slowest = max(slowest, (1.0 + num_prompt / workload.num_answer_tokens) * problem.model.hidden_bytes / UPLOAD)
     return problem, counts, draw(st.floats(0.0, 0.95)) / slowest
 
 
@@ -100,6 +112,7 @@ def test_the_most_that_a_lane_does_keeps_the_bound_and_a_little_more_does_not(
     times = lane_times(p, batch, np.array(counts, dtype=float))
     rates = lane_rates(p, batch, times)
     most = float(rates.tokens_per_s[0])
+    assume(rates.tpot_s[0] <= problem.bound.tpot_s)  # one that is too slow alone keeps nothing
     if most > 0.0:
         assert is_kept(problem, counts, most, float(times.num_sessions[0]))
     tpot_s, ttft_s = plain_latencies(problem, counts, 0.0)
@@ -113,9 +126,14 @@ def is_kept(problem: Problem, counts: Sequence[int], rate: float, num_sessions: 
     for count, offer in zip(counts, problem.offers, strict=True):
         if count * (prompts * offer.speed.prefill_s + rate * offer.speed.row_s) >= 1.0:
             return False
+    if len(counts) > 1 and (rate + prompts) * problem.model.hidden_bytes / UPLOAD >= 1.0:
+        return False
     tpot_s, ttft_s = plain_latencies(problem, counts, rate)
     open_sessions = rate * (tpot_s + ttft_s / problem.workload.num_answer_tokens)
-    return tpot_s <= problem.bound.tpot_s and ttft_s <= problem.bound.ttft_s and open_sessions <= num_sessions
+    alone = plain_latencies(problem, counts, 0.0)
+    bounds = problem.bound.tpot_s, problem.bound.ttft_s
+    planned = [s + PLANNED_LOAD * (bound - s) for s, bound in zip(alone, bounds, strict=True)]
+    return tpot_s <= planned[0] and ttft_s <= planned[1] and open_sessions <= max(1.0, PLANNED_KV * num_sessions)
 
 
 def test_a_lane_is_forecast_the_same_whoever_is_beside_it() -> None:
@@ -136,6 +154,14 @@ def test_kv_room_is_what_the_stage_with_the_least_of_it_has() -> None:
     alone = pools.problem([Given(24), Given(24)])
     halves = pools.lane((12, (0,)), (12, (1,)))
     assert lane_forecast(problem, halves).num_sessions < lane_forecast(alone, halves).num_sessions
+
+
+def test_an_uplink_that_is_full_limits_a_lane_whatever_its_devices_could_do() -> None:
+    problem = replace(pools.problem([Given(13, layer_s=1e-6)] * 2, model=WIDE), bound=GENEROUS)
+    halves = pools.lane((12, (0,)), (12, (1,)))
+    rows_per_token = 1.0 + problem.workload.num_prompt_tokens / problem.workload.num_answer_tokens
+    most = UPLOAD / problem.model.hidden_bytes / rows_per_token
+    assert 0.5 * most < lane_forecast(problem, halves).tokens_per_s <= most
 
 
 def test_a_second_holder_adds_kv_room_and_throughput_but_no_speed_for_one_request() -> None:
@@ -172,13 +198,21 @@ def test_no_lanes_do_nothing() -> None:
 def test_more_throughput_and_shorter_answers_are_never_worth_less(
     rate: float, more: float, latency: float, longer: float, wanted: float
 ) -> None:
-    assert score_of(rate + more, latency, wanted, 74.0) >= score_of(rate, latency, wanted, 74.0) - 1e-9
-    assert score_of(rate, latency + longer, wanted, 74.0) <= score_of(rate, latency, wanted, 74.0) + 1e-9
+    slow, slower = slowness(latency, 74.0), slowness(latency + longer, 74.0)
+    assert score_of(rate + more, slow, wanted) >= score_of(rate, slow, wanted) - 1e-9
+    assert score_of(rate, slower, wanted) <= score_of(rate, slow, wanted) + 1e-9
+
+
+def test_twice_as_fast_is_welcome_in_a_fast_pool_and_in_a_slow_one() -> None:
+    fast, slow = (float(slowness(2.0 * s, 100.0) - slowness(s, 100.0)) for s in (5.0, 40.0))
+    assert slow < 1.5 * fast
+    assert slowness(0.0, 100.0) == 0.0
+    assert slowness(1e9, 100.0) == slowness(100.0, 100.0) == pytest.approx(1.0)
 
 
 def test_beyond_the_demand_more_throughput_is_worth_little() -> None:
-    below = score_of(100.0, 10.0, 100.0, 74.0) - score_of(50.0, 10.0, 100.0, 74.0)
-    beyond = score_of(150.0, 10.0, 100.0, 74.0) - score_of(100.0, 10.0, 100.0, 74.0)
+    below = score_of(70.0, 0.3, 100.0) - score_of(40.0, 0.3, 100.0)
+    beyond = score_of(230.0, 0.3, 100.0) - score_of(200.0, 0.3, 100.0)
     assert 0.0 < beyond < 0.2 * below
 
 

@@ -29,6 +29,7 @@ class Wants:
     """An allocator that always wants the same."""
 
     wanted: dict[int, Piece]
+    repairs: Sequence[Placement] = ()
     num_asked: int = 0
 
     def allocate(self, problem: Problem) -> Sequence[Placement]:
@@ -38,7 +39,8 @@ class Wants:
         return [p for p in placements if p.key in keys]
 
     def adapt(self, problem: Problem) -> Sequence[Placement]:
-        return ()
+        held = {offer.key: offer.held for offer in problem.offers}
+        return [p for p in self.repairs if held.get(p.key) not in (None, p.layers)]
 
 
 class Asked:
@@ -97,6 +99,12 @@ def test_a_layout_that_gains_much_is_moved_to() -> None:
     assert pool.layout() == BALANCED
     assert {type(command) for command in commands} == {Assign, Release}
     assert not pool.state.retiring
+
+
+def test_a_layout_that_repairs_would_undo_at_once_is_not() -> None:
+    undone = Placement(facts.key(2), LayerRange(*UNEVEN[2]), "repaired")
+    pool = Pool(Wants(BALANCED, repairs=[undone]), UNEVEN)
+    assert pool.pass_time(CHECK_S + QUIET_S + 200) == []
 
 
 def test_a_layout_that_gains_little_is_not() -> None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.scheduler.flow import Outlook
 from coordinator.scheduler.moves import (
+    BYTES_WORTH,
+    HEADROOM,
     HORIZON_S,
+    LEAST_GAIN,
+    LEAST_SOONER,
     MOST_S,
     PATIENCE_S,
     Holding,
-    LaneChange,
+    Interruption,
     Migration,
     Step,
     cost_tokens,
     gain_tokens,
+    pays,
 )
 from coordinator.scheduler.pieces import Piece, on_paths
-from coordinator.scheduler.plan import Forecast, Placement
+from coordinator.scheduler.plan import Placement
 from coordinator.scheduler.state import DeviceKey
 from protocol.values import LayerRange
 from tests.fakes import pool_facts as facts
@@ -147,28 +155,55 @@ def test_the_pool_serves_at_every_step_and_the_migration_ends(layout: tuple[Layo
 # ---------------------------------------------------------------- whether it pays
 
 
-def forecast(tokens_per_s: float, tpot_s: float = 0.1) -> Forecast:
-    return Forecast(tpot_s, 1.0, tokens_per_s, 10)
+def seen(tokens_per_s: float, answer_s: float = 10.0) -> Outlook:
+    return Outlook(tokens_per_s, answer_s)
 
 
 def test_more_tokens_than_anybody_wants_are_no_gain() -> None:
-    assert gain_tokens(forecast(100.0), forecast(200.0), None, []) == pytest.approx(100.0 * HORIZON_S)
-    assert gain_tokens(forecast(100.0), forecast(200.0), 120.0, []) == pytest.approx(20.0 * HORIZON_S)
-    assert gain_tokens(forecast(100.0), forecast(200.0), 90.0, []) == 0.0
+    assert gain_tokens(seen(100.0), seen(200.0), math.inf, []) == pytest.approx(100.0 * HORIZON_S)
+    assert gain_tokens(seen(100.0), seen(200.0), 120.0 / HEADROOM, []) == pytest.approx(20.0 * HORIZON_S)
+    assert gain_tokens(seen(100.0), seen(200.0), 50.0, []) == 0.0
 
 
 def test_sooner_answers_are_a_gain_even_where_all_are_served() -> None:
-    assert gain_tokens(forecast(100.0), forecast(100.0, 0.05), 90.0, []) > 0.0
-    assert gain_tokens(forecast(100.0, 0.05), forecast(100.0), 90.0, []) < 0.0
+    assert gain_tokens(seen(100.0), seen(100.0, 5.0), 80.0, []) > 0.0
+    assert gain_tokens(seen(100.0, 5.0), seen(100.0), 80.0, []) < 0.0
+
+
+def test_answers_that_come_sooner_by_less_than_people_notice_are_none() -> None:
+    assert gain_tokens(seen(100.0), seen(100.0, 10.0 * (1.01 - LEAST_SOONER)), 80.0, []) == 0.0
 
 
 def test_a_gain_that_stands_on_devices_that_will_leave_is_small() -> None:
-    steady = gain_tokens(forecast(100.0), forecast(200.0), None, [0.0])
-    assert gain_tokens(forecast(100.0), forecast(200.0), None, [10 / HORIZON_S]) < 0.15 * steady
+    steady = gain_tokens(seen(100.0), seen(200.0), math.inf, [0.0])
+    assert gain_tokens(seen(100.0), seen(200.0), math.inf, [10 / HORIZON_S]) < 0.15 * steady
 
 
-def test_moving_costs_what_its_lanes_would_have_served_meanwhile() -> None:
-    lanes = [LaneChange(40.0, 60.0), LaneChange(10.0, 30.0)]
-    assert cost_tokens(forecast(100.0), lanes, None) == pytest.approx(2700.0)
-    assert cost_tokens(forecast(100.0), lanes, 50.0) == pytest.approx(1350.0)
-    assert cost_tokens(forecast(0.0), [], None) == 0.0
+def test_moving_costs_what_would_have_been_served_meanwhile() -> None:
+    steps = [Interruption(40.0, 60.0), Interruption(10.0, 30.0)]
+    assert cost_tokens(seen(100.0), steps, 0.0, math.inf) == pytest.approx(2700.0)
+    assert cost_tokens(seen(100.0), steps, 0.0, 50.0) == pytest.approx(1350.0)
+    assert cost_tokens(seen(0.0), [], 0.0, math.inf) == 0.0
+
+
+def test_every_byte_costs_though_nothing_is_interrupted() -> None:
+    quarter = cost_tokens(seen(100.0), [], 0.25, 80.0)
+    assert 0.0 < quarter < cost_tokens(seen(100.0), [], 0.5, 80.0)
+    assert quarter == pytest.approx(BYTES_WORTH * 0.25 * 80.0 * HORIZON_S)
+
+
+def test_nothing_is_moved_for_less_room_nor_for_a_small_gain_nor_for_one_that_costs_more() -> None:
+    gained = 0.5 * 80.0 * HORIZON_S
+    assert pays(seen(100.0), seen(100.0), gained, 0.9 * gained, 80.0)
+    assert not pays(seen(100.0), seen(99.0), gained, 0.0, 80.0)
+    assert not pays(seen(100.0), seen(200.0), gained, 1.1 * gained, 80.0)
+    assert not pays(seen(100.0), seen(200.0), 0.9 * LEAST_GAIN * 80.0 * HORIZON_S, 0.0, 80.0)
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(1.0, 10.0))
+def test_a_pool_that_meets_its_demand_moves_no_greater_part_of_its_bytes_than_answers_come_sooner(
+    part: float, sooner: float, room: float
+) -> None:
+    before, after = seen(HEADROOM * 80.0), seen(HEADROOM * 80.0 * room, 10.0 * (1.0 - sooner))
+    gained, cost = gain_tokens(before, after, 80.0, []), cost_tokens(before, [], part, 80.0)
+    assert not pays(before, after, gained, cost, 80.0) or sooner > max(part, LEAST_SOONER) - 1e-9

@@ -145,6 +145,32 @@ def test_a_device_is_what_it_measured_not_what_it_is_called() -> None:
 # ---------------------------------------------------------------- what must be downloaded
 
 
+def test_what_was_ordered_but_has_not_come_is_not_on_disk() -> None:
+    layer_bytes = problem().model.weights[1]
+    loading = replace(offer(1, 8, (8, 16), is_loading=True), lacking_bytes=6 * layer_bytes)
+    pool_ = problem(loading, replace(loading, stored=(LayerRange(4, 12),)))
+    assert missing_bytes(pool_, pool_.offers[0], LayerRange(8, 16)) == 6 * layer_bytes
+    assert missing_bytes(pool_, pool_.offers[1], LayerRange(4, 16)) == 4 * layer_bytes
+
+
+def test_a_device_that_loads_another_slice_still_has_what_it_held_before() -> None:
+    state = pool(1)
+    [device] = state.devices.values()
+    device.assign(Slice(MODEL.manifest_hash, LayerRange(0, 8)), "", 0.0)
+    device.move(Signal.LOADED)
+    assert asked(state).offers[0].stored == (LayerRange(0, 8),)
+    device.let_go(Signal.RELEASE)
+    device.num_fetched_bytes = 5.0
+    device.assign(Slice(MODEL.manifest_hash, LayerRange(8, 16)), "", 0.0)
+    [loading] = asked(state).offers
+    assert set(loading.stored) == {LayerRange(0, 8), LayerRange(8, 16)}
+    assert loading.lacking_bytes == 5.0
+    device.move(Signal.LOADED)
+    [ready] = asked(state).offers
+    assert ready.stored == (LayerRange(8, 16),)
+    assert ready.lacking_bytes == 0.0
+
+
 def test_what_is_on_disk_or_held_is_not_downloaded() -> None:
     pool_ = problem(offer(1, 24), offer(2, 24, stored=(4, 12)), offer(3, 24, (4, 12)))
     nothing, stored, held = (missing_bytes(pool_, o, LayerRange(8, 16)) for o in pool_.offers)

@@ -271,3 +271,37 @@ def test_a_second_look_changes_nothing_more(pool: Problem) -> None:
         offers = [replace(o, held=placements.get(o.key, o.held), is_loading=False, is_busy=False) for o in pool.offers]
         pool = replace(pool, offers=tuple(offers))
     assert {p.key: p.layers for p in repair(pool)} == {}
+
+
+# ---------------------------------------------------------------- nothing serves
+
+
+def test_while_nothing_serves_nothing_is_downloaded_but_what_is_missing() -> None:
+    ready, missing, spare = offer(1, 12, (0, 12)), offer(2, 12, (12, 24)), offer(3, 12)
+    loading = replace(missing, is_loading=True)
+    assert repair(problem(ready, loading, spare)) == []
+    assert 3 in placed(repair(problem(ready, missing, spare)))
+
+
+def test_a_pool_that_begins_puts_everybody_to_use_at_once() -> None:
+    first = [replace(offer(n, 12, held), is_loading=True) for n, held in ((1, (0, 12)), (2, (12, 24)))]
+    assert 3 in placed(repair(problem(*first, offer(3, 12))))
+
+
+def test_while_nothing_serves_a_hole_goes_to_the_faster_line_though_another_computes_faster() -> None:
+    layer_bytes = problem().model.weights[1]
+    slow = replace(offer(2, 12, layer_s=0.0005), fetch_bytes_per_s=layer_bytes / 60)
+    fast = replace(offer(3, 12), fetch_bytes_per_s=layer_bytes)
+    assert placed(repair(problem(offer(1, 12, (0, 12)), slow, fast))) == {3: (12, 24)}
+
+
+def test_while_another_lane_serves_a_hole_goes_to_whom_computes_faster() -> None:
+    layer_bytes = problem().model.weights[1]
+    slow = replace(offer(2, 12, layer_s=0.0005), fetch_bytes_per_s=layer_bytes / 60)
+    fast = replace(offer(3, 11), fetch_bytes_per_s=layer_bytes)
+    assert placed(repair(problem(offer(4, 24, (0, 24)), offer(1, 12, (0, 12)), slow, fast)))[2] == (12, 24)
+
+
+def test_who_is_already_loading_a_slice_goes_on_if_that_is_soon_enough() -> None:
+    loading = replace(offer(2, 6, (12, 18)), is_loading=True, lacking_bytes=problem().model.weights[1])
+    assert 2 not in placed(repair(problem(offer(1, 12, (0, 12)), loading, offer(3, 6))))
