@@ -163,7 +163,8 @@ def _shifted(counts: Sequence[int], random: np.random.Generator) -> tuple[int, .
 
 
 def drafts_score(p: Tables, rates: Floats, slows: Floats) -> float:
-    """The objective over lanes (forecast.layout_score, with the slowness that the drafts have)."""
+    """The objective over lanes, with the slowness that the drafts have. Each lane counts by its rate: a search that
+    trusted the router to leave slow lanes alone (forecast.mean_slowness) found layouts with longer answers."""
     total = float(rates.sum())
     if total <= 0.0:
         return 0.0

@@ -30,6 +30,10 @@ when things are quiet, if it gains enough."""
 LASTS_S = 300.0
 """While nothing serves, a chain that is ready so much later must be worth twice as much: it will not serve for long
 before another layout may follow (migrations.py)."""
+SPLIT_SHARE = 0.85
+SPLIT_PATIENCE = 1.5
+"""A slice is split where neither half takes longer than this part of the whole's time, and both together with their hop
+not longer than so many times."""
 HURRY_PATIENCE = 1.3
 HURRY_SLACK_S = 5.0
 LEAST_HURRY = 0.97
@@ -275,7 +279,7 @@ class _Repair:
     # ------------------------------------------------------------ 3: trims for splits
 
     def _trim_for_splits(self) -> None:
-        """A fragment that is the head or tail of a slice that serves makes it quicker: who holds the slice keeps the
+        """A fragment that is the head or tail of a slice that serves may make it quicker: who holds the slice keeps the
         rest, which downloads nothing. Not while requests run there."""
         offers = self._problem.offers
         for piece, holders in sorted(self._fragments().items()):
@@ -283,11 +287,25 @@ class _Repair:
                 continue
             for whole in self._around(piece):
                 idle = [i for i in self._holders[whole] if not offers[i].is_busy and i not in self._reasons]
-                if idle:
-                    rest = (whole[0], piece[0]) if piece[1] == whole[1] else (piece[1], whole[1])
+                rest = (whole[0], piece[0]) if piece[1] == whole[1] else (piece[1], whole[1])
+                slowest = min(idle, key=lambda i: -offers[i].speed.step_s, default=None)
+                if slowest is not None and any(self._is_quicker(slowest, rest, i, piece) for i in holders):
                     reason = f"{rest[1] - rest[0]} layers, the rest now beside it: a shorter stage is quicker"
-                    self._place(min(idle, key=lambda i: -offers[i].speed.step_s), rest, reason)
+                    self._place(slowest, rest, reason)
                     break
+
+    def _is_quicker(self, i: int, rest: Piece, other: int, piece: Piece) -> bool:
+        """Whether two stages in place of one carry more, and do not take much longer: a fast device alone does better
+        than with a slow one, or a far one, beside it."""
+        whole = (min(rest[0], piece[0]), max(rest[1], piece[1]))
+        alone_s, rest_s, piece_s = self._step_s(i, whole), self._step_s(i, rest), self._step_s(other, piece)
+        nodes = [self._problem.offers[n].key.node_id for n in (i, other)]
+        longer_s = rest_s + piece_s + self._problem.links.delay_s(*nodes)
+        return max(rest_s, piece_s) <= SPLIT_SHARE * alone_s and longer_s <= SPLIT_PATIENCE * alone_s
+
+    def _step_s(self, i: int, piece: Piece) -> float:
+        work = self._problem.model.work_of(LayerRange(*piece))
+        return self._problem.offers[i].speed.step_time_s(work, 1, last=piece[1] == self._num_layers)
 
     def _around(self, piece: Piece) -> list[Piece]:
         """Slices that serve, of which this one is the head or the tail."""

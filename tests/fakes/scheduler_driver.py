@@ -73,10 +73,10 @@ class SchedulerDriver:
         return assigned
 
     def load(self, commands: list[cmd.Command]) -> list[cmd.Assign]:
-        """Every slice assigned by these commands becomes ready."""
+        """Every slice assigned by these commands becomes ready, and whatever is assigned because of that."""
         assigned = [command for command in commands if isinstance(command, cmd.Assign)]
         for command in assigned:
-            self.ready(command)
+            assigned += [more for more in self.ready(command) if isinstance(more, cmd.Assign)]
         return assigned
 
     def load_all(self, commands: list[cmd.Command]) -> list[cmd.Command]:

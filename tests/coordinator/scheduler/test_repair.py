@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.scheduler.allocation import LaneAllocator
+from coordinator.scheduler.cost import Speed
 from coordinator.scheduler.departed import FLAPPING_PER_S
 from coordinator.scheduler.pieces import on_paths
 from coordinator.scheduler.plan import Offer, Problem
@@ -150,12 +151,21 @@ def test_a_spare_smaller_than_every_slice_takes_the_end_of_one() -> None:
 
 
 def test_the_holder_of_a_split_slice_keeps_the_rest_as_soon_as_the_other_half_is_ready() -> None:
+    slow = Speed(10e-3, 1e-4, 1e-4, 0.0)
     pieces = {1: offer(1, 12, (0, 12)), 2: offer(2, 12, (12, 24)), 3: offer(3, 5, (7, 12), is_loading=True)}
+    pieces = {number: replace(piece, speed=slow) for number, piece in pieces.items()}
     assert repair(problem(*pieces.values())) == []
     pieces[3] = replace(pieces[3], is_loading=False)
     assert placed(repair(problem(*pieces.values()))) == {1: (0, 7)}
     pieces[1] = replace(pieces[1], is_busy=True)
     assert repair(problem(*pieces.values())) == [], "not under running requests"
+
+
+def test_a_fast_device_is_not_split_for_a_slow_one() -> None:
+    fast, slow = Speed(1e-3, 1e-5, 1e-5, 0.0), Speed(10e-3, 1e-4, 1e-4, 0.0)
+    giant = replace(offer(1, 24, (0, 24)), speed=fast)
+    beside = replace(offer(2, 5, (19, 24)), speed=slow)
+    assert placed(repair(problem(giant, beside))).get(1) is None
 
 
 def test_a_device_that_comes_and_goes_is_a_second_holder_but_splits_nothing() -> None:
