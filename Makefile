@@ -68,13 +68,18 @@ benchmark-volunteer: $(VENV)/.dev models-for-tests system
 	$(RUN) installer/build.py app
 	$(RUN) -m benchmarks.first_start --models "$(MODELS)" --find-links "$(FIND_LINKS)" --write
 
-# The scheduler against other systems' in the simulator (about an hour), its distance from the optimum, its own time.
+# The scheduler against other systems' in the simulator, its distance from the optimum, what changes cost, its own time
+# (an hour or more; what is in $(SCHEDULING) already is not run again).
 SCHEDULING ?= build/scheduling
 benchmark-scheduling: $(VENV)/.dev
+	mkdir -p "$(SCHEDULING)"
 	$(RUN) -m benchmarks.scheduling.compare --out "$(SCHEDULING)"
-	$(RUN) -m benchmarks.scheduling.report "$(SCHEDULING)"
-	$(RUN) -m benchmarks.scheduling.optimum --num 100
-	$(RUN) -m benchmarks.scheduling.speed
+	$(RUN) -m benchmarks.scheduling.pictures "$(SCHEDULING)" --out docs/scheduling
+	$(RUN) -m benchmarks.scheduling.optimum --num 100 > "$(SCHEDULING)/optimum.txt"
+	$(RUN) -m benchmarks.scheduling.changes > "$(SCHEDULING)/changes.txt"
+	$(RUN) -m benchmarks.scheduling.speed > "$(SCHEDULING)/speed.txt"
+	$(RUN) -m benchmarks.scheduling.report "$(SCHEDULING)" --optimum "$(SCHEDULING)/optimum.txt" \
+	  --changes "$(SCHEDULING)/changes.txt" --speed "$(SCHEDULING)/speed.txt" --write
 
 # The summary's sentences with real processes in an emulated network (root, /dev/net/tun; an idle machine).
 benchmark-claims: $(VENV)/.dev

@@ -3,7 +3,8 @@
     python -m benchmarks.scheduling.compare --out results [--jobs 2] [--scenarios wan-70b4-64 ...] [--seeds 0 1]
 
 Throughput of a policy on a scenario is the best goodput (cost.Bound) over a ladder of offered rates that is the same
-for all policies. Each run is written down as soon as it is done (runs.jsonl), and found there the next time.
+for all policies; then all meet the same rate, for their latency. Each run is written down as soon as it is done
+(runs.jsonl), and found there the next time.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.scheduling.ablations import ABLATIONS
@@ -27,11 +28,13 @@ OURS = "ours"
 LADDER_STEP = 1.6
 FIRST_SHARE = 0.2
 """The ladder begins at this share of what our planner thinks the pool could do, and rises by LADDER_STEP."""
-NUM_STEPS = 5
+NUM_STEPS = 6
 BETWEEN = (0.8, 0.9, 1.12, 1.25)
 """Then these multiples of the best rate are tried, too: the ladder's steps are wide."""
 ENOUGH_WORSE = 0.75
 """A policy whose goodput has fallen to this share of its best climbs no further."""
+EQUAL_LOAD = 0.6
+"""Latency is compared at this share of the rate that the best other policy served best at."""
 CONFIG = SchedulerConfig()
 
 
@@ -120,38 +123,63 @@ def ladder(scenario: str, seed: int) -> list[float]:
     return [most * FIRST_SHARE * LADDER_STEP**step for step in range(NUM_STEPS)]
 
 
-def climb(job: tuple[str, str, int, list[float], Path]) -> list[Run]:
-    """One policy on one scenario: up the ladder until its goodput falls."""
-    scenario, policy, seed, rates, path = job
-    book, best, done = Book(path), 0.0, []
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One policy on one scenario, at these rates, written down in this file."""
 
-    def visit(rate: float) -> Run:
-        run = book.find(scenario, policy, seed, rate)
-        if run is None:
-            run = simulate((scenario, policy, seed, rate))
-            book.add(run)
-        done.append(run)
-        return run
+    scenario: str
+    policy: str
+    seed: int
+    rates: tuple[float, ...]
+    path: Path
 
-    for rate in rates:
-        run = visit(rate)
-        best = max(best, run.goodput)
-        if run.goodput < ENOUGH_WORSE * best:
+
+def visit(job: Job, rate: float) -> Run:
+    """Simulate it unless that was done before."""
+    book = Book(job.path)
+    run = book.find(job.scenario, job.policy, job.seed, rate)
+    if run is None:
+        run = simulate((job.scenario, job.policy, job.seed, rate))
+        book.add(run)
+    return run
+
+
+def climb(job: Job) -> list[Run]:
+    """Up the ladder until goodput falls, and then around the best."""
+    best, done = 0.0, []
+    for rate in job.rates:
+        done.append(visit(job, rate))
+        best = max(best, done[-1].goodput)
+        if done[-1].goodput < ENOUGH_WORSE * best:
             break
     peak = max(done, key=lambda run: run.goodput).requests_per_s
-    for share in BETWEEN:
-        visit(peak * share)
-    return done
+    return [*done, *(visit(job, peak * share) for share in BETWEEN)]
 
 
-def _jobs(
-    scenarios: Iterable[str], policies: Iterable[str], seeds: Iterable[int], folder: Path
-) -> Iterator[tuple[str, str, int, list[float], Path]]:
+def meet(job: Job) -> Run:
+    """At the one rate that all meet."""
+    return visit(job, job.rates[0])
+
+
+def _level(jobs: Sequence[Job], climbed: Sequence[Sequence[Run]]) -> Iterator[Job]:
+    """Each scenario's jobs again, at its rate for comparing latency."""
+    best: dict[tuple[str, int], Run] = {}
+    for run in (run for runs in climbed for run in runs if run.policy in POLICIES):
+        known = best.get((run.scenario, run.seed))
+        if known is None or run.goodput > known.goodput:
+            best[run.scenario, run.seed] = run
+    for job in jobs:
+        rival = best.get((job.scenario, job.seed))
+        if rival is not None and job.policy in (OURS, *POLICIES):
+            yield replace(job, rates=(EQUAL_LOAD * rival.requests_per_s,))
+
+
+def _jobs(scenarios: Iterable[str], policies: Iterable[str], seeds: Iterable[int], folder: Path) -> Iterator[Job]:
     for scenario in scenarios:
         for seed in seeds:
             rates = ladder(scenario, seed)
             for policy in policies:
-                yield scenario, policy, seed, rates, folder / f"{scenario}.{policy}.{seed}.jsonl"
+                yield Job(scenario, policy, seed, tuple(rates), folder / f"{scenario}.{policy}.{seed}.jsonl")
 
 
 def main() -> None:
@@ -164,15 +192,22 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    jobs = _jobs(arguments.scenarios, arguments.policies, arguments.seeds, arguments.out)
+    jobs = list(_jobs(arguments.scenarios, arguments.policies, arguments.seeds, arguments.out))
+    climbed = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for runs in pool.map(climb, jobs):
-            best = max(runs, key=lambda run: run.goodput)
-            print(
-                f"{best.scenario:16} {best.policy:28} {best.goodput:8.0f} tok/s at {best.requests_per_s:.2f}/s, "
-                f"mean {best.latency_s:.1f} s, {best.share_in_bound:.0%} in bound, {sum(r.cpu_s for r in runs):.0f} s",
-                flush=True,
-            )
+            climbed.append(runs)
+            _tell(max(runs, key=lambda run: run.goodput))
+        for run in pool.map(meet, _level(jobs, climbed)):
+            _tell(run)
+
+
+def _tell(run: Run) -> None:
+    print(
+        f"{run.scenario:16} {run.policy:28} {run.goodput:8.0f} tok/s at {run.requests_per_s:.2f}/s, "
+        f"mean {run.latency_s:.1f} s, {run.share_in_bound:.0%} in bound",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scheduling.baselines import POLICIES
-from benchmarks.scheduling.compare import OURS, Run
+from benchmarks.scheduling.compare import EQUAL_LOAD, OURS, Run
 from benchmarks.scheduling.scenarios import SCENARIOS
 
 ENOUGH_FINISHED = 0.95
 """A policy that turned more people away is not compared by the latency of those whom it served."""
-EQUAL_LOAD = 0.6
-"""Latency is compared at the rate of the ladder next to this share of what the best other policy served best at."""
 
 Table = Mapping[str, Sequence[Run]]
 """Runs of one scenario by policy."""

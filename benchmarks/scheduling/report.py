@@ -18,10 +18,9 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 from benchmarks.scheduling import comparison
-from benchmarks.scheduling.compare import OURS
+from benchmarks.scheduling.compare import EQUAL_LOAD, OURS
 from benchmarks.scheduling.comparison import (
     ENOUGH_FINISHED,
-    EQUAL_LOAD,
     EqualLoad,
     Table,
     Throughput,
