@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from coordinator.scheduler.forecast import (
     score_of,
     slowness,
 )
-from coordinator.scheduler.tables import Floats, LaneBatch, OfferTable, Sketch, lane_batch
+from coordinator.scheduler.tables import Floats, LaneBatch, OfferTable, Sketch, lane_batch, repeated
 
 Filling = tuple[float, float]
 """Of the most KV that a lane could keep and still hold all layers: how much is kept (less lets fast stages take more).
@@ -75,33 +75,31 @@ def drafts_of(
         for i, draft in zip(able.tolist(), drafts_of(p, sketches_able, load, fillings), strict=True):
             found[i] = draft
         return found
-    counts = [_filling(p, batch, most * part, sharpness) for part, sharpness in fillings]
-    return list(_best_fillings(p, sketches, batch, counts, load))
+    many = repeated(batch, len(fillings))
+    kv_tokens = np.concatenate([most * part for part, _ in fillings])
+    counts = _filled(p, many, kv_tokens, np.repeat([sharpness for _, sharpness in fillings], len(sketches)))
+    return list(_best_fillings(p, sketches, many, counts, load))
 
 
 def _best_fillings(
-    p: Tables, sketches: Sequence[Sketch], batch: LaneBatch, fillings: Sequence[Floats], load: Load
-) -> list[Draft]:
-    outcomes = _outcomes(p, batch, fillings, load)
-    merits = np.array([_merit(p, rates, slow) for rates, slow in outcomes])
-    best = np.argmax(merits, axis=0)
-    starts = batch.lane_starts.tolist()
-    stops = [*starts[1:], len(batch.num_holders)]
-    whole = [counts.astype(int).tolist() for counts in fillings]
-    drafts = []
-    for lane, sketch in enumerate(sketches):
-        v = int(best[lane])
-        counts = tuple(whole[v][starts[lane] : stops[lane]])
-        drafts.append(Draft(sketch, counts, float(outcomes[v][0][lane]), float(outcomes[v][1][lane])))
-    return drafts
+    p: Tables, sketches: Sequence[Sketch], many: LaneBatch, counts: Floats, load: Load
+) -> Iterator[Draft]:
+    """`many` are the sketches' lanes once for each filling."""
+    rates, slows = _outcomes(p, many, counts, load, num_fillings=len(many.num_stages) // len(sketches))
+    best = np.argmax(_merit(p, rates, slows), axis=0).tolist()
+    starts, whole = [*many.lane_starts.tolist(), len(many.num_holders)], counts.astype(int).tolist()
+    for lane, (sketch, v) in enumerate(zip(sketches, best, strict=True)):
+        at = v * len(sketches) + lane
+        yield Draft(sketch, tuple(whole[starts[at] : starts[at + 1]]), float(rates[v, lane]), float(slows[v, lane]))
 
 
-def _filling(p: Tables, batch: LaneBatch, kv_tokens: Floats, sharpness: float) -> Floats:
+def _filled(p: Tables, batch: LaneBatch, kv_tokens: Floats, sharpness: Floats) -> Floats:
+    """Layers per stage, [stages], beside so much KV per lane, with speed counting so sharply, [lanes]."""
     caps = capacities(p.offers, p.model, batch, kv_tokens)
     times = _layer_times(p.offers, batch) * p.model.work
-    if sharpness != 1.0:
-        fastest = np.minimum.reduceat(times, batch.lane_starts)[batch.lane_of]
-        times = fastest * (times / fastest) ** sharpness
+    sharp = sharpness[batch.lane_of]
+    fastest = np.minimum.reduceat(times, batch.lane_starts)[batch.lane_of]
+    times = np.where(sharp == 1.0, times, fastest * (times / fastest) ** sharp)
     extras = p.offers.head_s[batch.holders[batch.stage_starts]] * batch.is_last
     return fill(caps, times, extras, batch, p.model.num_layers)
 
@@ -112,14 +110,16 @@ def _layer_times(offers: OfferTable, batch: LaneBatch) -> Floats:
     return np.asarray(1.0 / np.add.reduceat(1.0 / each, batch.stage_starts))
 
 
-def _outcomes(p: Tables, batch: LaneBatch, fillings: Sequence[Floats], load: Load) -> list[tuple[Floats, Floats]]:
-    """(rates, slowness) of each filling."""
-    times = [lane_times(p, batch, counts) for counts in fillings]
-    rates = [lane_rates(p, batch, t).tokens_per_s for t in times]
-    most = float(np.max(rates, axis=0).sum()) / load.num_options
-    part = load.part if load.part is not None else expected_part(p, most)
-    limit_s = answer_limit_s(p)
-    return [(r, slowness(answer_times(p, batch, t, r * part), limit_s)) for r, t in zip(rates, times, strict=True)]
+def _outcomes(p: Tables, many: LaneBatch, counts: Floats, load: Load, num_fillings: int = 1) -> tuple[Floats, Floats]:
+    """(rates, slowness), [fillings, lanes]."""
+    times = lane_times(p, many, counts)
+    rates = lane_rates(p, many, times).tokens_per_s
+    each = rates.reshape(num_fillings, -1)
+    part = load.part
+    if part is None:
+        part = expected_part(p, float(each.max(axis=0).sum()) / load.num_options)
+    slows = slowness(answer_times(p, many, times, rates * part), answer_limit_s(p))
+    return each, slows.reshape(num_fillings, -1)
 
 
 def expected_part(p: Tables, most_per_s: float) -> float:
@@ -144,7 +144,7 @@ def polished(
         counts = np.array([count for _, shifted in trials for count in shifted], dtype=np.float64)
         floor = capacities(p.offers, p.model, batch, np.zeros(len(trials)))
         able = np.minimum.reduceat((counts >= 1.0) & (counts <= floor), batch.lane_starts)
-        [(rates, slows)] = _outcomes(p, batch, [np.maximum(counts, 1.0)], load)
+        [rates], [slows] = _outcomes(p, batch, np.maximum(counts, 1.0), load)
         merits = np.where(able, _merit(p, rates, slows), -np.inf)
         for (n, shifted), merit, rate, slow in zip(trials, merits, rates, slows, strict=True):
             now = best[n]

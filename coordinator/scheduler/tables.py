@@ -150,6 +150,30 @@ def lane_batch(sketches: Sequence[Sketch]) -> LaneBatch:
     )
 
 
+def repeated(batch: LaneBatch, num: int) -> LaneBatch:
+    """The same lanes so many times over, to try something else with each copy in one go."""
+    if num == 1:
+        return batch
+
+    def shifted(indices: Ints, size: int) -> Ints:
+        return np.asarray((indices + size * np.arange(num)[:, None]).ravel())
+
+    num_holders, num_stages, num_lanes = len(batch.holders), len(batch.num_holders), len(batch.num_stages)
+    return LaneBatch(
+        holders=np.tile(batch.holders, num),
+        stage_starts=shifted(batch.stage_starts, num_holders),
+        lane_starts=shifted(batch.lane_starts, num_stages),
+        lane_of=shifted(batch.lane_of, num_lanes),
+        stage_of=shifted(batch.stage_of, num_stages),
+        lane_of_holder=shifted(batch.lane_of_holder, num_lanes),
+        holder_starts=shifted(batch.holder_starts, num_holders),
+        num_holders=np.tile(batch.num_holders, num),
+        num_stages=np.tile(batch.num_stages, num),
+        is_first=np.tile(batch.is_first, num),
+        is_last=np.tile(batch.is_last, num),
+    )
+
+
 def wanted_rate(workload: Workload, bound_tpot_s: float, num_devices: int) -> float:
     """Tokens per second that people want, or, while nobody has asked yet, one reader per device, as volunteers are
     users."""

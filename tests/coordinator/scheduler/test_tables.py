@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from coordinator.scheduler.cost import Workload
-from coordinator.scheduler.tables import lane_batch, model_table, offer_table, wanted_rate
+from coordinator.scheduler.tables import (
+    LaneBatch,
+    Sketch,
+    lane_batch,
+    model_table,
+    offer_table,
+    repeated,
+    wanted_rate,
+)
 from tests.fakes import lane_problems as pools
 from tests.fakes.lane_problems import Given
 
@@ -59,3 +67,10 @@ def test_while_nobody_has_asked_every_device_stands_for_a_reader() -> None:
     assert wanted_rate(unknown, bound_tpot_s=0.25, num_devices=10) == pytest.approx(40.0)
     more = wanted_rate(replace(unknown, tokens_per_s=100.0), bound_tpot_s=0.25, num_devices=10)
     assert more >= 100.0
+
+
+def test_lanes_repeated_are_laid_out_as_if_they_had_been_given_so_often() -> None:
+    sketches: list[Sketch] = [((0,), (1, 2)), ((3,),)]
+    many, plain = repeated(lane_batch(sketches), 3), lane_batch(sketches * 3)
+    for field in fields(LaneBatch):
+        assert getattr(many, field.name).tolist() == getattr(plain, field.name).tolist()
