@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from client.runtime.cut import cut_class, meta_cut
 from client.runtime.device import Device
 from client.runtime.kv_cache import BLOCK_TOKENS, KvTable
 from client.runtime.loading import materialise
+from client.runtime.paged_forward import PagedForward
 from client.runtime.sampling import sample
 from client.runtime.stage import Stage, probe_shapes, run_cut
 from protocol.values import BatchTime, LayerBenchmark, Sampling
@@ -27,6 +29,8 @@ MEASURE_S = 0.6
 MAX_REPETITIONS = 25
 PREFILL_BUDGET_S = 1.5
 """A prefill expected to take longer than this is timed over fewer tokens."""
+PREPARE_LIMIT_S = 6.0
+"""Compiling and capturing at a measurement, which is to be over soon."""
 PATTERN_LENGTH = 1_000_003
 """Random weights repeat after this many elements (a prime, so that no two rows are equal): filling is then a copy."""
 
@@ -87,7 +91,8 @@ class LayerTimer:
         cut = random_cut(architecture, middle, middle + 1, dtype, device)
         token_bytes = sum(shape.num_elements for shape in probe_shapes(cut, dtype, device)) * dtype.itemsize
         num_tokens = max_batch_size * (CONTEXT_TOKENS + BLOCK_TOKENS) + 4096
-        self._stage = Stage(cut, num_tokens * token_bytes, dtype, device)
+        open_paged = None if device.is_cpu else partial(PagedForward.open, limit_s=PREPARE_LIMIT_S)
+        self._stage = Stage(cut, num_tokens * token_bytes, dtype, device, open_paged)
         for layer in self._stage.cache.layers.values():  # timing must not read what happens to lie in memory
             layer.keys.zero_()
             layer.values.zero_()

@@ -1,0 +1,205 @@
+"""Decode steps as captured graphs: one per batch size of a few, smaller batches padded to the next.
+
+A captured step reads its inputs at fixed addresses and is replayed with one launch. Padded rows belong to no session:
+they write into the pool's trash block and look at nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from client.runtime.batch import StepLayout
+from client.runtime.block_tables import BlockTables
+from client.runtime.errors import first_line
+from client.runtime.pool_call import DecodeRows
+
+_logger = logging.getLogger(__name__)
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+LOAD_ORDER = (1, 16, 64, 8, 32, 4, 2, 48, 24)
+"""Captured when a slice is loaded, as far as time allows; larger ones when they are first needed."""
+MIN_CONTEXT = 256
+TIMED_REPLAYS = 10
+
+Replay = Callable[[], Tensor]
+Variant = Callable[[], AbstractContextManager[None]]
+"""Something that is in force while a step is captured, such as compiled layers."""
+
+
+class Recorder(Protocol):
+    """What captures a step."""
+
+    def record(self, step: Callable[[], Tensor]) -> Replay:
+        """`step` once and for all; its output stays where it is. May raise anything that torch raises."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+
+
+class CudaRecorder:
+    """CUDA graphs that share one memory pool: their steps never run at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, step: Callable[[], Tensor]) -> Replay:
+        """Run the step twice aside, so that libraries and compilers have made what they need, and capture it."""
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            step()
+            step()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        self.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            output = step()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """Views of the static buffers for one number of rows: token ids [rows] or hidden states [rows, hidden size]."""
+
+    table_rows: Tensor
+    positions: Tensor
+    values: Tensor
+
+
+class StepBuffers:
+    """What captured steps read. One copy brings rows, positions and token ids, one more hidden states."""
+
+    def __init__(
+        self, max_rows: int, tables: BlockTables, hidden_size: int | None, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """`hidden_size` is None on a first stage, which takes token ids."""
+        is_cuda = device.type == "cuda"
+        self._host = torch.zeros(3 * max_rows, dtype=torch.int64, pin_memory=is_cuda)
+        self._numbers = torch.zeros(3 * max_rows, dtype=torch.int64, device=device)
+        self._trash_row = tables.trash_row
+        self._host_hidden: Tensor | None = None
+        if hidden_size is not None:
+            self._host_hidden = torch.zeros(max_rows, hidden_size, dtype=dtype, pin_memory=is_cuda)
+            self._hidden = torch.zeros(max_rows, hidden_size, dtype=dtype, device=device)
+
+    def of(self, num_rows: int) -> StepInputs:
+        table_rows, positions, tokens = self._numbers[: 3 * num_rows].view(3, num_rows)
+        return StepInputs(table_rows, positions, tokens if self._host_hidden is None else self._hidden[:num_rows])
+
+    def fill(self, num_rows: int, table_rows: Sequence[int], positions: Sequence[int], values: Tensor | None) -> None:
+        """Bring a step's rows, padded to `num_rows`. `values` as in StepInputs, on any device; None: padding only.
+
+        What was brought before must have been read: the engine waits for each step's result."""
+        num_live, pad = len(table_rows), num_rows - len(table_rows)
+        numbers = self._host[: 3 * num_rows].view(3, num_rows)
+        numbers[0] = torch.tensor([*table_rows, *[self._trash_row] * pad])
+        numbers[1] = torch.tensor([*positions, *[0] * pad])
+        if self._host_hidden is None:
+            numbers[2, num_live:] = 0
+            if values is not None:
+                numbers[2, :num_live] = values
+        else:
+            self._host_hidden[num_live:num_rows] = 0
+            if values is not None:
+                self._host_hidden[:num_live] = values
+            self._hidden[:num_rows].copy_(self._host_hidden[:num_rows], non_blocking=True)
+        self._numbers[: 3 * num_rows].copy_(self._host[: 3 * num_rows], non_blocking=True)
+
+
+class DecodeGraphs:
+    """Captured decode steps of a stage. `forward(inputs, rows)` is the stage's own forward over static inputs.
+
+    With `by_context`, a step's shape also depends on the longest context in it, rounded up to a power of two."""
+
+    def __init__(
+        self, forward: Callable[[StepInputs, DecodeRows], Tensor], buffers: StepBuffers, tables: BlockTables,
+        recorder: Recorder, by_context: bool,
+    ) -> None:  # fmt: skip
+        self._forward = forward
+        self._buffers = buffers
+        self._tables = tables
+        self._recorder = recorder
+        self._by_context = by_context
+        self._replays: dict[tuple[int, int], Replay | None] = {}
+
+    def prepare(self, variants: Sequence[Variant], limit_s: float) -> None:
+        """Capture the usual batch sizes, each in the variant that is fastest here, plain once time is up."""
+        deadline_s = perf_counter() + limit_s
+        for num_rows in LOAD_ORDER:
+            tried = [nullcontext, *variants] if perf_counter() < deadline_s else [nullcontext]
+            self._capture((num_rows, MIN_CONTEXT if self._by_context else 0), tried)
+
+    def run(self, layout: StepLayout, inputs: Tensor) -> Tensor | None:
+        """The step's output, [rows, ...], valid until the next one; None if it has to be computed otherwise."""
+        num_rows = bucket_of(layout.num_rows)
+        if num_rows is None or not layout.is_decode:
+            return None
+        longest = max(span.stop for span in layout.spans)
+        key = (num_rows, context_of(longest) if self._by_context else 0)
+        if key not in self._replays:
+            self._capture(key, [nullcontext])
+        replay = self._replays[key]
+        if replay is None:
+            return None
+        rows = [span.table.row for span in layout.spans]
+        self._buffers.fill(
+            num_rows, [row for row in rows if row is not None], [s.position for s in layout.spans], inputs
+        )
+        return replay()[: layout.num_rows]
+
+    def _capture(self, key: tuple[int, int], variants: Sequence[Variant]) -> None:
+        replays = [replay for variant in variants if (replay := self._try(key, variant)) is not None]
+        self._replays[key] = min(replays, key=self._time_s, default=None) if len(replays) != 1 else replays[0]
+
+    def _try(self, key: tuple[int, int], variant: Variant) -> Replay | None:
+        num_rows, max_keys = key
+        self._buffers.fill(num_rows, [], [], None)
+        inputs = self._buffers.of(num_rows)
+
+        def step() -> Tensor:
+            rows = DecodeRows(self._tables.blocks, inputs.table_rows, inputs.positions, max_keys)
+            return self._forward(inputs, rows)
+
+        try:
+            with variant():
+                return self._recorder.record(step)
+        except Exception as error:  # noqa: BLE001 - torch raises anything; a step can always be computed plainly
+            kind = "plain" if variant is nullcontext else "compiled"
+            _logger.warning("decode of %d rows is not captured (%s): %s", num_rows, kind, first_line(error))
+            return None
+
+    def _time_s(self, replay: Replay) -> float:
+        replay()
+        self._recorder.synchronize()
+        begin = perf_counter()
+        for _ in range(TIMED_REPLAYS):
+            replay()
+        self._recorder.synchronize()
+        return perf_counter() - begin
+
+
+def bucket_of(num_rows: int) -> int | None:
+    """The number of rows that a step of `num_rows` is padded to; None if it is larger than any."""
+    return next((bucket for bucket in BUCKETS if bucket >= num_rows), None)
+
+
+def context_of(num_keys: int) -> int:
+    """The number of keys that contexts up to `num_keys` are padded to."""
+    return max(MIN_CONTEXT, 1 << (num_keys - 1).bit_length())
