@@ -139,7 +139,8 @@ def random_cut(architecture: Architecture, start: int, stop: int, dtype: torch.d
     """Layers [start, stop) with random weights, loaded as if from a checkpoint."""
     shapes = meta_cut(architecture, start, stop).model.state_dict()
     pattern = torch.randn(PATTERN_LENGTH, generator=torch.Generator().manual_seed(0)) * 0.02
-    tensors = {name: _RandomTensor(tuple(meta.shape), pattern.to(dtype)) for name, meta in shapes.items()}
+    pattern = pattern.to(device.torch_device, dtype)
+    tensors = {name: _RandomTensor(tuple(meta.shape), pattern) for name, meta in shapes.items()}
     return materialise(cut_class(architecture, start, stop), architecture, tensors, dtype, device)
 
 
@@ -149,7 +150,7 @@ class _RandomTensor:
         self._pattern = pattern
 
     def __getitem__(self, index: Any) -> Tensor:
-        tensor = torch.empty(self._shape, dtype=self._pattern.dtype)
+        tensor = torch.empty(self._shape, dtype=self._pattern.dtype, device=self._pattern.device)
         for piece in torch.split(tensor.flatten(), len(self._pattern)):
             piece.copy_(self._pattern[: len(piece)])
         return tensor

@@ -166,7 +166,10 @@ class DecodeGraphs:
 
     def _capture(self, key: tuple[int, int], variants: Sequence[Variant]) -> None:
         replays = [replay for variant in variants if (replay := self._try(key, variant)) is not None]
-        self._replays[key] = min(replays, key=self._time_s, default=None) if len(replays) != 1 else replays[0]
+        timed = len(replays) > 1
+        self._replays[key] = min(
+            replays, key=lambda replay: time_s(replay, self._recorder) if timed else 0.0, default=None
+        )
 
     def _try(self, key: tuple[int, int], variant: Variant) -> Replay | None:
         num_rows, max_keys = key
@@ -185,14 +188,16 @@ class DecodeGraphs:
             _logger.warning("decode of %d rows is not captured (%s): %s", num_rows, kind, first_line(error))
             return None
 
-    def _time_s(self, replay: Replay) -> float:
+
+def time_s(replay: Replay, recorder: Recorder) -> float:
+    """Seconds of some replays in a row, after one that warms up."""
+    replay()
+    recorder.synchronize()
+    begin = perf_counter()
+    for _ in range(TIMED_REPLAYS):
         replay()
-        self._recorder.synchronize()
-        begin = perf_counter()
-        for _ in range(TIMED_REPLAYS):
-            replay()
-        self._recorder.synchronize()
-        return perf_counter() - begin
+    recorder.synchronize()
+    return perf_counter() - begin
 
 
 def bucket_of(num_rows: int) -> int | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 
@@ -42,15 +41,14 @@ class _Parts:
 class LeadingLinear(nn.Module):
     """In place of a group's first layer: the product with all weights."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, sizes: Sequence[int], parts: _Parts) -> None:
+    def __init__(self, product: nn.Linear, sizes: Sequence[int], parts: _Parts) -> None:
         super().__init__()
-        self.weight = weight
-        self.bias = bias
+        self.product = product
         self.sizes = list(sizes)
         self._parts = parts
 
     def forward(self, hidden: Tensor) -> Tensor:
-        parts = torch.split(F.linear(hidden, self.weight, self.bias), self.sizes, dim=-1)
+        parts = torch.split(self.product(hidden), self.sizes, dim=-1)
         self._parts.rest = parts[1:]
         return parts[0]
 
@@ -117,12 +115,14 @@ def _is_alike(parent: nn.Module, names: Sequence[str]) -> bool:
 def fuse(group: Group) -> None:
     """Replace the group's layers. Needs the memory of its weights twice for a moment."""
     linears: list[Any] = [group.parent.get_submodule(name) for name in group.names]
-    weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
-    bias = None
+    sizes = [linear.out_features for linear in linears]
+    with torch.device("meta"):
+        product = nn.Linear(linears[0].in_features, sum(sizes), bias=linears[0].bias is not None)
+    product.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
     if linears[0].bias is not None:
-        bias = nn.Parameter(torch.cat([linear.bias for linear in linears]), requires_grad=False)
+        product.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]), requires_grad=False)
     parts = _Parts()
     first, *others = group.names
-    setattr(group.parent, first, LeadingLinear(weight, bias, [linear.out_features for linear in linears], parts))
+    setattr(group.parent, first, LeadingLinear(product, sizes, parts))
     for name in others:
         setattr(group.parent, name, FollowingLinear(parts))

@@ -18,6 +18,7 @@ from client.runtime.compiled_layers import CompiledLayers, has_triton
 from client.runtime.cut import CutModel, call_model
 from client.runtime.decode_graphs import BUCKETS, CudaRecorder, DecodeGraphs, Recorder, StepBuffers, StepInputs
 from client.runtime.errors import KvFullError, first_line
+from client.runtime.few_rows import adopt
 from client.runtime.kv_cache import KvCache, LayerShape
 from client.runtime.paged_steps import DecodeAttention, DecodeStep, MixedStep, gather_decode
 from client.runtime.pool_call import DecodeRows, PoolCall, PooledLayer, stepping
@@ -59,7 +60,10 @@ class PagedForward:
         """With what is fastest on this device, found out by trying for about `limit_s`."""
         device = cache.device.torch_device
         decode = choose_decode(cache.shapes, cache.dtype, device)
-        made = cls(cut, cache, modules, CudaRecorder(device), decode)
+        recorder = CudaRecorder(device)
+        made = cls(cut, cache, modules, recorder, decode)
+        if decode is not gather_decode:
+            adopt_few_rows(cut, recorder)
         made.prepare(may_compile=decode is not gather_decode, limit_s=limit_s)
         return made
 
@@ -137,6 +141,16 @@ class PagedForward:
             return min(times)
         finally:
             self._cache.close(table)
+
+
+@torch.no_grad()
+def adopt_few_rows(cut: CutModel, recorder: Recorder) -> None:
+    """Own products of few rows in the layers and the head, where they are faster."""
+    from client.runtime.few_rows_kernels import multiply_few_rows
+
+    head = [cut.model] if cut.is_last else []
+    num_adopted = adopt([*cut.own_layers, *head], multiply_few_rows, recorder)
+    _logger.info("own products of few rows for %d shapes of weights", num_adopted)
 
 
 def choose_decode(shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.device) -> DecodeAttention:
