@@ -82,8 +82,10 @@ class Card:
         self.matrix_rate = 2 * 8192**3 / timed_s(lambda: left @ right)
 
     def free(self) -> None:
+        """Give back what a measurement has used, and say if anything holds on to it."""
         gc.collect()
         torch.cuda.empty_cache()
+        print(f"{torch.cuda.memory_allocated() / 2**30:.1f} GiB still allocated", file=sys.stderr)
 
 
 def timed_s(step: Callable[[], object], repetitions: int = 20) -> float:
@@ -98,7 +100,7 @@ def timed_s(step: Callable[[], object], repetitions: int = 20) -> float:
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / 1000)
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
 class Sink:
@@ -275,7 +277,9 @@ def _generate_rate(model: Any, prompts: torch.Tensor, num_new: int, extra: dict[
 
     seconds(num_new + 2)
     seconds(2)
-    return len(prompts) * num_new / (min(seconds(num_new + 2) for _ in range(2)) - min(seconds(2) for _ in range(2)))
+    return float(len(prompts) * num_new) / (
+        min(seconds(num_new + 2) for _ in range(2)) - min(seconds(2) for _ in range(2))
+    )
 
 
 def architecture_of(shape: dict[str, Any]) -> Architecture:

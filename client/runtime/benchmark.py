@@ -14,6 +14,7 @@ from torch import Tensor
 from client.runtime.architecture import Architecture, read_architecture
 from client.runtime.batch import StepLayout, lay_out
 from client.runtime.cut import cut_class, meta_cut
+from client.runtime.decode_graphs import BUCKETS, bucket_of
 from client.runtime.device import Device
 from client.runtime.kv_cache import BLOCK_TOKENS, KvTable
 from client.runtime.loading import materialise
@@ -29,7 +30,7 @@ MEASURE_S = 0.6
 MAX_REPETITIONS = 25
 PREFILL_BUDGET_S = 1.5
 """A prefill expected to take longer than this is timed over fewer tokens."""
-PREPARE_LIMIT_S = 6.0
+PREPARE_LIMIT_S = 12.0
 """Compiling and capturing at a measurement, which is to be over soon."""
 PATTERN_LENGTH = 1_000_003
 """Random weights repeat after this many elements (a prime, so that no two rows are equal): filling is then a copy."""
@@ -48,7 +49,7 @@ def measure_layers(
     Raises BadConfigError, UnsupportedArchitectureError, or what torch raises when the layer does not fit."""
     architecture = read_architecture(config_json)
     clock = StepClock(device, between)
-    layer = LayerTimer(architecture, dtype, device, clock, max_batch_size=max(*batch_sizes, 1))
+    layer = LayerTimer(architecture, dtype, device, clock, [*batch_sizes, 1])
     decode = tuple(BatchTime(size, layer.decode_s(size)) for size in sorted(set(batch_sizes)))
     num_tokens = min(num_prefill_tokens, max(BLOCK_TOKENS, int(PREFILL_BUDGET_S / decode[0].layer_s)))
     prefill_s = layer.prefill_s(max(1, num_tokens)) / max(1, num_tokens)
@@ -84,14 +85,16 @@ class LayerTimer:
     """One layer from the middle of a model, where families with a few dense layers at the start are past them."""
 
     def __init__(
-        self, architecture: Architecture, dtype: torch.dtype, device: Device, clock: StepClock, max_batch_size: int
-    ) -> None:
+        self, architecture: Architecture, dtype: torch.dtype, device: Device, clock: StepClock,
+        batch_sizes: Sequence[int],
+    ) -> None:  # fmt: skip
         self._clock = clock
         middle = architecture.num_layers // 2
         cut = random_cut(architecture, middle, middle + 1, dtype, device)
         token_bytes = sum(shape.num_elements for shape in probe_shapes(cut, dtype, device)) * dtype.itemsize
-        num_tokens = max_batch_size * (CONTEXT_TOKENS + BLOCK_TOKENS) + 4096
-        open_paged = None if device.is_cpu else partial(PagedForward.open, limit_s=PREPARE_LIMIT_S)
+        num_tokens = max(batch_sizes) * (CONTEXT_TOKENS + BLOCK_TOKENS) + 4096
+        sizes = sorted({bucket_of(size) or BUCKETS[-1] for size in batch_sizes})
+        open_paged = None if device.is_cpu else partial(PagedForward.open, limit_s=PREPARE_LIMIT_S, sizes=sizes)
         self._stage = Stage(cut, num_tokens * token_bytes, dtype, device, open_paged)
         for layer in self._stage.cache.layers.values():  # timing must not read what happens to lie in memory
             layer.keys.zero_()

@@ -26,8 +26,8 @@ _logger = logging.getLogger(__name__)
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 LOAD_ORDER = (1, 16, 64, 8, 32, 4, 2, 48, 24)
 """Captured when a slice is loaded, as far as time allows; larger ones when they are first needed."""
-MIN_CONTEXT = 256
-TIMED_REPLAYS = 10
+MIN_CONTEXT, CONTEXT_STEP = 256, 1024
+TIMED_ROUNDS, TIMED_REPLAYS = 3, 8
 
 Replay = Callable[[], Tensor]
 Variant = Callable[[], AbstractContextManager[None]]
@@ -92,6 +92,7 @@ class StepBuffers:
         """`hidden_size` is None on a first stage, which takes token ids."""
         is_cuda = device.type == "cuda"
         self._host = torch.zeros(3 * max_rows, dtype=torch.int64, pin_memory=is_cuda)
+        self._host_array = self._host.numpy()  # assigning lists to it is a tenth of what it costs through torch
         self._numbers = torch.zeros(3 * max_rows, dtype=torch.int64, device=device)
         self._trash_row = tables.trash_row
         self._host_hidden: Tensor | None = None
@@ -108,18 +109,16 @@ class StepBuffers:
 
         What was brought before must have been read: the engine waits for each step's result."""
         num_live, pad = len(table_rows), num_rows - len(table_rows)
-        numbers = self._host[: 3 * num_rows].view(3, num_rows)
-        numbers[0] = torch.tensor([*table_rows, *[self._trash_row] * pad])
-        numbers[1] = torch.tensor([*positions, *[0] * pad])
+        tokens: Sequence[int] = ()
         if self._host_hidden is None:
-            numbers[2, num_live:] = 0
-            if values is not None:
-                numbers[2, :num_live] = values
+            tokens = [] if values is None else values.tolist()
         else:
             self._host_hidden[num_live:num_rows] = 0
             if values is not None:
                 self._host_hidden[:num_live] = values
             self._hidden[:num_rows].copy_(self._host_hidden[:num_rows], non_blocking=True)
+        rows = [*table_rows, *[self._trash_row] * pad, *positions, *[0] * pad, *tokens, *[0] * (num_rows - len(tokens))]
+        self._host_array[: 3 * num_rows] = rows
         self._numbers[: 3 * num_rows].copy_(self._host[: 3 * num_rows], non_blocking=True)
 
 
@@ -139,10 +138,10 @@ class DecodeGraphs:
         self._by_context = by_context
         self._replays: dict[tuple[int, int], Replay | None] = {}
 
-    def prepare(self, variants: Sequence[Variant], limit_s: float) -> None:
-        """Capture the usual batch sizes, each in the variant that is fastest here, plain once time is up."""
+    def prepare(self, sizes: Sequence[int], variants: Sequence[Variant], limit_s: float) -> None:
+        """Capture batches of these sizes, each in the variant that is fastest here, plain once time is up."""
         deadline_s = perf_counter() + limit_s
-        for num_rows in LOAD_ORDER:
+        for num_rows in sizes:
             tried = [nullcontext, *variants] if perf_counter() < deadline_s else [nullcontext]
             self._capture((num_rows, MIN_CONTEXT if self._by_context else 0), tried)
 
@@ -165,11 +164,14 @@ class DecodeGraphs:
         return replay()[: layout.num_rows]
 
     def _capture(self, key: tuple[int, int], variants: Sequence[Variant]) -> None:
+        """Of those that can be captured, keep the fastest."""
         replays = [replay for variant in variants if (replay := self._try(key, variant)) is not None]
-        timed = len(replays) > 1
-        self._replays[key] = min(
-            replays, key=lambda replay: time_s(replay, self._recorder) if timed else 0.0, default=None
-        )
+        if len(replays) < 2:
+            self._replays[key] = next(iter(replays), None)
+            return
+        times = [time_s(replay, self._recorder) for replay in replays]
+        self._replays[key] = replays[times.index(min(times))]
+        _logger.info("decode of %d rows: %s us", key[0], " or ".join(f"{time * 1e6:.0f}" for time in times))
 
     def _try(self, key: tuple[int, int], variant: Variant) -> Replay | None:
         num_rows, max_keys = key
@@ -190,14 +192,17 @@ class DecodeGraphs:
 
 
 def time_s(replay: Replay, recorder: Recorder) -> float:
-    """Seconds of some replays in a row, after one that warms up."""
+    """Seconds of a replay: the least of several rounds, so that a hiccup of the host does not decide."""
     replay()
-    recorder.synchronize()
-    begin = perf_counter()
-    for _ in range(TIMED_REPLAYS):
-        replay()
-    recorder.synchronize()
-    return perf_counter() - begin
+    times = []
+    for _ in range(TIMED_ROUNDS):
+        recorder.synchronize()
+        begin = perf_counter()
+        for _ in range(TIMED_REPLAYS):
+            replay()
+        recorder.synchronize()
+        times.append(perf_counter() - begin)
+    return min(times) / TIMED_REPLAYS
 
 
 def bucket_of(num_rows: int) -> int | None:
@@ -206,5 +211,7 @@ def bucket_of(num_rows: int) -> int | None:
 
 
 def context_of(num_keys: int) -> int:
-    """The number of keys that contexts up to `num_keys` are padded to."""
+    """The number of keys that contexts up to `num_keys` are padded to: a power of two, then multiples of a large one."""
+    if num_keys > CONTEXT_STEP:
+        return -(-num_keys // CONTEXT_STEP) * CONTEXT_STEP
     return max(MIN_CONTEXT, 1 << (num_keys - 1).bit_length())

@@ -16,7 +16,15 @@ from client.runtime.batch import StepLayout, lay_out
 from client.runtime.block_tables import BlockTables
 from client.runtime.compiled_layers import CompiledLayers, has_triton
 from client.runtime.cut import CutModel, call_model
-from client.runtime.decode_graphs import BUCKETS, CudaRecorder, DecodeGraphs, Recorder, StepBuffers, StepInputs
+from client.runtime.decode_graphs import (
+    BUCKETS,
+    LOAD_ORDER,
+    CudaRecorder,
+    DecodeGraphs,
+    Recorder,
+    StepBuffers,
+    StepInputs,
+)
 from client.runtime.errors import KvFullError, first_line
 from client.runtime.few_rows import adopt
 from client.runtime.kv_cache import KvCache, LayerShape
@@ -55,8 +63,9 @@ class PagedForward:
 
     @classmethod
     def open(
-        cls, cut: CutModel, cache: KvCache, modules: Mapping[int, Any], limit_s: float = PREPARE_LIMIT_S
-    ) -> PagedForward:
+        cls, cut: CutModel, cache: KvCache, modules: Mapping[int, Any], limit_s: float = PREPARE_LIMIT_S,
+        sizes: Sequence[int] = LOAD_ORDER,
+    ) -> PagedForward:  # fmt: skip
         """With what is fastest on this device, found out by trying for about `limit_s`."""
         device = cache.device.torch_device
         decode = choose_decode(cache.shapes, cache.dtype, device)
@@ -64,16 +73,16 @@ class PagedForward:
         made = cls(cut, cache, modules, recorder, decode)
         if decode is not gather_decode:
             adopt_few_rows(cut, recorder)
-        made.prepare(may_compile=decode is not gather_decode, limit_s=limit_s)
+        made.prepare(sizes, may_compile=decode is not gather_decode, limit_s=limit_s)
         return made
 
     @torch.no_grad()
-    def prepare(self, may_compile: bool, limit_s: float) -> None:
-        """Capture decode steps, and compile what is faster compiled."""
+    def prepare(self, sizes: Sequence[int], may_compile: bool, limit_s: float) -> None:
+        """Capture decode steps of these sizes, and compile what is faster compiled."""
         begin = perf_counter()
         layers = self._cut.own_layers if may_compile else []
         compiled = CompiledLayers(layers, dynamic=False)
-        self._graphs.prepare([compiled.active] if layers else [], limit_s)
+        self._graphs.prepare(sizes, [compiled.active] if layers else [], limit_s)
         if layers and perf_counter() - begin < limit_s:
             self._try_compiled_mixed(CompiledLayers(layers, dynamic=True))
         _logger.info("captured and compiled in %.1f s", perf_counter() - begin)
