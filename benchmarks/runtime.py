@@ -164,7 +164,7 @@ class Served:
         seconds = time.perf_counter() - begin
         num_sampled = self.sink.num_sampled - before
         self.end()
-        return num_sampled / seconds
+        return float(num_sampled / seconds)
 
     def prefill_rate(self) -> float:
         """Prompt tokens per second up to the first token of the answer; the best of three."""

@@ -211,7 +211,7 @@ def bucket_of(num_rows: int) -> int | None:
 
 
 def context_of(num_keys: int) -> int:
-    """The number of keys that contexts up to `num_keys` are padded to: a power of two, then multiples of a large one."""
+    """What contexts up to `num_keys` are padded to: a power of two, then multiples of CONTEXT_STEP."""
     if num_keys > CONTEXT_STEP:
         return -(-num_keys // CONTEXT_STEP) * CONTEXT_STEP
     return max(MIN_CONTEXT, 1 << (num_keys - 1).bit_length())
