@@ -206,7 +206,7 @@ def prefill_operations(shape: dict[str, Any]) -> float:
     kv_heads = shape["num_key_value_heads"] * shape["head_dim"]
     weights = 2 * hidden * heads + 2 * hidden * kv_heads + 3 * hidden * shape["intermediate_size"]
     attention = 4 * heads * LONG_PROMPT / 2
-    return shape["num_hidden_layers"] * LONG_PROMPT * (2.0 * weights + attention)
+    return float(shape["num_hidden_layers"] * LONG_PROMPT * (2.0 * weights + attention))
 
 
 def layer_rows(card: Card, label: str) -> Iterator[Figure]:
@@ -326,6 +326,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("client.runtime").setLevel(logging.INFO)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)  # as the worker
     card = Card()
     name = torch.cuda.get_device_name()
     print(f"{name}; {describe_machine()}")

@@ -30,7 +30,7 @@ MEASURE_S = 0.6
 MAX_REPETITIONS = 25
 PREFILL_BUDGET_S = 1.5
 """A prefill expected to take longer than this is timed over fewer tokens."""
-PREPARE_LIMIT_S = 12.0
+PREPARE_LIMIT_S = 10.0
 """Compiling and capturing at a measurement, which is to be over soon."""
 PATTERN_LENGTH = 1_000_003
 """Random weights repeat after this many elements (a prime, so that no two rows are equal): filling is then a copy."""

@@ -17,6 +17,13 @@ RECOMPILE_LIMIT = 256
 """Batch sizes times kinds of layers; past Dynamo's own 8, it would silently not compile."""
 
 
+DYNAMO_OPTIONS = {
+    "recompile_limit": RECOMPILE_LIMIT,
+    "accumulated_recompile_limit": 4 * RECOMPILE_LIMIT,
+    "specialize_float": True,  # else norms' epsilons and scalings are tensors that are made anew at each call
+}
+
+
 class CompiledLayers:
     """`dynamic`: one compilation for any number of rows, else one for each."""
 
@@ -34,9 +41,7 @@ class CompiledLayers:
         for layer, call in zip(self._layers, self._calls, strict=True):
             layer._compiled_call_impl = call
         try:
-            with torch._dynamo.config.patch(
-                recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=4 * RECOMPILE_LIMIT
-            ):
+            with torch._dynamo.config.patch(DYNAMO_OPTIONS):
                 yield
         finally:
             for layer in self._layers:

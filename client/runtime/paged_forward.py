@@ -19,6 +19,7 @@ from client.runtime.cut import CutModel, call_model
 from client.runtime.decode_graphs import (
     BUCKETS,
     LOAD_ORDER,
+    NUM_CERTAIN,
     CudaRecorder,
     DecodeGraphs,
     Recorder,
@@ -37,7 +38,7 @@ PREPARE_LIMIT_S = 45.0
 """For compiling and capturing at load; what is not done by then runs as it is."""
 MIN_COMPILED_ROWS = 64
 """Steps of fewer rows than this, with chunks of prompts among them, are not worth a look at compiled code's guards."""
-TRIAL_ROWS = 256
+TRIAL_ROWS, NUM_TRIALS = 512, 6
 TOLERANCE = 0.02
 
 
@@ -81,10 +82,11 @@ class PagedForward:
         """Capture decode steps of these sizes, and compile what is faster compiled."""
         begin = perf_counter()
         layers = self._cut.own_layers if may_compile else []
-        compiled = CompiledLayers(layers, dynamic=False)
-        self._graphs.prepare(sizes, [compiled.active] if layers else [], limit_s)
-        if layers and perf_counter() - begin < limit_s:
+        variants = [CompiledLayers(layers, dynamic=False).active] if layers else []
+        self._graphs.prepare(sizes[:NUM_CERTAIN], variants, begin + limit_s)
+        if layers and perf_counter() < begin + limit_s:
             self._try_compiled_mixed(CompiledLayers(layers, dynamic=True))
+        self._graphs.prepare(sizes[NUM_CERTAIN:], variants, begin + limit_s)
         _logger.info("captured and compiled in %.1f s", perf_counter() - begin)
 
     @torch.no_grad()
@@ -132,6 +134,7 @@ class PagedForward:
             _logger.warning("layers are not compiled for prompts: %s", first_line(error))
         else:
             self._compiled_mixed = compiled if compiled_s < plain_s else None
+            _logger.info("prompts: a chunk takes %.2f ms, compiled %.2f ms", plain_s * 1e3, compiled_s * 1e3)
 
     def _trial_s(self) -> float:
         """How long a chunk of a prompt takes, once the code for it is there."""
@@ -142,7 +145,7 @@ class PagedForward:
             if not self._cut.is_first:
                 inputs = torch.zeros(TRIAL_ROWS, self._cut.architecture.hidden_size, dtype=self._cache.dtype)
             times = []
-            for _ in range(4):
+            for _ in range(NUM_TRIALS):
                 begin = perf_counter()
                 self._mixed(layout, inputs, [])
                 self._recorder.synchronize()
