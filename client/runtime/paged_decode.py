@@ -140,7 +140,7 @@ def triton_decode(call: PoolCall, rows: DecodeRows, splits: int | None = None) -
     Returns [rows, heads, value dim]."""
     num_rows, num_heads, num_kv_heads = rows.num_rows, call.query.shape[1], call.key.shape[1]
     value_dim = call.value.shape[-1]
-    value_pad = triton.next_power_of_2(value_dim)
+    value_pad = _padded(value_dim)
     splits = splits or num_splits(num_rows * num_kv_heads, call.query.device)
     out = call.query.new_empty(num_rows, num_heads, value_dim)
     partial, stats = out, out
@@ -180,14 +180,19 @@ def _strides(call: PoolCall) -> dict[str, int]:
     return found
 
 
+def _padded(length: int) -> int:
+    """Lengths that `tl.dot` takes."""
+    return max(16, int(triton.next_power_of_2(length)))
+
+
 def _constants(call: PoolCall, splits: int) -> dict[str, Any]:
     key_dim, value_dim = call.key.shape[-1], call.value.shape[-1]
     group = call.query.shape[1] // call.key.shape[1]
     wide = max(key_dim, value_dim) > 128 or call.query.dtype == torch.float32
     return {
-        "GROUP": group, "HEADS": max(16, triton.next_power_of_2(group)),
-        "KEY": key_dim, "KEY_PAD": max(16, triton.next_power_of_2(key_dim)),
-        "VALUE": value_dim, "VALUE_PAD": max(16, triton.next_power_of_2(value_dim)),
+        "GROUP": group, "HEADS": _padded(group),
+        "KEY": key_dim, "KEY_PAD": _padded(key_dim),
+        "VALUE": value_dim, "VALUE_PAD": _padded(value_dim),
         "BLOCK": BLOCK_TOKENS, "TILE": 32, "SPLITS": splits,
         "HAS_SOFTCAP": call.softcap is not None, "HAS_SINKS": call.sinks is not None,
         "num_warps": 4, "num_stages": 2 if wide else 5,
