@@ -41,10 +41,12 @@ NEW_TRIP = StepTiming()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """One session's share of a step."""
+    """One session's share of a step: rows up to, not including, position `stop`."""
 
     session: Session
     rows: Rows
+    num_rows: int
+    stop: int
 
 
 class Engine:
@@ -164,7 +166,8 @@ class Engine:
 
     def _take(self, session_id: SessionId, num_rows: int) -> _Work:
         session = self.sessions.served(session_id)
-        return _Work(session, session.take(num_rows))
+        rows = session.take(num_rows)
+        return _Work(session, rows, num_rows, rows.position + num_rows)
 
     def _guarded(self, work: list[_Work], compute: Callable[[], None]) -> None:
         """A failed forward costs the sessions in it, never the process."""
@@ -182,7 +185,7 @@ class Engine:
 
     def _compute(self, work: list[_Work]) -> None:
         begin = perf_counter_ns()
-        layout = lay_out([(item.session.table, len(item.rows)) for item in work])
+        layout = lay_out([(item.session.table, item.num_rows) for item in work])
         sampling = [(item, row) for item, row in zip(work, layout.last_rows, strict=True) if _is_sampled(item)]
         inputs = torch.cat([item.rows.values for item in work])
         output = self._stage.forward(layout, inputs, [row for _, row in sampling])
@@ -191,7 +194,7 @@ class Engine:
             self._stage.device.synchronize()
         compute_us = _us_since(begin)
         for item in work:
-            item.session.table.advance(len(item.rows))
+            item.session.table.advance(item.num_rows)
         if self._stage.is_last:
             compute_us += self._deliver_tokens([item for item, _ in sampling], output, compute_us)
         else:
@@ -200,7 +203,7 @@ class Engine:
 
     def _count(self, work: list[_Work], compute_us: int) -> None:
         num_decode = sum(_num_decode_rows(item) for item in work)
-        self.meter.add(num_decode, sum(len(item.rows) for item in work) - num_decode, compute_us / 1e6, monotonic())
+        self.meter.add(num_decode, sum(item.num_rows for item in work) - num_decode, compute_us / 1e6, monotonic())
 
     # ------------------------------------------------------------ rows out
 
@@ -269,13 +272,12 @@ class Engine:
 
 def _is_sampled(item: _Work) -> bool:
     """The prompt's last row and every later one; earlier rows only fill the KV cache."""
-    return item.rows.position + len(item.rows) >= item.session.start.num_prompt_tokens
+    return item.stop >= item.session.start.num_prompt_tokens
 
 
 def _num_decode_rows(item: _Work) -> int:
     """The rows behind the prompt's last one."""
-    stop = item.rows.position + len(item.rows)
-    return max(0, min(len(item.rows), stop - item.session.start.num_prompt_tokens))
+    return max(0, min(item.num_rows, item.stop - item.session.start.num_prompt_tokens))
 
 
 def _later(timing: StepTiming, compute_us: int, codec_us: int) -> StepTiming:

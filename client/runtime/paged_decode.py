@@ -32,6 +32,39 @@ def _softcapped(scores, softcap, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-
     return scores
 
 
+@triton.jit
+def _first_visible(position, window, chunk):  # type: ignore[no-untyped-def]
+    first = tl.zeros_like(position)
+    if window > 0:
+        first = tl.maximum(first, position - window + 1)
+    if chunk > 0:
+        first = tl.maximum(first, position // chunk * chunk)
+    return first
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store(  # type: ignore[no-untyped-def]
+    sums, total, top, sinks, out, partial, stats, line, head, split, is_head,
+    VALUE: tl.constexpr, VALUE_PAD: tl.constexpr, SPLITS: tl.constexpr, HAS_SINKS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    value_dim = tl.arange(0, VALUE_PAD)
+    if SPLITS == 1:
+        if HAS_SINKS:
+            sink = tl.load(sinks + head, mask=is_head, other=0.0).to(tl.float32)
+            higher = tl.maximum(top, sink)
+            fade = tl.exp(top - higher)
+            total = total * fade + tl.exp(sink - higher)
+            sums = sums * fade[:, None]
+        mask = is_head[:, None] & (value_dim < VALUE)[None, :]
+        result = (sums / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + line[:, None] * VALUE + value_dim[None, :], result, mask=mask)
+    else:
+        part = line * SPLITS + split
+        tl.store(partial + part[:, None] * VALUE_PAD + value_dim[None, :], sums, mask=is_head[:, None])
+        tl.store(stats + part * 2, top, mask=is_head)
+        tl.store(stats + part * 2 + 1, total, mask=is_head)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _split_kernel(  # type: ignore[no-untyped-def]
     query, key, value, keys, values, tables, table_rows, positions, sinks, out, partial, stats,
@@ -47,29 +80,23 @@ def _split_kernel(  # type: ignore[no-untyped-def]
     heads, key_dim, value_dim = tl.arange(0, HEADS), tl.arange(0, KEY_PAD), tl.arange(0, VALUE_PAD)
     head = kv_head * GROUP + heads
     is_key, is_value, is_head = key_dim < KEY, value_dim < VALUE, heads < GROUP
-    at_query = query + row * query_row + head[:, None] * query_head + key_dim[None, :]
-    q = tl.load(at_query, mask=is_head[:, None] & is_key[None, :], other=0.0)
+    lines = query + row * query_row + head[:, None] * query_head
+    q = tl.load(lines + key_dim[None, :], mask=is_head[:, None] & is_key[None, :], other=0.0)
 
-    first = tl.zeros_like(position)
-    if window > 0:
-        first = tl.maximum(first, position - window + 1)
-    if chunk > 0:
-        first = tl.maximum(first, position // chunk * chunk)
+    first = _first_visible(position, window, chunk)
     span = tl.cdiv(tl.cdiv(position - first, SPLITS), TILE) * TILE
-    begin = first + split * span
-    end = tl.minimum(begin + span, position)
+    end = tl.minimum(first + split * span + span, position)
     top = tl.full([HEADS], NOTHING, tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     sums = tl.zeros([HEADS, VALUE_PAD], tl.float32)
-    for start in range(begin, end, TILE):
+    for start in range(first + split * span, end, TILE):
         at = start + tl.arange(0, TILE)
         is_there = at < end
         block = tl.load(table + at // BLOCK, mask=is_there, other=0).to(tl.int64)
         place = (block * BLOCK + at % BLOCK) * num_kv_heads + kv_head
         k = tl.load(keys + place[:, None] * KEY + key_dim[None, :], mask=is_there[:, None] & is_key[None, :], other=0.0)
-        v = tl.load(
-            values + place[:, None] * VALUE + value_dim[None, :], mask=is_there[:, None] & is_value[None, :], other=0.0
-        )
+        at_values = values + place[:, None] * VALUE + value_dim[None, :]
+        v = tl.load(at_values, mask=is_there[:, None] & is_value[None, :], other=0.0)
         scores = _softcapped(tl.dot(q, tl.trans(k), input_precision="ieee") * scaling, softcap, HAS_SOFTCAP)
         scores = tl.where(is_there[None, :], scores, NOTHING)
         higher = tl.maximum(top, tl.max(scores, 1))
@@ -95,20 +122,10 @@ def _split_kernel(  # type: ignore[no-untyped-def]
         sums = sums * fade_new[:, None] + weight[:, None] * v_new.to(tl.float32)[None, :]
         top = higher_new
 
-    if SPLITS == 1:
-        if HAS_SINKS:
-            sink = tl.load(sinks + head, mask=is_head, other=0.0).to(tl.float32)
-            higher_sink = tl.maximum(top, sink)
-            fade_sink = tl.exp(top - higher_sink)
-            total = total * fade_sink + tl.exp(sink - higher_sink)
-            sums = sums * fade_sink[:, None]
-        place_out = out + (row * num_kv_heads * GROUP + head)[:, None] * VALUE + value_dim[None, :]
-        tl.store(place_out, (sums / total[:, None]).to(out.dtype.element_ty), mask=is_head[:, None] & is_value[None, :])
-    else:
-        part = (row * num_kv_heads * GROUP + head) * SPLITS + split
-        tl.store(partial + part[:, None] * VALUE_PAD + value_dim[None, :], sums, mask=is_head[:, None])
-        tl.store(stats + part * 2, top, mask=is_head)
-        tl.store(stats + part * 2 + 1, total, mask=is_head)
+    _store(
+        sums, total, top, sinks, out, partial, stats, row * num_kv_heads * GROUP + head, head, split, is_head,
+        VALUE, VALUE_PAD, SPLITS, HAS_SINKS,
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
