@@ -47,7 +47,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     from client.runtime.device import Device, default_num_threads
     from client.runtime.worker import run_worker
 
-    torch.set_num_threads(int(os.environ.get("DECENTLLM_THREADS") or default_num_threads()))
+    # Beside an accelerator, more than one thread only waits for the others: at copies of a few hundred kilobytes.
+    num_threads = default_num_threads() if arguments.device == "cpu" else 1
+    torch.set_num_threads(int(os.environ.get("DECENTLLM_THREADS") or num_threads))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with socket.socket(fileno=arguments.channel) as sock:

@@ -21,6 +21,8 @@ from client.runtime.errors import UnsupportedArchitectureError
 from client.runtime.kv_cache import KvCache, KvTable, LayerCache, LayerShape
 
 INTERFACE_NAME = "decentllm_ragged"
+POOLED_NAME = "decentllm_pooled"
+"""Under this name an attention module has its PooledLayer, on devices whose forwards are captured."""
 MaskKey = tuple[int, int, int | None, int | None]
 
 
@@ -54,6 +56,17 @@ class Span:
         return self.position + self.num_rows
 
 
+class Scoring(Protocol):
+    """How a call turns products of queries and keys into weights."""
+
+    @property
+    def scaling(self) -> float | None: ...
+    @property
+    def softcap(self) -> float | None: ...
+    @property
+    def sinks(self) -> Tensor | None: ...
+
+
 class Attender(Protocol):
     """What stands behind the attention function during a forward."""
 
@@ -78,9 +91,11 @@ def ragged_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The signature of transformers' attention functions. Probing has shown that a model passes no mask here."""
-    call = AttentionCall(
-        module.layer_idx, query, key, value, kwargs.get("scaling"), kwargs.get("softcap"), kwargs.get("s_aux")
-    )
+    scaling, softcap, sinks = kwargs.get("scaling"), kwargs.get("softcap"), kwargs.get("s_aux")
+    pooled = getattr(module, POOLED_NAME, None)
+    if pooled is not None:  # nothing else of Python's state is read: a compiled layer comes by here
+        return pooled(query, key, value, scaling, softcap, sinks), None
+    call = AttentionCall(module.layer_idx, query, key, value, scaling, softcap, sinks)
     attender = _current.attender
     if isinstance(attender, ShapeProbe):
         attender.look(module, attention_mask, kwargs)
@@ -96,6 +111,8 @@ class ShapeProbe:
     def __init__(self, model_type: str) -> None:
         self._model_type = model_type
         self._reach: dict[int, tuple[int | None, int | None]] = {}
+        self.modules: dict[int, Any] = {}
+        """Each layer's attention module."""
         self._shapes: dict[int, LayerShape] = {}
 
     @property
@@ -108,6 +125,7 @@ class ShapeProbe:
             raise UnsupportedArchitectureError(self._model_type, "they build attention masks of their own")
         if module.layer_idx in self._reach:
             raise UnsupportedArchitectureError(self._model_type, "a layer attends more than once")
+        self.modules[module.layer_idx] = module
         self._reach[module.layer_idx] = _reach(module, kwargs.get("sliding_window"))
 
     def attend(self, call: AttentionCall) -> Tensor:
@@ -129,26 +147,22 @@ def _reach(module: Any, sliding_window: int | None) -> tuple[int | None, int | N
 
 
 class RaggedBatch:
-    """One step's rows over the pool: single rows of many sessions first, then chunks of prompts.
+    """One step's rows over the pool, one view of it per session: what a CPU is fastest with.
 
-    `slots` [rows] is where each row's key and value go. With `groups_decode`, all single rows are attended to in one
-    call over gathered, padded keys: what an accelerator wants. A CPU is faster with one view per session."""
+    `slots` [rows] is where each row's key and value go."""
 
-    def __init__(self, cache: KvCache, spans: Sequence[Span], slots: Tensor, groups_decode: bool) -> None:
+    def __init__(self, cache: KvCache, spans: Sequence[Span], slots: Tensor) -> None:
         self._cache = cache
         self._slots = slots
         self._masks: dict[MaskKey, Tensor | None] = {}
-        num_single = next((i for i, span in enumerate(spans) if span.num_rows > 1), len(spans))
-        self._grouped = _DecodeGroup(spans[:num_single], slots.device) if groups_decode and num_single > 1 else None
-        self._spans = spans[num_single:] if self._grouped else spans
+        self._spans = spans
 
     def attend(self, call: AttentionCall) -> Tensor:
         layer = self._cache.layers[call.layer]
         layer.write(self._slots, call.key, call.value)
-        if len(self._spans) == 1 and self._grouped is None:
+        if len(self._spans) == 1:
             return self._attend_span(self._spans[0], call, layer).transpose(1, 2)
-        parts = [] if self._grouped is None else [self._grouped.attend(call, layer)]
-        parts += [self._attend_span(span, call, layer)[0].transpose(0, 1) for span in self._spans]
+        parts = [self._attend_span(span, call, layer)[0].transpose(0, 1) for span in self._spans]
         return torch.cat(parts).unsqueeze(0)
 
     def _attend_span(self, span: Span, call: AttentionCall, layer: LayerCache) -> Tensor:
@@ -156,7 +170,7 @@ class RaggedBatch:
         start = layer.shape.first_visible(span.position)
         keys, values = layer.read(span.table, start, span.stop)
         query = call.query[:, :, span.first_row : span.first_row + span.num_rows]
-        return _attend(query, keys, values, self._mask(span, start, layer.shape), call)
+        return attend(query, keys, values, self._mask(span, start, layer.shape), call)
 
     def _mask(self, span: Span, start: int, shape: LayerShape) -> Tensor | None:
         """[rows, keys from `start` on] bool, or None if every row sees every key."""
@@ -165,46 +179,22 @@ class RaggedBatch:
         key = (span.first_row, start, shape.window, shape.chunk)
         if key not in self._masks:
             rows = torch.arange(span.position, span.stop, device=self._slots.device)[:, None]
-            self._masks[key] = _visible(rows, torch.arange(start, span.stop, device=self._slots.device), shape)
+            keys = torch.arange(start, span.stop, device=self._slots.device)
+            self._masks[key] = visible(rows, keys, shape.window, shape.chunk)
         return self._masks[key]
 
 
-class _DecodeGroup:
-    """The single rows of a step, padded to the longest context."""
-
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
-        longest = max(span.stop for span in spans)
-        table = torch.empty(len(spans), longest, dtype=torch.int64)
-        for row, span in zip(table, spans, strict=True):
-            row[: span.stop] = span.table.slots[: span.stop]
-            # Padding repeats the session's own first slot: other slots may hold NaN, which a mask does not stop.
-            row[span.stop :] = span.table.slots[0]
-        self._slots = table.to(device)
-        self._rows = torch.tensor([[span.position] for span in spans], device=device)
-        self._keys = torch.arange(longest, device=device)
-        self._masks: dict[tuple[int | None, int | None], Tensor] = {}
-
-    def attend(self, call: AttentionCall, layer: LayerCache) -> Tensor:
-        """[rows, heads, value dim]"""
-        reach = (layer.shape.window, layer.shape.chunk)
-        if reach not in self._masks:
-            self._masks[reach] = _visible(self._rows, self._keys, layer.shape)[:, None, None]
-        keys, values = layer.gather(self._slots)
-        query = call.query[0, :, : len(self._slots)].transpose(0, 1).unsqueeze(2)
-        return _attend(query, keys, values, self._masks[reach], call).squeeze(2)
-
-
-def _visible(rows: Tensor, keys: Tensor, shape: LayerShape) -> Tensor:
+def visible(rows: Tensor, keys: Tensor, window: int | None, chunk: int | None) -> Tensor:
     """Which of the key positions the row positions attend to, broadcast."""
     mask = keys <= rows
-    if shape.window is not None:
-        mask = mask & (keys > rows - shape.window)
-    if shape.chunk is not None:
-        mask = mask & (keys // shape.chunk == rows // shape.chunk)
+    if window is not None:
+        mask = mask & (keys > rows - window)
+    if chunk is not None:
+        mask = mask & (keys // chunk == rows // chunk)
     return mask
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, call: AttentionCall) -> Tensor:
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, call: Scoring) -> Tensor:
     """query [n, heads, rows, dim] over keys, values [n, kv heads, positions, dim]: [n, heads, rows, value dim]."""
     if call.softcap is None and call.sinks is None:
         return _attend_fused(query, keys, values, mask, call.scaling)
@@ -223,7 +213,7 @@ def _attend_fused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | No
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
 
 
-def _attend_scores(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, call: AttentionCall) -> Tensor:
+def _attend_scores(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, call: Scoring) -> Tensor:
     """For what the fused kernels lack: soft-capped scores and sinks. Softmax in float32, as the models' own code."""
     num_heads, num_rows, dim = query.shape[1:]
     group = num_heads // keys.shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -34,30 +35,38 @@ def plan_step(waiting: Sequence[tuple[Key, int]], max_tokens: int) -> list[tuple
 
 @dataclass(frozen=True)
 class StepLayout:
-    """Where a step's rows stand. `positions` and `slots` are int64 [rows], on the CPU."""
+    """Where a step's rows stand. `positions` and `slots` are int64 [rows], on the CPU, made when first asked for."""
 
     spans: tuple[Span, ...]
-    positions: Tensor
-    slots: Tensor
 
     @property
     def num_rows(self) -> int:
-        return len(self.positions)
+        return self.spans[-1].first_row + self.spans[-1].num_rows
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every session has one row."""
+        return self.num_rows == len(self.spans)
 
     @property
     def last_rows(self) -> list[int]:
         """The last row of each span."""
         return [span.first_row + span.num_rows - 1 for span in self.spans]
 
+    @cached_property
+    def positions(self) -> Tensor:
+        return torch.cat([torch.arange(span.position, span.stop) for span in self.spans])
+
+    @cached_property
+    def slots(self) -> Tensor:
+        return torch.cat([span.table.slots[span.position : span.stop] for span in self.spans])
+
 
 def lay_out(takes: Sequence[tuple[KvTable, int]]) -> StepLayout:
-    """Lay out the next `n` rows of each session's table, in the order given; the tables are not changed."""
-    spans, positions, slots = [], [], []
+    """Lay out the next `n` rows of each session's table, single rows first; the tables are not changed."""
+    spans = []
     row = 0
     for table, num_rows in takes:
-        span = Span(row, num_rows, table.length, table)
-        spans.append(span)
-        positions.append(torch.arange(span.position, span.stop))
-        slots.append(table.slots[span.position : span.stop])
+        spans.append(Span(row, num_rows, table.length, table))
         row += num_rows
-    return StepLayout(tuple(spans), torch.cat(positions), torch.cat(slots))
+    return StepLayout(tuple(spans))

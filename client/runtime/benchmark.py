@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor
 from client.runtime.architecture import Architecture, read_architecture
 from client.runtime.batch import StepLayout, lay_out
 from client.runtime.cut import cut_class, meta_cut
+from client.runtime.decode_graphs import BUCKETS, bucket_of
 from client.runtime.device import Device
 from client.runtime.kv_cache import BLOCK_TOKENS, KvTable
 from client.runtime.loading import materialise
+from client.runtime.paged_forward import PagedForward
 from client.runtime.sampling import sample
 from client.runtime.stage import Stage, probe_shapes, run_cut
 from protocol.values import BatchTime, LayerBenchmark, Sampling
@@ -27,6 +30,8 @@ MEASURE_S = 0.6
 MAX_REPETITIONS = 25
 PREFILL_BUDGET_S = 1.5
 """A prefill expected to take longer than this is timed over fewer tokens."""
+PREPARE_LIMIT_S = 10.0
+"""Compiling and capturing at a measurement, which is to be over soon."""
 PATTERN_LENGTH = 1_000_003
 """Random weights repeat after this many elements (a prime, so that no two rows are equal): filling is then a copy."""
 
@@ -44,7 +49,7 @@ def measure_layers(
     Raises BadConfigError, UnsupportedArchitectureError, or what torch raises when the layer does not fit."""
     architecture = read_architecture(config_json)
     clock = StepClock(device, between)
-    layer = LayerTimer(architecture, dtype, device, clock, max_batch_size=max(*batch_sizes, 1))
+    layer = LayerTimer(architecture, dtype, device, clock, [*batch_sizes, 1])
     decode = tuple(BatchTime(size, layer.decode_s(size)) for size in sorted(set(batch_sizes)))
     num_tokens = min(num_prefill_tokens, max(BLOCK_TOKENS, int(PREFILL_BUDGET_S / decode[0].layer_s)))
     prefill_s = layer.prefill_s(max(1, num_tokens)) / max(1, num_tokens)
@@ -80,14 +85,17 @@ class LayerTimer:
     """One layer from the middle of a model, where families with a few dense layers at the start are past them."""
 
     def __init__(
-        self, architecture: Architecture, dtype: torch.dtype, device: Device, clock: StepClock, max_batch_size: int
-    ) -> None:
+        self, architecture: Architecture, dtype: torch.dtype, device: Device, clock: StepClock,
+        batch_sizes: Sequence[int],
+    ) -> None:  # fmt: skip
         self._clock = clock
         middle = architecture.num_layers // 2
         cut = random_cut(architecture, middle, middle + 1, dtype, device)
         token_bytes = sum(shape.num_elements for shape in probe_shapes(cut, dtype, device)) * dtype.itemsize
-        num_tokens = max_batch_size * (CONTEXT_TOKENS + BLOCK_TOKENS) + 4096
-        self._stage = Stage(cut, num_tokens * token_bytes, dtype, device)
+        num_tokens = max(batch_sizes) * (CONTEXT_TOKENS + BLOCK_TOKENS) + 4096
+        sizes = sorted({bucket_of(size) or BUCKETS[-1] for size in batch_sizes})
+        open_paged = None if device.is_cpu else partial(PagedForward.open, limit_s=PREPARE_LIMIT_S, sizes=sizes)
+        self._stage = Stage(cut, num_tokens * token_bytes, dtype, device, open_paged)
         for layer in self._stage.cache.layers.values():  # timing must not read what happens to lie in memory
             layer.keys.zero_()
             layer.values.zero_()
@@ -134,7 +142,8 @@ def random_cut(architecture: Architecture, start: int, stop: int, dtype: torch.d
     """Layers [start, stop) with random weights, loaded as if from a checkpoint."""
     shapes = meta_cut(architecture, start, stop).model.state_dict()
     pattern = torch.randn(PATTERN_LENGTH, generator=torch.Generator().manual_seed(0)) * 0.02
-    tensors = {name: _RandomTensor(tuple(meta.shape), pattern.to(dtype)) for name, meta in shapes.items()}
+    pattern = pattern.to(device.torch_device, dtype)
+    tensors = {name: _RandomTensor(tuple(meta.shape), pattern) for name, meta in shapes.items()}
     return materialise(cut_class(architecture, start, stop), architecture, tensors, dtype, device)
 
 
@@ -144,7 +153,7 @@ class _RandomTensor:
         self._pattern = pattern
 
     def __getitem__(self, index: Any) -> Tensor:
-        tensor = torch.empty(self._shape, dtype=self._pattern.dtype)
+        tensor = torch.empty(self._shape, dtype=self._pattern.dtype, device=self._pattern.device)
         for piece in torch.split(tensor.flatten(), len(self._pattern)):
             piece.copy_(self._pattern[: len(piece)])
         return tensor

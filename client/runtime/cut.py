@@ -64,6 +64,29 @@ class CutModel:
     def is_last(self) -> bool:
         return self.stop == self.architecture.num_layers
 
+    @property
+    def own_layers(self) -> list[nn.Module]:
+        """The real layers, first to last."""
+        layers = self.model.get_submodule(self.layers_path)
+        return [layers[index] for index in range(self.start, self.stop)]
+
+
+def call_model(cut: CutModel, inputs: Tensor, positions: Tensor, logit_rows: Tensor | None) -> Tensor:
+    """The model's own forward over rows: token ids [rows] on a first stage, else hidden states [rows, hidden size].
+
+    Returns hidden states [rows, hidden size], or of a last stage logits [rows or those of `logit_rows`, vocabulary]."""
+    kwargs: dict[str, Any] = {"position_ids": positions[None], "use_cache": False}
+    if cut.is_first:
+        kwargs["input_ids"] = inputs[None]
+    else:
+        assert cut.entry is not None
+        kwargs["inputs_embeds"] = cut.entry.hidden = inputs[None]
+    if not cut.is_last:
+        hidden: Tensor = cut.body(**kwargs).last_hidden_state[0]
+        return hidden
+    logits: Tensor = cut.model(**kwargs, logits_to_keep=0 if logit_rows is None else logit_rows).logits[0]
+    return logits
+
 
 def cut_class(architecture: Architecture, start: int, stop: int) -> Any:
     """The architecture's model class, whose instances are cut to [start, stop) as soon as they are built."""

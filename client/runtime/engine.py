@@ -36,14 +36,17 @@ from protocol.frames import Frame, FrameKind, Segment, WireDtype, decode_frame
 from protocol.values import SessionId, StepTiming
 
 _logger = logging.getLogger(__name__)
+NEW_TRIP = StepTiming()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """One session's share of a step."""
+    """One session's share of a step: rows up to, not including, position `stop`."""
 
     session: Session
     rows: Rows
+    num_rows: int
+    stop: int
 
 
 class Engine:
@@ -55,6 +58,7 @@ class Engine:
         self.sessions = SessionBook(stage.cache)
         self._stage = stage
         self._outbox = outbox
+        self._late: list[Sampled] = []
         self._max_batch_tokens = max(1, max_batch_tokens)
 
     @property
@@ -84,6 +88,7 @@ class Engine:
 
     def _fail(self, session: Session, fault: WorkerError) -> None:
         if self.sessions.close(session):  # a session fails once
+            self._send_late()
             self._outbox.send_message(_failed(session.start, fault))
 
     # ------------------------------------------------------------ frames in
@@ -131,6 +136,14 @@ class Engine:
                 if int(tokens.min()) < 0 or int(tokens.max()) >= self._stage.vocab_size:
                     raise BadTokenError(self._stage.vocab_size)
                 rows = Rows(rows.position, tokens, rows.timing)
+        except SessionError as fault:
+            self._fail(session, fault)
+        else:
+            self._push_own(session, rows)
+
+    def _push_own(self, session: Session, rows: Rows) -> None:
+        """Queue a token that was sampled here."""
+        try:
             session.push(rows)
         except SessionError as fault:
             self._fail(session, fault)
@@ -148,10 +161,13 @@ class Engine:
             return
         work = [self._take(session_id, num_rows) for session_id, num_rows in takes]
         self._guarded(work, lambda: self._compute(work))
+        if not self.has_work:
+            self._send_late()
 
     def _take(self, session_id: SessionId, num_rows: int) -> _Work:
         session = self.sessions.served(session_id)
-        return _Work(session, session.take(num_rows))
+        rows = session.take(num_rows)
+        return _Work(session, rows, num_rows, rows.position + num_rows)
 
     def _guarded(self, work: list[_Work], compute: Callable[[], None]) -> None:
         """A failed forward costs the sessions in it, never the process."""
@@ -169,14 +185,16 @@ class Engine:
 
     def _compute(self, work: list[_Work]) -> None:
         begin = perf_counter_ns()
-        layout = lay_out([(item.session.table, len(item.rows)) for item in work])
+        layout = lay_out([(item.session.table, item.num_rows) for item in work])
         sampling = [(item, row) for item, row in zip(work, layout.last_rows, strict=True) if _is_sampled(item)]
         inputs = torch.cat([item.rows.values for item in work])
         output = self._stage.forward(layout, inputs, [row for _, row in sampling])
-        self._stage.device.synchronize()
+        self._send_late()  # an accelerator computes meanwhile
+        if not (self._stage.is_last and sampling):  # sampling waits by itself
+            self._stage.device.synchronize()
         compute_us = _us_since(begin)
         for item in work:
-            item.session.table.advance(len(item.rows))
+            item.session.table.advance(item.num_rows)
         if self._stage.is_last:
             compute_us += self._deliver_tokens([item for item, _ in sampling], output, compute_us)
         else:
@@ -185,7 +203,7 @@ class Engine:
 
     def _count(self, work: list[_Work], compute_us: int) -> None:
         num_decode = sum(_num_decode_rows(item) for item in work)
-        self.meter.add(num_decode, sum(len(item.rows) for item in work) - num_decode, compute_us / 1e6, monotonic())
+        self.meter.add(num_decode, sum(item.num_rows for item in work) - num_decode, compute_us / 1e6, monotonic())
 
     # ------------------------------------------------------------ rows out
 
@@ -206,34 +224,46 @@ class Engine:
 
     def _deliver_tokens(self, work: list[_Work], logits: Tensor, compute_us: int) -> int:
         """Sample for these sessions; returns how long that took, in microseconds."""
+        if not work:
+            return 0
         begin = perf_counter_ns()
         starts = [item.session.start for item in work]
         choices = [(start.sampling, item.session.table.length) for start, item in zip(starts, work, strict=True)]
         tokens = sample(logits, [(sampling, at) for sampling, at in choices if sampling is not None])
         sample_us = _us_since(begin)
         groups = LinkGroups(FrameKind.TOKENS)
-        for item, token in zip(work, tokens, strict=True):
+        rows = torch.split(torch.tensor([token or 0 for token in tokens]), 1)
+        for item, token, row in zip(work, tokens, rows, strict=True):
             if token is None:
                 self._fail(item.session, NonFiniteError())
             else:
-                self._deliver_token(item, token, groups, compute_us + sample_us)
+                self._deliver_token(item, token, row, groups, compute_us + sample_us)
         self._send(groups)
         return sample_us
 
-    def _deliver_token(self, item: _Work, token: int, groups: LinkGroups, compute_us: int) -> None:
+    def _deliver_token(self, item: _Work, token: int, row: Tensor, groups: LinkGroups, compute_us: int) -> None:
+        """`row`: the token as int64 [1]. Where the next step begins at once, who asked hears of it after that."""
         session = item.session
         start, position = session.start, session.table.length
         assert start.stop is not None
         reason = finish_reason(token, position, start.stop)
         timing = _later(item.rows.timing, compute_us, 0)
-        self._outbox.send_message(Sampled(start.session_id, start.epoch, position, (token,), reason, timing))
-        rows = Rows(position, torch.tensor([[token]], dtype=torch.int32), StepTiming())  # a new trip begins
+        message = Sampled(start.session_id, start.epoch, position, (token,), reason, timing)
+        if start.next_link is None:
+            self._late.append(message)
+        else:
+            self._outbox.send_message(message)
         if reason is not None:
             session.is_finished = True
         elif start.next_link is None:
-            self._push(session, rows)
+            self._push_own(session, Rows(position, row, NEW_TRIP))
         else:
-            groups.add(session, rows)
+            groups.add(session, Rows(position, row.int()[:, None], NEW_TRIP))
+
+    def _send_late(self) -> None:
+        late, self._late = self._late, []
+        for message in late:
+            self._outbox.send_message(message)
 
     def _send(self, groups: LinkGroups) -> None:
         for link, frame in groups.frames():
@@ -242,13 +272,12 @@ class Engine:
 
 def _is_sampled(item: _Work) -> bool:
     """The prompt's last row and every later one; earlier rows only fill the KV cache."""
-    return item.rows.position + len(item.rows) >= item.session.start.num_prompt_tokens
+    return item.stop >= item.session.start.num_prompt_tokens
 
 
 def _num_decode_rows(item: _Work) -> int:
     """The rows behind the prompt's last one."""
-    stop = item.rows.position + len(item.rows)
-    return max(0, min(len(item.rows), stop - item.session.start.num_prompt_tokens))
+    return max(0, min(item.num_rows, item.stop - item.session.start.num_prompt_tokens))
 
 
 def _later(timing: StepTiming, compute_us: int, codec_us: int) -> StepTiming:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from client.runtime.block_tables import BlockTables
 from client.runtime.device import Device
 from client.runtime.errors import DeviceMemoryError, KvFullError
 
@@ -82,10 +83,13 @@ class BlockPool:
 
 
 class KvTable:
-    """One session's place in the pool: the slot of each of its positions, and how many positions are written."""
+    """One session's place in the pool: the slot of each of its positions, and how many positions are written.
 
-    def __init__(self, blocks: list[int]) -> None:
+    `row` is where BlockTables has its blocks, if the device keeps them."""
+
+    def __init__(self, blocks: list[int], row: int | None = None) -> None:
         self.blocks = blocks
+        self.row = row
         self.length = 0
         offsets = torch.arange(BLOCK_TOKENS)
         self.slots = (torch.tensor(blocks, dtype=torch.int64)[:, None] * BLOCK_TOKENS + offsets).flatten()
@@ -129,29 +133,33 @@ class LayerCache:
         slots = table.slots[start:stop].to(self.keys.device)
         return _heads_first(self.keys.index_select(0, slots)), _heads_first(self.values.index_select(0, slots))
 
-    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values at `slots` [sessions, positions], as [sessions, kv heads, positions, dim]."""
-        flat = slots.flatten()
-        keys, values = self.keys.index_select(0, flat), self.values.index_select(0, flat)
-        return tuple(t.view(*slots.shape, *t.shape[1:]).transpose(1, 2) for t in (keys, values))  # type: ignore[return-value]
-
 
 def _heads_first(rows: Tensor) -> Tensor:
     return rows.transpose(0, 1).unsqueeze(0)
 
 
 class KvCache:
-    """The pool of one slice. `num_tokens` is how many tokens it holds, of all sessions together."""
+    """The pool of one slice. `num_tokens` is how many tokens it holds, of all sessions together.
 
-    def __init__(self, shapes: Sequence[LayerShape], max_bytes: int, dtype: torch.dtype, device: Device) -> None:
+    One block more is there for the padded rows of captured steps. With `keeps_tables`, the device has every open
+    session's blocks in `tables`."""
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], max_bytes: int, dtype: torch.dtype, device: Device,
+        keeps_tables: bool = False,
+    ) -> None:  # fmt: skip
         """Raises DeviceMemoryError if `max_bytes` does not hold one block, or what torch raises if it cannot be had."""
         token_bytes = sum(shape.num_elements for shape in shapes) * dtype.itemsize
         num_blocks = max_bytes // (token_bytes * BLOCK_TOKENS)
         if num_blocks < 1:
             raise DeviceMemoryError
         self.num_tokens = num_blocks * BLOCK_TOKENS
+        self.shapes = tuple(shapes)
+        self.dtype = dtype
         self.device = device
-        self.layers = {s.layer: LayerCache(s, self.num_tokens, dtype, device.torch_device) for s in shapes}
+        num_slots = self.num_tokens + BLOCK_TOKENS
+        self.layers = {s.layer: LayerCache(s, num_slots, dtype, device.torch_device) for s in shapes}
+        self.tables = BlockTables(num_blocks, num_blocks, device.torch_device) if keeps_tables else None
         self._pool = BlockPool(num_blocks)
         self._tables: list[KvTable] = []
 
@@ -161,7 +169,11 @@ class KvCache:
 
     def open(self, num_tokens: int) -> KvTable:
         """Reserve room for `num_tokens`, rounded up to whole blocks. Raises KvFullError."""
-        table = KvTable(self._pool.take(-(-num_tokens // BLOCK_TOKENS)))
+        num_blocks = -(-num_tokens // BLOCK_TOKENS)
+        if self.tables is not None and not self.tables.has_room(num_blocks):
+            raise KvFullError(num_tokens, self.tables.width * BLOCK_TOKENS if self.tables.num_free else 0)
+        blocks = self._pool.take(num_blocks)
+        table = KvTable(blocks, None if self.tables is None else self.tables.add(blocks))
         self._tables.append(table)
         return table
 
@@ -169,6 +181,8 @@ class KvCache:
         """Free the session's room. A table is closed once."""
         self._tables.remove(table)
         self._pool.give_back(table.blocks)
+        if self.tables is not None and table.row is not None:
+            self.tables.remove(table.row)
 
     def validate(self) -> None:
         """Every block is free or held by exactly one open table."""

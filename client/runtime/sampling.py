@@ -31,11 +31,10 @@ def sample(logits: Tensor, choices: Sequence[tuple[Sampling, int]]) -> list[int 
 
     None where a row has no finite maximum: NaN or infinity came out of the model."""
     best, tokens = logits.max(dim=-1)
-    is_finite = torch.isfinite(best).tolist()
-    greedy = tokens.tolist()
+    greedy: list[int] = torch.where(torch.isfinite(best), tokens, -1).tolist()  # the one wait for the device
     return [
-        None if not is_finite[row] else greedy[row] if sampling.temperature == 0 else _draw(logits[row], sampling, at)
-        for row, (sampling, at) in enumerate(choices)
+        None if token < 0 else token if sampling.temperature == 0 else _draw(logits[row], sampling, at)
+        for row, (token, (sampling, at)) in enumerate(zip(greedy, choices, strict=True))
     ]
 
 

@@ -28,7 +28,7 @@ class Rows:
     timing: StepTiming
 
     def __len__(self) -> int:
-        return len(self.values)
+        return self.values.shape[0]  # a tensor's own len() takes ten times as long, and this is asked all the time
 
 
 @dataclass(slots=True, eq=False)
@@ -54,13 +54,16 @@ class Session:
         """Rows to compute next. Raises FrameError if they are not the next ones, KvFullError beyond the reservation."""
         if self.is_finished or rows.position != self.num_received:
             raise FrameError(FrameFault.POSITION, f"position {rows.position}, expected {self.num_received}")
-        if self.num_received + len(rows) > self.table.capacity:
-            raise KvFullError(self.num_received + len(rows), self.table.capacity)
-        self.num_received += len(rows)
+        num_received = self.num_received + len(rows)
+        if num_received > self.table.capacity:
+            raise KvFullError(num_received, self.table.capacity)
+        self.num_received = num_received
         self.waiting.append(rows)
 
     def take(self, num_rows: int) -> Rows:
         """Remove the next `num_rows` waiting rows. Their timing is that of the latest one, whose token it becomes."""
+        if len(self.waiting[0]) == num_rows:
+            return self.waiting.popleft()
         parts: list[Rows] = []
         missing = num_rows
         while missing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter, sleep
 from typing import Any
 
@@ -11,22 +13,41 @@ from torch import Tensor
 from client.pace import Pace
 from client.runtime.attention import Attender, RaggedBatch, ShapeProbe, attending
 from client.runtime.batch import StepLayout
-from client.runtime.cut import CutModel
+from client.runtime.cut import CutModel, call_model
 from client.runtime.device import Device
 from client.runtime.errors import UnsupportedArchitectureError
+from client.runtime.fused_linear import Group, fuse, watching
 from client.runtime.kv_cache import KvCache, LayerShape
+from client.runtime.paged_forward import PagedForward
+
+_logger = logging.getLogger(__name__)
+OpenPaged = Callable[[CutModel, KvCache, Mapping[int, Any]], PagedForward]
+"""(model, its pool, each layer's attention module): the forward of a device that captures graphs."""
 
 
 class Stage:
-    """A cut model with its KV pool. `dtype` is that of hidden states in and out."""
+    """A cut model with its KV pool. `dtype` is that of hidden states in and out.
 
-    def __init__(self, cut: CutModel, max_kv_bytes: int, dtype: torch.dtype, device: Device) -> None:
-        """Raises UnsupportedArchitectureError, if the layers attend by themselves, or DeviceMemoryError."""
+    What `forward` returns is valid until the next one."""
+
+    def __init__(
+        self, cut: CutModel, max_kv_bytes: int, dtype: torch.dtype, device: Device,
+        open_paged: OpenPaged | None = None,
+    ) -> None:  # fmt: skip
+        """`open_paged` makes the forward of decode steps that are captured; an accelerator has one in any case.
+
+        Raises UnsupportedArchitectureError, if the layers attend by themselves, or DeviceMemoryError."""
         self.cut = cut
         self.dtype = dtype
         self.device = device
-        self.groups_decode = not device.is_cpu
-        self.cache = KvCache(probe_shapes(cut, dtype, device), device.kv_bytes(max_kv_bytes), dtype, device)
+        if open_paged is None and not device.is_cpu:
+            open_paged = PagedForward.open
+        probe = ShapeProbe(cut.architecture.model_type)
+        with watching(cut.own_layers if open_paged else []) as groups:
+            shapes = probe_shapes(cut, dtype, device, probe)
+        _fuse_all(groups)
+        self.cache = KvCache(shapes, device.kv_bytes(max_kv_bytes), dtype, device, keeps_tables=open_paged is not None)
+        self._paged = open_paged(cut, self.cache, probe.modules) if open_paged else None
 
     @property
     def is_first(self) -> bool:
@@ -59,10 +80,11 @@ class Stage:
         Returns hidden states [rows, hidden size], or on the last stage logits [len(logit_rows), vocabulary].
         Writes the rows' keys and values, but leaves each table's length to the caller."""
         begin_s = perf_counter()
-        device = self.device.torch_device
-        slots = layout.slots.to(device)
-        batch = RaggedBatch(self.cache, layout.spans, slots, self.groups_decode)
-        output = run_cut(self.cut, batch, inputs.to(device), layout.positions.to(device), logit_rows)
+        if self._paged is not None:
+            output = self._paged.forward(layout, inputs, logit_rows)
+        else:
+            batch = RaggedBatch(self.cache, layout.spans, layout.slots)
+            output = run_cut(self.cut, batch, inputs, layout.positions, logit_rows)
         if self.device.pace is not None:
             self._keep_pace(self.device.pace, layout, begin_s)
         return output
@@ -78,26 +100,28 @@ class Stage:
 @torch.inference_mode()
 def run_cut(cut: CutModel, attender: Attender, inputs: Tensor, positions: Tensor, logit_rows: list[int]) -> Tensor:
     """The model's own forward over ragged rows, attending through `attender`."""
-    kwargs: dict[str, Any] = {"position_ids": positions[None], "use_cache": False}
-    if cut.is_first:
-        kwargs["input_ids"] = inputs[None]
-    else:
-        assert cut.entry is not None
-        kwargs["inputs_embeds"] = cut.entry.hidden = inputs[None]
     with attending(attender):
-        if not cut.is_last:
-            hidden: Tensor = cut.body(**kwargs).last_hidden_state[0]
-            return hidden
         rows = torch.tensor(logit_rows, dtype=torch.int64, device=inputs.device)
-        logits: Tensor = cut.model(**kwargs, logits_to_keep=rows).logits[0]
-        return logits
+        return call_model(cut, inputs, positions, rows)
 
 
-def probe_shapes(cut: CutModel, dtype: torch.dtype, device: Device) -> tuple[LayerShape, ...]:
-    """What each layer of the cut caches, seen in a forward of one token.
+def _fuse_all(groups: Sequence[Group]) -> None:
+    """As far as memory allows: a group needs that of its weights once more for a moment."""
+    for group in groups:
+        try:
+            fuse(group)
+        except torch.OutOfMemoryError:
+            _logger.warning("projections are not fused: the device's memory is nearly full")
+            return
+
+
+def probe_shapes(
+    cut: CutModel, dtype: torch.dtype, device: Device, probe: ShapeProbe | None = None
+) -> tuple[LayerShape, ...]:
+    """What each layer of the cut caches, seen by `probe` in a forward of one token.
 
     Raises UnsupportedArchitectureError if a layer did not come by the attention interface, or came with a mask."""
-    probe = ShapeProbe(cut.architecture.model_type)
+    probe = probe or ShapeProbe(cut.architecture.model_type)
     if cut.is_first:
         inputs = torch.zeros(1, dtype=torch.int64, device=device.torch_device)
     else:

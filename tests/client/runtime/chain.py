@@ -14,7 +14,7 @@ from client.ipc import EndSession, Sampled, SessionFailed, StartSession, WorkerM
 from client.runtime.device import Device
 from client.runtime.engine import Engine
 from client.runtime.loading import load_folder
-from client.runtime.stage import Stage
+from client.runtime.stage import OpenPaged, Stage
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, decode_frame, encode_frame
 from protocol.values import LayerRange, Sampling, SessionId, StopRule
 
@@ -25,10 +25,12 @@ def session_id(number: int) -> str:
     return f"{number:032x}"
 
 
-def load_stage(folder: Path, start: int, stop: int, max_kv_bytes: int = 2**22) -> Stage:
+def load_stage(
+    folder: Path, start: int, stop: int, max_kv_bytes: int = 2**22, open_paged: OpenPaged | None = None
+) -> Stage:
     device = Device.open("cpu")
     cut = load_folder(folder, LayerRange(start, stop), torch.float32, device, lambda done, total: None)
-    return Stage(cut, max_kv_bytes, torch.float32, device)
+    return Stage(cut, max_kv_bytes, torch.float32, device, open_paged)
 
 
 def prompt_frame(number: int, tokens: Sequence[int], position: int = 0, epoch: int = 1) -> Frame:
@@ -58,9 +60,10 @@ class Chain:
     """Stages cut at `cuts`. The number of a link is the number of the stage that it leads to."""
 
     def __init__(
-        self, folder: Path, cuts: Sequence[int], max_batch_tokens: int = 512, max_kv_bytes: int = 2**22
-    ) -> None:
-        self.stages = [load_stage(folder, a, b, max_kv_bytes) for a, b in pairwise(cuts)]
+        self, folder: Path, cuts: Sequence[int], max_batch_tokens: int = 512, max_kv_bytes: int = 2**22,
+        open_paged: OpenPaged | None = None,
+    ) -> None:  # fmt: skip
+        self.stages = [load_stage(folder, a, b, max_kv_bytes, open_paged) for a, b in pairwise(cuts)]
         self.mailboxes = [Mailbox() for _ in self.stages]
         pairs = zip(self.stages, self.mailboxes, strict=True)
         self.engines = [Engine(stage, mailbox, max_batch_tokens) for stage, mailbox in pairs]

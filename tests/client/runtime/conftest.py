@@ -9,6 +9,7 @@ os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def chain(checkpoint: Callable[[str], Path]) -> Iterator[Callable[..., Chain]]:
     """Build a chain of stages in this process. Afterwards every KV pool must add up, and be empty without sessions."""
     chains: list[Chain] = []
 
-    def build(architecture: str = "llama", cuts: tuple[int, ...] = (0, 6), **options: int) -> Chain:
+    def build(architecture: str = "llama", cuts: tuple[int, ...] = (0, 6), **options: Any) -> Chain:
         chains.append(Chain(checkpoint(architecture), cuts, **options))
         return chains[-1]
 

@@ -1,6 +1,5 @@
 """Attention over the pool equals the textbook formula, for every reach, and by either way of decoding."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +11,6 @@ from client.runtime.batch import lay_out
 from client.runtime.device import Device
 from client.runtime.errors import UnsupportedArchitectureError
 from client.runtime.kv_cache import KvCache, KvTable, LayerShape
-from tests.client.runtime import reference
-from tests.client.runtime.chain import Chain
 
 HEADS, KV_HEADS, KEY_DIM, VALUE_DIM = 4, 2, 8, 6
 LENGTHS = ((5, 1), (40, 1), (0, 1), (17, 1), (0, 9), (23, 14))
@@ -37,14 +34,13 @@ def textbook(call: AttentionCall, shape: LayerShape, keys: Tensor, values: Tenso
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("groups_decode", [False, True])
 @pytest.mark.parametrize(("window", "chunk"), [(None, None), (8, None), (None, 16)])
 @pytest.mark.parametrize(
     ("softcap", "with_sinks", "scaling"), [(None, False, None), (5.0, False, 0.3), (None, True, None)]
 )
 def test_ragged_attention_is_the_textbooks(
     softcap: float | None, with_sinks: bool, scaling: float | None, window: int | None, chunk: int | None,
-    groups_decode: bool, device: Device,
+    device: Device,
 ) -> None:  # fmt: skip
     torch.manual_seed(1)
     shape = LayerShape(3, KV_HEADS, KEY_DIM, VALUE_DIM, window, chunk)
@@ -63,7 +59,7 @@ def test_ragged_attention_is_the_textbooks(
         3, torch.randn(1, HEADS, num_rows, KEY_DIM), torch.randn(1, KV_HEADS, num_rows, KEY_DIM),
         torch.randn(1, KV_HEADS, num_rows, VALUE_DIM), scaling, softcap, torch.randn(HEADS) if with_sinks else None,
     )  # fmt: skip
-    output = RaggedBatch(cache, layout.spans, layout.slots, groups_decode).attend(call)
+    output = RaggedBatch(cache, layout.spans, layout.slots).attend(call)
     assert output.shape == (1, num_rows, HEADS, VALUE_DIM)
     for span in layout.spans:
         for offset in range(span.num_rows):
@@ -80,14 +76,6 @@ def _scattered_tables(cache: KvCache) -> list[KvTable]:
     tables = [cache.open(48) for _ in LENGTHS]
     assert [table.first_slot is None for table in tables] == [False] * 3 + [True] * 3
     return tables
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "llama4", "deepseek_v3"])
-def test_decoding_in_one_group_gives_the_same_tokens(architecture: str, chain: Callable[..., Chain]) -> None:
-    prompts = reference.random_prompts((5, 40, 23), seed=4)
-    single, grouped = chain(architecture), chain(architecture)
-    grouped.stages[0].groups_decode = True
-    assert grouped.generate(prompts, 10) == single.generate(prompts, 10)
 
 
 def module(layer: int = 1, **config: object) -> SimpleNamespace:
