@@ -2,16 +2,15 @@
 
     python -m benchmarks.scheduling.calibrate [--device cuda] [--shapes llama3-8b ...] [--json times.json]
 
-One layer and the head of real models' shapes, with random weights (bfloat16; float32 on a CPU), three times over:
+One layer and the head of real models' shapes, with random weights (bfloat16; float32 on a CPU), twice over:
 
-- `runtime`: as a node of today measures itself (client/runtime/benchmark.py), starting of kernels and waiting included;
-- `graph`: the same forward with its inputs in place, recorded in a CUDA graph and replayed: no launches. Where it
-  cannot be recorded this is said, and the products stand in for it;
-- `products`: the layer's matrix products alone, recorded likewise: what the hardware gives for these bytes and FLOPs.
+- `runtime`: as a node measures itself when it joins (client/runtime/benchmark.py): whole steps, the host's part and
+  waiting for the device included. Decode replays captured graphs on CUDA; prompts come in chunks of two sizes;
+- `products`: the matrix products alone, one for each weight, recorded in a CUDA graph and replayed: what the hardware
+  gives for these bytes and FLOPs.
 
-From these times come shares of the data sheet and overheads, as `Calibration` has them, by least squares, with every
-residual (benchmarks/scheduling/fitting.py). Where the runtime's launches overlap with the device's work a sum of both
-cannot be right: the fit that keeps the bare layers' shares says what the launches then add.
+From the runtime's times come shares of the data sheet and overheads, as `Calibration` has them, by least squares, with
+every residual (benchmarks/scheduling/fitting.py). Progress goes to standard error, the page to standard output.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from benchmarks.machine import describe_machine
 from benchmarks.scheduling.fitting import (
+    CHUNKS,
     PERFECT,
     Config,
     Fit,
@@ -41,25 +41,18 @@ from benchmarks.scheduling.fitting import (
     Point,
     Series,
     Sheet,
-    Step,
     fit_all,
     sim_model,
-    without_launches,
 )
 from client.runtime.architecture import Architecture, read_architecture
-from client.runtime.attention import RaggedBatch
-from client.runtime.batch import lay_out
-from client.runtime.benchmark import LayerTimer, StepClock, measure_layers, random_cut
+from client.runtime.benchmark import LayerTimer, StepClock, head_s, random_cut
 from client.runtime.cut import CutModel
 from client.runtime.device import Device
-from client.runtime.kv_cache import KvTable
-from client.runtime.stage import run_cut
-from coordinator.scheduler.cost import PREFILL_CHUNK_TOKENS
 from coordinator.simulate.hardware import CLASSES
 
 BATCH_SIZES = (1, 4, 16, 64)
-LIMIT_S = 200.0
-"""No shape is begun later than this."""
+LIMIT_S = 150.0
+"""No shape is begun later than this: one may take most of a minute where the runtime compiles."""
 BURST_S = 0.05
 """Replays between two events; a time is the median of NUM_BURSTS of these."""
 NUM_BURSTS = 7
@@ -93,7 +86,7 @@ SHAPES: dict[str, Config] = {
         "moe_intermediate_size": 768, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
     },
 }  # fmt: skip
-"""Published in the models' config.json. The mixture comes last: should recording it fail, the others are done."""
+"""Published in the models' config.json. The mixture comes last: should time be short, the others are done."""
 
 CLASS_OF_CARD = {
     "NVIDIA H100 80GB HBM3": "h100-80g",
@@ -111,39 +104,30 @@ CLASS_OF_CARD = {
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured on. `notes` collects what did not work and was gone around."""
+    """What is measured on, and since when (seconds of `time.perf_counter`)."""
 
     device: Device
-    notes: list[str] = field(default_factory=list)
+    begin_s: float = field(default_factory=time.perf_counter)
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.float32 if self.device.is_cpu else torch.bfloat16
 
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.begin_s
+
     def clock(self) -> StepClock:
+        """For what has no part on the host."""
         return StepClock(self.device, lambda: None) if self.device.is_cpu else GraphClock(self.device)
 
     def tensor(self, *shape: int) -> Tensor:
         """Random numbers from the host: a recording that failed leaves the device's generator unusable."""
         return torch.randn(*shape).to(self.device.torch_device, self.dtype)
 
-    def attempt(self, step: Step, measure: Callable[[], float]) -> Iterator[Point]:
-        """The step without launches; if it cannot be recorded, a note."""
-        try:
-            yield Point(*step, Series.GRAPH, measure())
-        except RuntimeError as error:  # torch's, for whatever is forbidden while recording
-            self.notes.append(f"{step[0]}, {step[1]} of {step[2]}: not recorded ({_one_line(_first_cause(error))}).")
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What went wrong first: ending a broken recording raises once more."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+    def say(self, what: str) -> None:
+        """One line of progress."""
+        print(f"{self.elapsed_s:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 class GraphClock(StepClock):
@@ -191,24 +175,6 @@ def _burst_s(graph: torch.cuda.CUDAGraph, num_replays: int) -> float:
     return float(begin.elapsed_time(end)) / 1e3 / num_replays / STEPS_IN_GRAPH
 
 
-class BareTimer(LayerTimer):
-    """The runtime's forward, without what a step prepares on the host; and its matrix products."""
-
-    def _timed(self, takes: list[tuple[KvTable, int]]) -> float:
-        layout, stage = lay_out(takes), self._stage
-        device = stage.device.torch_device
-        batch = RaggedBatch(stage.cache, layout.spans, layout.slots.to(device), stage.groups_decode)
-        inputs, positions = self._inputs(layout).to(device), layout.positions.to(device)
-        try:
-            return self._clock.median_s(lambda: run_cut(stage.cut, batch, inputs, positions, []))
-        finally:
-            for table, _ in takes:
-                stage.cache.close(table)
-
-    def products_s(self, bench: Bench, num_rows: int, num_chosen: int) -> float:
-        return self._clock.median_s(products(bench, self._stage.cut, num_rows, num_chosen))
-
-
 def products(bench: Bench, cut: CutModel, num_rows: int, num_chosen: int) -> Callable[[], None]:
     """A step that multiplies by every weight matrix of the cut; of stacked experts by those that rows would choose."""
     weights = [weight for weight in cut.model.parameters() if weight.ndim >= 2]
@@ -236,54 +202,35 @@ def experts_hit(num_experts: int, num_chosen: int, num_rows: int) -> int:
 
 def measure_shape(name: str, config: Config, bench: Bench) -> Iterator[Point]:
     """Points as they come, so that a failure loses only what was to follow."""
-    yield from _runtime_points(name, config, bench)
     architecture = read_architecture(json.dumps(config))
-    yield from _layer_points(name, architecture, bench, config.get("num_experts_per_tok", 0))
+    yield from _runtime_points(name, architecture, bench)
     bench.device.release_cached()
-    yield from _head_points(name, architecture, bench)
+    yield from _product_points(name, architecture, bench, config.get("num_experts_per_tok", 0))
 
 
-def _runtime_points(name: str, config: Config, bench: Bench) -> Iterator[Point]:
-    found = measure_layers(json.dumps(config), bench.dtype, bench.device, BATCH_SIZES, PREFILL_CHUNK_TOKENS)
-    for decode in found.decode:
-        yield Point(name, Kind.DECODE, decode.batch_size, Series.RUNTIME, decode.layer_s)
-    chunk_s = found.prefill_layer_s_per_token * PREFILL_CHUNK_TOKENS
-    yield Point(name, Kind.PREFILL, PREFILL_CHUNK_TOKENS, Series.RUNTIME, chunk_s)
-    yield Point(name, Kind.HEAD, 1, Series.RUNTIME, found.head_s)
+def _runtime_points(name: str, architecture: Architecture, bench: Bench) -> Iterator[Point]:
+    """`measure_layers` step by step: so both sizes of chunk are computed by the same, once compiled, layer."""
+    clock = StepClock(bench.device, lambda: None)
+    layer = LayerTimer(architecture, bench.dtype, bench.device, clock, BATCH_SIZES)
+    for size in BATCH_SIZES:
+        yield Point(name, Kind.DECODE, size, Series.RUNTIME, layer.decode_s(size))
+    for num_tokens in CHUNKS:
+        yield Point(name, Kind.PREFILL, num_tokens, Series.RUNTIME, layer.prefill_s(num_tokens))
+    del layer  # its memory is needed for the head
+    bench.device.release_cached()
+    yield Point(name, Kind.HEAD, 1, Series.RUNTIME, head_s(architecture, bench.dtype, bench.device, clock))
 
 
-def _layer_points(name: str, architecture: Architecture, bench: Bench, num_chosen: int) -> Iterator[Point]:
-    timer = BareTimer(architecture, bench.dtype, bench.device, bench.clock(), max(BATCH_SIZES))
-    steps: list[tuple[Kind, int, Callable[[int], float]]]
-    steps = [(Kind.DECODE, size, timer.decode_s) for size in BATCH_SIZES]
-    steps += [(Kind.PREFILL, PREFILL_CHUNK_TOKENS, timer.prefill_s)]
-    for kind, num_rows, _ in steps:  # all before the first that may fail
-        yield Point(name, kind, num_rows, Series.PRODUCTS, timer.products_s(bench, num_rows, num_chosen))
-    for kind, num_rows, measure in steps:
-        yield from bench.attempt((name, kind, num_rows), partial(measure, num_rows))
-
-
-def _head_points(name: str, architecture: Architecture, bench: Bench) -> Iterator[Point]:
-    last = architecture.num_layers
-    cut = random_cut(architecture, last, last, bench.dtype, bench.device)
+def _product_points(name: str, architecture: Architecture, bench: Bench, num_chosen: int) -> Iterator[Point]:
     clock = bench.clock()
+    middle, last = architecture.num_layers // 2, architecture.num_layers
+    cut = random_cut(architecture, middle, middle + 1, bench.dtype, bench.device)
+    for kind, sizes in ((Kind.DECODE, BATCH_SIZES), (Kind.PREFILL, CHUNKS)):
+        for size in sizes:
+            measured_s = clock.median_s(products(bench, cut, size, num_chosen))
+            yield Point(name, kind, size, Series.PRODUCTS, measured_s)
+    cut = random_cut(architecture, last, last, bench.dtype, bench.device)
     yield Point(name, Kind.HEAD, 1, Series.PRODUCTS, clock.median_s(products(bench, cut, 1, 0)))
-    yield from bench.attempt((name, Kind.HEAD, 1), lambda: clock.median_s(_head_step(cut, bench)))
-
-
-def _head_step(cut: CutModel, bench: Bench) -> Callable[[], Tensor]:
-    """Final norm, lm_head and the largest logit. The runtime's own reads its result back: that cannot be recorded."""
-    hidden = bench.tensor(1, 1, cut.architecture.hidden_size)
-    position = torch.zeros(1, 1, dtype=torch.int64, device=bench.device.torch_device)
-    assert cut.entry is not None
-    cut.entry.hidden = hidden
-
-    @torch.inference_mode()
-    def step() -> Tensor:
-        output = cut.model(inputs_embeds=hidden, position_ids=position, use_cache=False, logits_to_keep=1)
-        return torch.argmax(output.logits[0], dim=-1)
-
-    return step
 
 
 def measure_ceilings(bench: Bench) -> dict[str, float]:
@@ -301,29 +248,37 @@ def measure_shapes(names: Iterable[str], bench: Bench) -> tuple[list[Point], dic
     """All points, and why shapes are missing or incomplete, by name."""
     points: list[Point] = []
     failures: dict[str, str] = {}
-    begin_s = time.perf_counter()
     for name in names:
-        if time.perf_counter() - begin_s > LIMIT_S:
+        if bench.elapsed_s > LIMIT_S:
             failures[name] = "not begun: the time was up"
+            bench.say(f"{name}: {failures[name]}")
             continue
+        bench.say(f"{name}: begun")
         try:
             for point in measure_shape(name, SHAPES[name], bench):
-                points.append(point)  # noqa: PERF402
+                points.append(point)
+                bench.say(f"{name}: {point.series}, {_step_name(point)}: {1e6 * point.measured_s:.1f} us")
         except Exception as error:  # noqa: BLE001 - whatever torch or a model raises, the others are measured
-            failures[name] = _one_line(error)
+            failures[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
         gc.collect()
         bench.device.release_cached()
-        print(f"{time.perf_counter() - begin_s:6.1f} s  {name}: {failures.get(name, 'done')}", flush=True)
+        bench.say(f"{name}: {failures.get(name, 'done')}")
     return points, failures
+
+
+def _step_name(point: Point) -> str:
+    return f"{point.kind} of {point.num_rows}"
 
 
 # ---------------------------------------------------------------- reporting
 
-SERIES_NAMES = {
-    Series.RUNTIME: "our runtime",
-    Series.GRAPH: "without launches",
-    Series.PRODUCTS: "matrix products alone",
-}
+SERIES_NAMES = {Series.RUNTIME: "our runtime", Series.PRODUCTS: "matrix products alone"}
+SERIES_TEXT = (
+    "Our runtime: one layer from the model's middle, and the head, as a node measures itself when it joins: whole steps"
+    " as the host sees them, decode replayed from captured graphs where the device is CUDA's, prompts in chunks. Matrix"
+    " products alone: one product for each weight matrix, without norms, attention or sampling, on CUDA recorded"
+    " in a graph; of stacked experts those that so many rows would choose on average."
+)
 
 
 @dataclass(frozen=True)
@@ -335,7 +290,6 @@ class Run:
     points: Sequence[Point]
     fits: Mapping[str, Fit]
     ceilings: Mapping[str, float]
-    notes: Sequence[str]
     failures: Mapping[str, str]
 
     def as_json(self) -> str:
@@ -350,17 +304,21 @@ class Run:
             "fits": fits,
             "ceilings": self.ceilings,
         }
-        whole |= {"points": points, "residuals": self.residuals(), "notes": self.notes, "failures": self.failures}
+        whole |= {"points": points, "residuals": self.residuals(), "failures": self.failures}
         return json.dumps(whole, indent=1)
 
     def residuals(self) -> list[dict[str, object]]:
-        """Of every point under every fit of its series, those that the fit was not for included."""
-        bare = set(without_launches(self.points))
+        """Of every point that a fit concerns; `is_fitted` is false for those that it was not found from."""
         return [
-            {"fit": name, **asdict(point), "predicted_s": self.sheet.predict_s(point.step, found.calibration)}
+            {
+                "fit": name,
+                **asdict(point),
+                "predicted_s": self.sheet.predict_s(point.step, found.calibration),
+                "is_fitted": point.step in found.errors,
+            }
             for name, found in self.fits.items()
             for point in self.points
-            if (point in bare if name.startswith("bare") else point.series is Series.RUNTIME)
+            if found.concerns(point)
         ]
 
 
@@ -370,14 +328,16 @@ def report(run: Run) -> str:
         f"# Hardware constants measured on {run.sheet.device.name}",
         f"{run.machine}.\nCommand: `python -m benchmarks.scheduling.calibrate`. Random weights; decode with"
         f" {PERFECT.context_tokens} tokens of context.",
+        SERIES_TEXT,
         _ceilings_line(run),
-        "## Constants of `Calibration`\n\n" + table(_fit_rows(run)),
+        "## Constants of `Calibration`, from the runtime's times\n\n" + table(_fit_rows(run)),
+        f"Prompts are in chunks of {CHUNKS[0]:,} rows where nothing else is said.",
         "## Share of the data sheet: its time for the same bytes and operations, over the measured\n\n"
         + table(_share_rows(run)),
         "## Residuals, microseconds\n\n" + table(_residual_rows(run)),
-        "`true_speed` predicts; (not fitted): more rows than its line for a mixture of experts is meant for.",
+        "`true_speed` predicts. (not fitted): more rows than its line for a mixture of experts is meant for, or a"
+        " mixture where only dense shapes count.",
         *(f"Not complete: {name}: {reason}." for name, reason in run.failures.items()),
-        *run.notes,
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -411,37 +371,29 @@ def _fit_rows(run: Run) -> list[list[str]]:
 def _share_rows(run: Run) -> list[list[str]]:
     rows = [["shape", "step", "data sheet, µs", *SERIES_NAMES.values()]]
     times = {(point.step, point.series): point.measured_s for point in run.points}
-    for step in dict.fromkeys(point.step for point in run.points):
-        least_s = run.sheet.predict_s(step, PERFECT)
-        found = [times.get((step, series)) for series in SERIES_NAMES]
+    for point in {point.step: point for point in run.points}.values():
+        least_s = run.sheet.predict_s(point.step, PERFECT)
+        found = [times.get((point.step, series)) for series in SERIES_NAMES]
         shares = ["" if time_s is None else f"{100 * least_s / time_s:.0f} %" for time_s in found]
-        rows.append([step[0], f"{step[1]} of {step[2]}", f"{1e6 * least_s:.1f}", *shares])
+        rows.append([point.shape, _step_name(point), f"{1e6 * least_s:.1f}", *shares])
     return rows
 
 
 def _residual_rows(run: Run) -> list[list[str]]:
-    rows = [["shape", "step", *(f"{side}: {what}" for side in ("runtime", "bare") for what in _RESIDUAL)]]
-    sides = {
-        "runtime": {point.step: point for point in run.points if point.series is Series.RUNTIME},
-        "bare": {point.step: point for point in without_launches(run.points)},
-    }
-    for step in dict.fromkeys(point.step for point in run.points):
-        cells = [cell for side, found in sides.items() for cell in _residual_cells(run, side, found.get(step))]
-        rows.append([step[0], f"{step[1]} of {step[2]}", *cells])
+    rows = [["shape", "step", "measured", *(f"{name}: {what}" for name in run.fits for what in ("predicted", "error"))]]
+    for point in run.points:
+        if point.series is Series.RUNTIME:
+            cells = [cell for found in run.fits.values() for cell in _residual_cells(run, found, point)]
+            rows.append([point.shape, _step_name(point), f"{1e6 * point.measured_s:.1f}", *cells])
     return rows
 
 
-_RESIDUAL = ("measured", "predicted", "error")
-
-
-def _residual_cells(run: Run, side: str, point: Point | None) -> list[str]:
-    if point is None or side not in run.fits:
-        return [""] * len(_RESIDUAL)
-    predicted_s = run.sheet.predict_s(point.step, run.fits[side].calibration)
-    stood_in = " (products)" if point.series is Series.PRODUCTS else ""
-    left_out = "" if run.sheet.is_fitted(point) else " (not fitted)"
-    error = f"{100 * (predicted_s / point.measured_s - 1):+.0f} %{left_out}"
-    return [f"{1e6 * point.measured_s:.1f}{stood_in}", f"{1e6 * predicted_s:.1f}", error]
+def _residual_cells(run: Run, found: Fit, point: Point) -> list[str]:
+    if not found.concerns(point):
+        return ["", ""]
+    predicted_s = run.sheet.predict_s(point.step, found.calibration)
+    left_out = "" if point.step in found.errors else " (not fitted)"
+    return [f"{1e6 * predicted_s:.1f}", f"{100 * (predicted_s / point.measured_s - 1):+.0f} %{left_out}"]
 
 
 def class_of(device: Device, wanted: str | None) -> str:
@@ -456,13 +408,14 @@ def run_all(device: Device, class_name: str, names: Sequence[str]) -> Run:
     """Measure and fit. Exits if nothing could be measured."""
     bench = Bench(device)
     ceilings = measure_ceilings(bench)
+    bench.say("ceilings: done")
     points, failures = measure_shapes(names, bench)
     if not points:
         raise SystemExit(f"nothing was measured: {failures}")
     models = {name: sim_model(name, SHAPES[name], bench.dtype.itemsize) for name in {p.shape for p in points}}
     sheet = Sheet(CLASSES[class_name], models)
     machine = f"{device.name}, {bench.dtype}; {describe_machine()}"
-    return Run(machine, sheet, points, fit_all(points, sheet), ceilings, bench.notes, failures)
+    return Run(machine, sheet, points, fit_all(points, sheet), ceilings, failures)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -482,4 +435,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="          %(message)s")
+    logging.getLogger("client.runtime").setLevel(logging.INFO)  # it says what it compiled, and how fast that is
     sys.exit(main())

@@ -34,7 +34,7 @@ BETWEEN = (0.8, 0.9, 1.12, 1.25)
 ENOUGH_WORSE = 0.75
 """A policy whose goodput has fallen to this share of its best climbs no further."""
 EQUAL_LOAD = 0.6
-"""Latency is compared at this share of the rate that the best other policy served best at."""
+"""Latency is compared at the rate that asks for this share of what the best other policy served in the bound."""
 CONFIG = SchedulerConfig()
 
 
@@ -123,6 +123,12 @@ def ladder(scenario: str, seed: int) -> list[float]:
     return [most * FIRST_SHARE * LADDER_STEP**step for step in range(NUM_STEPS)]
 
 
+def equal_rate_of(scenario: str, goodput: float) -> float:
+    """Requests per second for comparing latency, if the best other policy served so many tokens/s."""
+    wanted = SCENARIOS[scenario]
+    return EQUAL_LOAD * goodput / engine.usual_workload(wanted, wanted.models[0]).num_answer_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One policy on one scenario, at these rates, written down in this file."""
@@ -171,7 +177,7 @@ def _level(jobs: Sequence[Job], climbed: Sequence[Sequence[Run]]) -> Iterator[Jo
     for job in jobs:
         rival = best.get((job.scenario, job.seed))
         if rival is not None and job.policy in (OURS, *POLICIES):
-            yield replace(job, rates=(EQUAL_LOAD * rival.requests_per_s,))
+            yield replace(job, rates=(equal_rate_of(job.scenario, rival.goodput),))
 
 
 def _jobs(scenarios: Iterable[str], policies: Iterable[str], seeds: Iterable[int], folder: Path) -> Iterator[Job]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scheduling.baselines import POLICIES
-from benchmarks.scheduling.compare import EQUAL_LOAD, OURS, Run
+from benchmarks.scheduling.compare import EQUAL_LOAD, OURS, Run, equal_rate_of
 from benchmarks.scheduling.scenarios import SCENARIOS
 
 ENOUGH_FINISHED = 0.95
@@ -41,7 +41,8 @@ class Throughput:
 
 @dataclass(frozen=True)
 class EqualLoad:
-    """One scenario and seed at one offered rate. `share`: of the best other policy's best rate."""
+    """One scenario and seed at one offered rate. `share`: of what the best other policy served in the bound, that this
+    rate asks for."""
 
     rate: float
     share: float
@@ -125,16 +126,18 @@ def throughput(table: Table) -> Throughput:
 
 
 def equal_rate(table: Table) -> float | None:
-    """The rate next to EQUAL_LOAD of what the best other policy served best at, of those that all of a seed's policies
-    were tried at; None if there is none."""
-    wanted = EQUAL_LOAD * best_other(table).requests_per_s
+    """The rate next to the one that asks for EQUAL_LOAD of what the best other policy served (equal_rate_of), of those
+    that all of a seed's policies were tried at; None if there is none."""
+    rival = best_other(table)
+    wanted = equal_rate_of(rival.scenario, rival.goodput)
     shared = set.intersection(*({round(run.requests_per_s, 6) for run in runs} for runs in table.values()))
     rates = [run.requests_per_s for run in table[OURS] if round(run.requests_per_s, 6) in shared]
     return min(rates, key=lambda rate: (abs(rate - wanted), rate), default=None)
 
 
 def equal_load(table: Table) -> EqualLoad | None:
-    """Of one seed. None if no rate was met by all, or ours or all others turned too many away."""
+    """Of one seed. None if no rate was met by all, if no other served anything in the bound, or if ours or all others
+    turned too many away."""
     rate = equal_rate(table)
     if rate is None:
         return None
@@ -146,7 +149,11 @@ def equal_load(table: Table) -> EqualLoad | None:
         return None
     rival = min((run for policy, run in fair.items() if policy != OURS), key=lambda run: run.latency_s)
     left_out = tuple(policy for policy in at if policy not in fair)
-    return EqualLoad(rate, rate / best_other(table).requests_per_s, at[OURS], rival, left_out)
+    most = best_other(table)
+    if not most.goodput:
+        return None
+    share = EQUAL_LOAD * rate / equal_rate_of(most.scenario, most.goodput)
+    return EqualLoad(rate, share, at[OURS], rival, left_out)
 
 
 def equal_loads(table: Table) -> list[EqualLoad]:

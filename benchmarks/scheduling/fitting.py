@@ -9,15 +9,17 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from client.runtime.benchmark import CONTEXT_TOKENS
+from coordinator.scheduler.cost import PREFILL_CHUNK_TOKENS, Speed
 from coordinator.scheduler.state import ITEM_BYTES
 from coordinator.simulate.hardware import VARIANT, Calibration, DeviceClass, true_speed
 from coordinator.simulate.models import Experts, Layer, Shape, SimModel, make_model
@@ -25,6 +27,8 @@ from coordinator.simulate.models import Experts, Layer, Shape, SimModel, make_mo
 Config = Mapping[str, Any]
 """A config.json."""
 
+CHUNKS = (PREFILL_CHUNK_TOKENS, 2048)
+"""Rows of a prompt that are computed at once: the simulator's, and more."""
 MAX_EXPERT_ROWS = 16
 """Up to so many rows the simulator's line for a mixture of experts is meant (`SimModel.row_numels`)."""
 
@@ -41,7 +45,6 @@ class Series(StrEnum):
     """How it is timed: benchmarks/scheduling/calibrate.py says what each is."""
 
     RUNTIME = "runtime"
-    GRAPH = "graph"
     PRODUCTS = "products"
 
 
@@ -72,12 +75,19 @@ class Sheet:
     models: Mapping[str, SimModel]
 
     def predict_s(self, step: Step, calibration: Calibration) -> float:
-        """What `true_speed` says of a step."""
+        """What `true_speed` says of a step. It knows one size of chunk: any other reads all weights once, too."""
         name, kind, num_rows = step
-        speed = true_speed(self.device, self.models[name], calibration)
+        speed = self._speed(name, calibration)
         if kind is Kind.HEAD:
             return speed.head_s
-        return num_rows * speed.prefill_s if kind is Kind.PREFILL else speed.step_time_s(1.0, num_rows, last=False)
+        if kind is Kind.DECODE:
+            return speed.step_time_s(1.0, num_rows, last=False)
+        reading_s = PREFILL_CHUNK_TOKENS * self._speed(name, replace(calibration, flops_share=math.inf)).prefill_s
+        reckoning_s = num_rows * self._speed(name, replace(calibration, bandwidth_share=math.inf)).prefill_s
+        return max(reading_s, reckoning_s)
+
+    def _speed(self, name: str, calibration: Calibration) -> Speed:
+        return true_speed(self.device, self.models[name], calibration)
 
     def is_mixture(self, name: str) -> bool:
         return any(self.models[name].row_numels)
@@ -123,11 +133,13 @@ _MAX_ROUNDS = 20
 
 @dataclass(frozen=True)
 class Fit:
-    """What a calibration fitted to some points says of them. `errors` are relative, of the points that it was for."""
+    """What a calibration fitted to some points says of them, prompts in chunks of `chunk_tokens`.
 
-    name: str
+    `errors` are relative, of the points that it was found from."""
+
+    chunk_tokens: int
     calibration: Calibration
-    errors: tuple[float, ...]
+    errors: Mapping[Step, float]
 
     @property
     def constants(self) -> dict[str, float]:
@@ -136,37 +148,39 @@ class Fit:
 
     @property
     def mean_error(self) -> float:
-        return statistics.mean(abs(error) for error in self.errors)
+        return statistics.mean(abs(error) for error in self.errors.values())
 
     @property
     def worst_error(self) -> float:
-        return max(self.errors, key=abs)
+        return max(self.errors.values(), key=abs)
+
+    def concerns(self, point: Point) -> bool:
+        return is_timed(point, self.chunk_tokens)
 
 
-def fit(name: str, points: Sequence[Point], sheet: Sheet, shares_of: Fit | None = None) -> Fit:
-    """Least squares of relative errors. With `shares_of`, that fit's shares are kept and only the overheads found.
+def is_timed(point: Point, chunk_tokens: int) -> bool:
+    """Whether this is of the runtime's times, of a chunk of that size if of any."""
+    return point.series is Series.RUNTIME and (point.kind is not Kind.PREFILL or point.num_rows == chunk_tokens)
+
+
+def fit(points: Sequence[Point], sheet: Sheet, chunk_tokens: int = CHUNKS[0]) -> Fit:
+    """Least squares of relative errors, over those of the points that are of this size of chunk.
 
     Which of its two terms bounds a prefill depends on the answer: repeated until that stays as it was."""
-    fitted = [point for point in points if sheet.is_fitted(point)]
+    fitted = [point for point in points if is_timed(point, chunk_tokens) and sheet.is_fitted(point)]
     factors = np.array([[sheet.predict_s(point.step, term) for term in _TERMS] for point in fitted])
     factors /= np.array([[point.measured_s] for point in fitted])
     is_prefill = np.array([point.kind is Kind.PREFILL for point in fitted])
-    least = _LEAST.copy() if shares_of is None else _inverse(shares_of.calibration)
-    found = _inverse(Calibration()) if shares_of is None else least
+    usual = Calibration()
+    found = np.array([1 / usual.bandwidth_share, 1 / usual.flops_share, 0.0, 0.0])
     for _ in range(_MAX_ROUNDS):
         bound = _bounding(factors, found, is_prefill)
-        free = slice(0 if shares_of is None else 2, 4)
-        previous, found = found, least.copy()
-        found[free] += non_negative(bound[:, free], 1.0 - bound @ least)
+        previous, found = found, _LEAST + non_negative(bound, 1.0 - bound @ _LEAST)
         if np.allclose(previous, found):
             break
     calibration = calibration_of(float(1 / found[0]), float(1 / found[1]), float(found[2]), float(found[3]))
-    return Fit(name, calibration, tuple(sheet.predict_s(p.step, calibration) / p.measured_s - 1 for p in fitted))
-
-
-def _inverse(calibration: Calibration) -> NDArray[np.float64]:
-    """In what the times are linear; overheads from 0."""
-    return np.array([1 / calibration.bandwidth_share, 1 / calibration.flops_share, 0.0, 0.0])
+    errors = {point.step: sheet.predict_s(point.step, calibration) / point.measured_s - 1 for point in fitted}
+    return Fit(chunk_tokens, calibration, errors)
 
 
 def _bounding(
@@ -194,27 +208,14 @@ def non_negative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> ND
     return best
 
 
-def without_launches(points: Iterable[Point]) -> list[Point]:
-    """Of each step the graph's time, or the products' where there is none."""
-    found: dict[Step, Point] = {}
-    for point in sorted(points, key=lambda point: point.series is Series.GRAPH):
-        if point.series is not Series.RUNTIME:
-            found[point.step] = point
-    return list(found.values())
-
-
 def fit_all(points: Sequence[Point], sheet: Sheet) -> dict[str, Fit]:
-    """Of the runtime's times and of the bare ones: over all shapes, over the dense ones, and with the bare shares."""
-    bare = without_launches(points)
+    """Of the runtime's times: over all shapes, over the dense ones, and over all with larger chunks of prompts."""
     runtime = [point for point in points if point.series is Series.RUNTIME]
-    fits: dict[str, Fit] = {}
-    for key, some in (("runtime", runtime), ("bare", bare)):
-        dense = [point for point in some if not sheet.is_mixture(point.shape)]
-        if some:
-            fits[key] = fit(key, some, sheet)
-        if 0 < len(dense) < len(some):
-            fits[f"{key}, dense only"] = fit(f"{key}, dense only", dense, sheet)
-    if runtime and "bare" in fits:
-        name = "runtime, shares of bare"
-        fits[name] = fit(name, runtime, sheet, fits["bare"])
+    dense = [point for point in runtime if not sheet.is_mixture(point.shape)]
+    fits = {"runtime": fit(runtime, sheet)} if runtime else {}
+    if 0 < len(dense) < len(runtime):
+        fits["runtime, dense only"] = fit(dense, sheet)
+    for num_tokens in CHUNKS[1:]:
+        if any(point.kind is Kind.PREFILL and point.num_rows == num_tokens for point in runtime):
+            fits[f"runtime, chunks of {num_tokens:,}"] = fit(runtime, sheet, num_tokens)
     return fits

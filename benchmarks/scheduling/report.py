@@ -104,7 +104,7 @@ def _goodput(found: Throughput, policy: str) -> str:
 
 def latency_table(tables: Mapping[str, Table]) -> str:
     each = {name: equal_loads(table) for name, table in tables.items()}
-    head = ["scenario", "requests/s", "of the best other's best", "ours, mean s", "p99 s"]
+    head = ["scenario", "requests/s", "of the best other's most", "ours, mean s", "p99 s"]
     head += ["best other", "mean s", "p99 s", "ours lower by", "seeds", "finished too few"]
     text = markdown(head, [_latency_row(name, loads) for name, loads in each.items() if loads])
     if missing := [name for name, loads in each.items() if not loads]:
@@ -372,10 +372,9 @@ def _definitions(names: Sequence[str]) -> str:
 - **Throughput in the bound**: of a policy, tokens per second of the requests answered within the bound, at whichever
   offered rate it is most. After the ladder each policy also tries rates around its own best rung.
 - **Best other**: the policy with nothing of ours in it that served most, or at equal load answered soonest.
-- **Latency at equal load**: mean time from a request to the end of its answer, at one offered rate for all: of the
-  rates that all policies of the scenario were tried at, the one next to {EQUAL_LOAD:g} of the best other policy's best
-  rate. A policy climbs no further once its goodput has fallen far, so that this may be well below; the table says where
-  it was. A policy that finished less than {percent(ENOUGH_FINISHED)} of the arrivals is not compared by latency.
+- **Latency at equal load**: mean time from a request to the end of its answer, at one offered rate for all: the one
+  that asks for {EQUAL_LOAD:g} of what the best other policy served in the bound. A policy that finished less than
+  {percent(ENOUGH_FINISHED)} of the arrivals is not compared by latency.
 - **Several seeds**: each figure is a mean over seeds of that seed's best; ratios are of the same seed, against that
   seed's best other policy, with their least and most in brackets.
 - What the hardware could serve at most on these scenarios is not known.

@@ -59,10 +59,11 @@ CLASSES: dict[str, DeviceClass] = {
 class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
     """What turns data sheets into times. Shares of the data sheet's figures, and seconds.
 
-    The first four were fitted to one layer each of four models of 8B to 70B on an H100, as the runtime computes them,
-    recorded in CUDA graphs (benchmarks/scheduling/calibrate.py; the table is docs/calibration.md). They agree with
-    what is published of single-stream engines (Pope et al. 2023, section 4: memory-bound decode at 60 to 80 % of
-    bandwidth, prefill at 40 to 76 % of peak). Measurements of a real pool replace them."""
+    The first four are what layers of four models of 8B to 70B took on an H100 as kernels alone, without the host's part
+    (0.94, 0.48, 155 us and 106 us over the dense ones, 0.87, 0.49, 163 us and 56 us over all). A node's measurement
+    with the host in it is docs/calibration.md (benchmarks/scheduling/calibrate.py): decode is as fast, but prompts in
+    chunks of 512 rows wait for the host. What is published of single-stream engines is near: decode at 60 to 80 % of
+    bandwidth, prefill at 40 to 76 % of peak (Pope et al. 2023, section 4). A real pool's measurements replace them."""
 
     bandwidth_share: float = 0.87
     flops_share: float = 0.49

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.scheduling import calibrate
 from benchmarks.scheduling.calibrate import (
+    BATCH_SIZES,
     SHAPES,
     Bench,
     GraphClock,
@@ -25,10 +26,10 @@ from benchmarks.scheduling.calibrate import (
     run_all,
     table,
 )
-from benchmarks.scheduling.fitting import Kind, Point, Series, sim_model
+from benchmarks.scheduling.fitting import CHUNKS, Kind, Point, Series, sim_model
 from client.runtime import benchmark
-from client.runtime.architecture import read_architecture
-from client.runtime.benchmark import StepClock, random_cut
+from client.runtime.architecture import Architecture, read_architecture
+from client.runtime.benchmark import LayerTimer, measure_layers, random_cut
 from client.runtime.cut import meta_cut
 from client.runtime.device import Device
 
@@ -44,7 +45,7 @@ TINY: dict[str, Any] = {
     },
     "broken": {**SMALL, "model_type": "no-such-model"},
 }  # fmt: skip
-NUM_STEPS = 6
+NUM_STEPS = 7
 
 
 @pytest.fixture(autouse=True)
@@ -70,17 +71,50 @@ def test_tiny_shapes_go_through_the_whole_command(tmp_path: Path, capsys: pytest
     assert all(point["measured_s"] > 0.0 for point in found["points"])
     assert all(set(constants) >= {"bandwidth_share", "layer_overhead_s"} for constants in found["fits"].values())
     assert {residual["fit"] for residual in found["residuals"]} == set(found["fits"])
-    page = capsys.readouterr().out
+    assert list(found["fits"]) == ["runtime", "runtime, dense only", "runtime, chunks of 2,048"]
+    page, progress = capsys.readouterr()
     assert "| tiny-experts | decode of 64 |" in page
     assert "(not fitted)" in page
-    assert "runtime, shares of bare" in page
+    assert "| runtime, chunks of 2,048 |" in page
+    assert "tiny: products, prefill of 2048: " in progress
+    assert "tiny: products" not in page
+
+
+def test_a_residual_is_of_the_chunks_that_its_fit_is_of(device: Device) -> None:
+    run = run_all(device, "cpu-32g", ["tiny"])
+    for name, sizes in {"runtime": [512], "runtime, chunks of 2,048": [2048]}.items():
+        rows = [row for row in run.residuals() if row["fit"] == name]
+        assert [row["num_rows"] for row in rows if row["kind"] == Kind.PREFILL] == sizes
+        assert len(rows) == NUM_STEPS - 1
 
 
 def test_every_step_is_timed_in_every_series(device: Device) -> None:
     points, failures = measure_shapes(["tiny-experts"], Bench(device))
-    expected = [*((Kind.DECODE, size) for size in (1, 4, 16, 64)), (Kind.PREFILL, 512), (Kind.HEAD, 1)]
+    decode, prefill = [(Kind.DECODE, size) for size in BATCH_SIZES], [(Kind.PREFILL, size) for size in CHUNKS]
+    expected = [*decode, *prefill, (Kind.HEAD, 1)]
     assert failures == {}
     assert all(steps_of(points, "tiny-experts", series) == expected for series in Series)
+
+
+def test_the_runtime_is_measured_by_the_steps_that_a_node_measures_itself_by(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+
+    def noted(kind: str, size: int) -> float:
+        done.append((kind, size))
+        return 1e-3
+
+    monkeypatch.setattr(LayerTimer, "decode_s", lambda _, size: noted("decode", size))
+    monkeypatch.setattr(LayerTimer, "prefill_s", lambda _, size: noted("prefill", size))
+    for module in (benchmark, calibrate):
+        monkeypatch.setattr(module, "head_s", lambda *_: noted("head", 1))
+    measure_layers(json.dumps(TINY["tiny"]), torch.float32, device, BATCH_SIZES, CHUNKS[0])
+    by_node = list(done)
+    done.clear()
+    measure_shapes(["tiny"], Bench(device))
+    assert [step for step in done if step != ("prefill", CHUNKS[1])] == by_node
+    assert len(done) == len(by_node) + 1
 
 
 def test_a_failing_shape_is_reported_by_name_and_the_others_stay(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,15 +125,31 @@ def test_a_failing_shape_is_reported_by_name_and_the_others_stay(capsys: pytest.
     assert "| broken |" not in page
 
 
+def test_a_shape_that_the_runtime_cannot_measure_leaves_the_others(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(LayerTimer):
+        def __init__(self, architecture: Architecture, *args: Any) -> None:
+            if architecture.model_type == "qwen3_moe":
+                raise RuntimeError("no kernel\nmore")
+            super().__init__(architecture, *args)
+
+    monkeypatch.setattr(calibrate, "LayerTimer", Refusing)
+    points, failures = measure_shapes(["tiny-experts", "tiny"], Bench(device))
+    assert failures == {"tiny-experts": "RuntimeError: no kernel"}
+    assert {point.shape for point in points} == {"tiny"}
+    assert len(points) == 2 * NUM_STEPS
+
+
 def test_what_came_before_a_failure_stays(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(calibrate, "BareTimer", out_of_memory)
+    monkeypatch.setattr(calibrate, "products", out_of_memory)
     run = run_all(device, "cpu-32g", ["tiny"])
     assert run.failures == {"tiny": "OutOfMemoryError: no room"}
     assert len(run.points) == NUM_STEPS
-    assert set(run.fits) == {"runtime"}
+    assert set(run.fits) == {"runtime", "runtime, chunks of 2,048"}
     assert "| tiny | decode of 1 |" in calibrate.report(run)
 
 
@@ -112,30 +162,6 @@ def test_no_shape_is_begun_when_the_time_is_up(device: Device, monkeypatch: pyte
     monkeypatch.setattr(calibrate, "LIMIT_S", -1.0)
     points, failures = measure_shapes(["tiny"], Bench(device))
     assert (points, failures) == ([], {"tiny": "not begun: the time was up"})
-
-
-def test_a_step_that_cannot_be_recorded_is_noted_and_its_products_stand_in(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Refusing(StepClock):
-        def median_s(self, step: Callable[[], object]) -> float:
-            if "products" in getattr(step, "__qualname__", ""):
-                return super().median_s(step)
-            try:
-                raise RuntimeError("operation not permitted when stream is capturing\nmore")
-            except RuntimeError:
-                raise RuntimeError("the recording is invalid")  # noqa: B904 - as torch raises it
-
-    monkeypatch.setattr(Bench, "clock", lambda bench: Refusing(bench.device, lambda: None))
-    monkeypatch.setattr(calibrate, "measure_ceilings", lambda _: {"copy_bytes_per_s": 1.0, "product_flops": 1.0})
-    run = run_all(device, "cpu-32g", ["tiny"])
-    assert run.failures == {}
-    assert len(run.notes) == NUM_STEPS
-    assert run.notes[0] == (
-        "tiny, decode of 1: not recorded (RuntimeError: operation not permitted when stream is capturing)."
-    )
-    assert "(products)" in calibrate.report(run)
-    assert set(run.fits) >= {"runtime", "bare"}
 
 
 class FakeCuda:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scheduling.compare import Run
+from benchmarks.scheduling.compare import Run, equal_rate_of
 from benchmarks.scheduling.comparison import (
     ablation,
     best,
@@ -22,6 +22,8 @@ from benchmarks.scheduling.comparison import (
     read,
     throughput,
 )
+from benchmarks.scheduling.scenarios import SCENARIOS
+from coordinator.simulate import engine
 from tests.benchmarks.scheduling.runs import SCENARIO, climbed, run
 
 
@@ -49,16 +51,18 @@ def test_halves_and_ours_with_one_thing_off_are_no_rivals() -> None:
     assert throughput(table).figure == 1.0
 
 
-def test_equal_load_is_a_rate_that_all_were_tried_at() -> None:
+def test_equal_load_is_the_rate_next_to_a_share_of_what_the_best_other_served() -> None:
+    tokens = engine.usual_workload(SCENARIOS[SCENARIO], SCENARIOS[SCENARIO].models[0]).num_answer_tokens
     table = {
-        "ours": climbed("ours", {1: 10, 2: 20, 4: 40, 8: 80, 16: 160}),
-        "petals": climbed("petals", {1: 10, 2: 20, 4: 40, 8: 70}),
+        "ours": climbed("ours", {1: tokens, 2: 2 * tokens, 4: 4 * tokens, 8: 8 * tokens}),
+        "petals": climbed("petals", {1: tokens, 2: 2 * tokens, 4: 4 * tokens, 8: 7 * tokens}),
         "random": climbed("random", {1: 5, 2: 2, 5: 2}),
     }
-    assert equal_rate(table) == 2  # 0.6 of 8 is 4.8; random never met 4
+    assert equal_rate_of(SCENARIO, 7 * tokens) == pytest.approx(4.2)
+    assert equal_rate(table) == 2, "random never met 4"
     found = equal_load(table)
     assert found is not None
-    assert (found.rate, found.share) == (2, 0.25)
+    assert (found.rate, found.share) == (2, pytest.approx(2 / 7))
 
 
 def test_policies_that_never_met_at_one_rate_are_not_compared_by_latency() -> None:
