@@ -44,14 +44,17 @@ def full_pool(served: Served, num_waiting: int) -> list[Stream]:
 
 
 def test_who_has_to_wait_is_told_the_place_and_then_answered(narrow_pool: Served) -> None:
-    undisturbed = [narrow_pool.tokens(content, NUM_TOKENS) for content in ("the first", "number 0", "number 1")]
-    first, second, third = full_pool(narrow_pool, 2)
+    contents = ("the first", "number 0", "number 1", "number 2")
+    undisturbed = [narrow_pool.tokens(content, NUM_TOKENS) for content in contents]
+    first, second, third, fourth = full_pool(narrow_pool, 3)
     assert (second.places[0]["place"], second.places[0]["num_waiting"]) == (1, 1)
     assert (third.places[0]["place"], third.places[0]["num_waiting"]) == (2, 2)
     assert second.places[0]["expected_wait_s"] > 0, "by the answers before"
-    assert [stream.wait() for stream in (first, second, third)] == undisturbed
+    assert [stream.wait() for stream in (first, second, third, fourth)] == undisturbed
     assert first.places == []
-    assert third.places[-1]["place"] == 1, "it was told that it had moved up"
+    places = [told["place"] for told in fourth.places]
+    assert places[0] == 3
+    assert places[-1] < 3, "it was told that it had moved up (at most once a second, which an answer may take)"
 
 
 def test_who_leaves_the_queue_makes_room_in_it(narrow_pool: Served, browser: Browser) -> None:
