@@ -37,6 +37,7 @@ NUM_EXACT = 3
 """Requests whose chain is compared with the unpruned optimum: that takes seconds each."""
 NUM_TOKENS = 512
 NUM_REGIONS = 4
+MOST_REPAIRS = 20
 MODELS = ("llama3-70b-4bit", "llama3-8b")
 
 
@@ -97,9 +98,21 @@ def held_problem(problem: Problem, lanes: Sequence[Lane]) -> Problem:
     return replace(problem, offers=tuple(offers))
 
 
+def at_rest(problem: Problem) -> Problem:
+    """After repairs have put to use whatever the plan had left over."""
+    allocator = LaneAllocator()
+    for _ in range(MOST_REPAIRS):
+        placements = {placement.key: placement.layers for placement in repair(problem, allocator)}
+        if not placements:
+            break
+        offers = (replace(o, held=placements.get(o.key, o.held)) for o in problem.offers)
+        problem = replace(problem, offers=tuple(offers))
+    return problem
+
+
 def repairs(problem: Problem, lanes: Sequence[Lane], num_runs: int) -> list[Timing]:
     """A holder of the middle lane leaves; and one that was free, or left, comes."""
-    held = held_problem(problem, lanes)
+    held = at_rest(held_problem(problem, lanes))
     gone = lanes[len(lanes) // 2].stages[0].holders[0]
     left = replace(held, offers=_without(held.offers, gone))
     came = replace(held, offers=(*_without(held.offers, gone), replace(held.offers[gone], held=None)))
