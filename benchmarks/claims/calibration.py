@@ -27,13 +27,14 @@ def calibration(effort: Effort) -> RowResult:
     errors: list[tuple[float, float]] = []
     with emulated_pool(UNEQUAL, effort.model_folder, policy, effort.scratch, effort.seed) as pool:
         speeds = measured_speeds(pool)
-        hop_s = _hop_s(pool, speeds)
+        hop_s, pool_layers = _hop_s(pool, speeds), pool.layers()
+        held = {name: _range(text) for name, text in pool_layers.items() if text}
         for rate in RATES:
             load = Load(rate, effort.load_s)
             asks = load.asks(effort.seed)
             answers, _, _ = play_asks(pool, asks)
             seen = summarise(answers, load.warm_up_s, load.duration_s, BOUND)
-            told = PlayedPool(UNEQUAL, pool.facts, speeds, hop_s, tuple(asks), load.duration_s, load.warm_up_s)
+            told = PlayedPool(UNEQUAL, pool.facts, speeds, held, hop_s, tuple(asks), load.duration_s, load.warm_up_s)
             foretold = predict(told, policy_named(policy), effort.seed)
             off = (
                 relative_error(foretold.tpot_s.mean, seen.mean_tpot_s),
@@ -52,7 +53,7 @@ def calibration(effort: Effort) -> RowResult:
         found=f"Mean error of time per token {means[0]:.0f} %, of throughput {means[1]:.0f} %.",
         seed=effort.seed,
         table=tuple(rows),
-        raw={"hop_s": hop_s, "errors": errors},
+        raw={"hop_s": hop_s, "errors": errors, "layers": pool_layers},
     )
 
 

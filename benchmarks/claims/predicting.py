@@ -16,17 +16,19 @@ from numpy.random import Generator
 
 from benchmarks.claims.scene import Ask, Scene
 from coordinator.scheduler.cost import Speed, memory_for
-from coordinator.scheduler.policy import Policy
+from coordinator.scheduler.plan import Placement, Problem
+from coordinator.scheduler.policy import Policy, SchedulerConfig
+from coordinator.scheduler.scheduler import Scheduler, our_policy
 from coordinator.scheduler.state import ModelFacts
 from coordinator.simulate import world
-from coordinator.simulate.engine import OURS, Simulation, new_scheduler
+from coordinator.simulate.engine import OURS, Simulation
 from coordinator.simulate.geography import Site
 from coordinator.simulate.hardware import CLASSES, Calibration
 from coordinator.simulate.models import MODELS, SimModel
 from coordinator.simulate.outcome import Outcome
 from coordinator.simulate.scenario import Pool, Scenario, ServedModel, Traffic
 from coordinator.simulate.world import SimNode, SimSession
-from protocol.values import SessionId, Variant
+from protocol.values import LayerRange, SessionId, Variant
 
 FLOAT32_IN_BFLOAT16 = 2
 UNLIMITED_BYTES_PER_S = 1e9
@@ -35,12 +37,13 @@ BITS = 8
 
 @dataclass(frozen=True, slots=True)
 class PlayedPool:
-    """What was played. `speeds` by node name, as the nodes measured them; `hop_s` is what each hop costs beside the
-    network's delay, as found with one request alone."""
+    """What was played. `speeds` by node name, as the nodes measured them, and `layers` that they held; `hop_s` is what
+    each hop costs beside the network's delay, as found with one request alone."""
 
     scene: Scene
     facts: ModelFacts
     speeds: Mapping[str, Speed]
+    layers: Mapping[str, LayerRange]
     hop_s: float
     asks: tuple[Ask, ...]
     duration_s: float
@@ -57,16 +60,41 @@ def predict(played: PlayedPool, policy: Policy | None, seed: int) -> Outcome:
             return simulation.run()
 
 
+class AsHeld:
+    """An allocator that gives every device what its node held in the real pool: links are measured with noise, so that
+    two pools of the same nodes need not be planned alike."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, LayerRange] = {}
+        """By node id."""
+
+    def allocate(self, problem: Problem) -> list[Placement]:
+        return [
+            Placement(offer.key, self.layers[offer.key.node_id], "as in the real pool")
+            for offer in problem.offers
+            if offer.key.node_id in self.layers
+        ]
+
+    def adapt(self, problem: Problem) -> list[Placement]:
+        held = {offer.key: offer.held for offer in problem.offers}
+        return [placement for placement in self.allocate(problem) if held[placement.key] != placement.layers]
+
+
 class PlayedSimulation(Simulation):
-    """A simulation whose nodes, links and requests are given rather than drawn."""
+    """A simulation whose nodes, slices, links and requests are given rather than drawn."""
 
     def __init__(self, scenario: Scenario, policy: Policy | None, seed: int, played: PlayedPool) -> None:
         name = OURS if policy is None else policy.name
-        super().__init__(scenario, new_scheduler(scenario, policy), name, seed)
+        held = AsHeld()
+        routing = policy or our_policy(SchedulerConfig())
+        as_held = replace(routing, allocator=held, replans=False)
+        super().__init__(scenario, Scheduler(policy=as_held), name, seed)  # nobody has told it what will be asked
         self._played = played
         self._name_of = {}
         for node, role in zip(self.fleet.nodes, played.scene.nodes, strict=True):
             self._name_of[node.number] = role.name
+            if role.name in played.layers:
+                held.layers[node.node_id] = played.layers[role.name]
             self._become(node, role.name)
         self.users.expect = self._expect_played  # type: ignore[method-assign]
 

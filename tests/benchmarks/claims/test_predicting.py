@@ -30,11 +30,13 @@ SCENE = equal(2, max_layers=6)
 NUM_ANSWER = 11
 
 
-def played(num: int = 3, every_s: float = 20.0, scene_delay_s: float = 0.005) -> PlayedPool:
+def played(num: int = 3, every_s: float = 20.0, scene_delay_s: float = 0.005, cut: int = 6) -> PlayedPool:
     asks = tuple(Ask(number * every_s, 50, NUM_ANSWER) for number in range(num))
     scene = replace(SCENE, within=Link(delay_s=scene_delay_s))
     speeds = {node.name: SPEED for node in scene.nodes}
-    return PlayedPool(scene, FACTS, speeds, 0.001, asks, num * every_s, 0.0)
+    pieces = (LayerRange(0, cut), LayerRange(cut, NUM_LAYERS))
+    layers = {node.name: piece for node, piece in zip(scene.nodes, pieces, strict=True)}
+    return PlayedPool(scene, FACTS, speeds, layers, 0.001, asks, num * every_s, 0.0)
 
 
 def test_a_float32_model_has_the_same_bytes_in_the_simulators_variant() -> None:
@@ -50,6 +52,13 @@ def test_requests_alone_take_what_devices_and_links_take() -> None:
     assert outcome.num_finished == 3
     stages_s = NUM_LAYERS * (SPEED.step_s + SPEED.row_s)
     assert outcome.tpot_s.mean == pytest.approx(stages_s + 2 * (0.005 + 0.001), rel=0.05)
+
+
+@pytest.mark.parametrize("cut", [5, 6])
+def test_nodes_hold_what_they_held_in_the_real_pool(cut: int) -> None:
+    pool = replace(played(cut=cut), scene=equal(2, max_layers=7))
+    outcome = predict(pool, policy_named(OURS), seed=1)
+    assert sorted((held.start, held.stop) for held in outcome.held) == [(0, cut), (cut, NUM_LAYERS)]
 
 
 def test_a_longer_way_makes_tokens_later_by_as_much() -> None:
