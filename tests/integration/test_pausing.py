@@ -18,7 +18,9 @@ from tests.integration.streams import Stream
 
 VOLUNTEER, REPLICA = "volunteer", "replica"
 NUM_STREAMS = 6
-NUM_TOKENS = 300
+NUM_TOKENS = 250
+FAST, SLOW = ("--pace", "1,0.1,0.1"), ("--pace", "4,0.4,0.1")
+"""Milliseconds a layer: the volunteer is the faster one, however busy the machine is while they measure themselves."""
 QUIET_GPU = FakeGpu(is_offered=False)
 """It is watched; what is contributed is the CPU, as this test has no other device."""
 
@@ -37,11 +39,11 @@ def pool_and_agent(
 ) -> Iterator[tuple[Served, AttachedAgent]]:
     """Two nodes, each with the whole model; one of them is driven as the tray app drives it."""
     folder = tmp_path_factory.mktemp("pausing")
-    options = ("--name", VOLUNTEER, "--nvml-module", "tests.fakes.fake_nvml")
+    options = ("--name", VOLUNTEER, "--nvml-module", "tests.fakes.fake_nvml", *FAST)
     with pytest.MonkeyPatch.context() as patch, local_pool(folder, [str(endless_folder)]) as pool:
         patch.setenv(SCRIPT_VARIABLE, str(script))
         with AttachedAgent(pool.url, folder / VOLUNTEER, *options) as agent:
-            pool.add_node(REPLICA, "--cpu")
+            pool.add_node(REPLICA, "--cpu", *SLOW)
             served = Served(pool, endless_folder.name)
             wait_serving(served, {VOLUNTEER, REPLICA})
             yield served, agent
