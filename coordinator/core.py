@@ -7,11 +7,14 @@ that a whole pool runs on virtual time in tests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from coordinator.affinity import affinity_of
+from coordinator.effects import DropNode, Effect, ToNode, ToUser
+from coordinator.neighbours import ask_links, contacts, hear_links
 from coordinator.nodes import DeviceView, NodeView
+from coordinator.queue_news import QueueNews
+from coordinator.relaying import relay_target
 from coordinator.scheduler import Scheduler
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
@@ -20,24 +23,20 @@ from coordinator.scheduler.queue_forecast import QueuePlace
 from coordinator.scheduler.state import DeviceKey, ModelFacts
 from coordinator.sessions import (
     Action,
-    Contact,
     Deliver,
     Failed,
     NeedChain,
     Order,
-    Queued,
     Rerouted,
     SendFrame,
     SendMessage,
     Session,
     SessionState,
 )
-from protocol.errors import CloseCode, FrameError, FrameFault, MessageError, MessageFault
-from protocol.frames import Frame, FrameKind, decode_frame
+from protocol.errors import CloseCode, FrameError, MessageError, MessageFault
+from protocol.frames import decode_frame
 from protocol.messages import (
-    MAX_LINK_TARGETS,
     AssignSlice,
-    CoordinatorMessage,
     DeviceFailed,
     DeviceMeasured,
     Heartbeat,
@@ -45,7 +44,6 @@ from protocol.messages import (
     Leaving,
     LinksMeasured,
     MeasureDevice,
-    MeasureLinks,
     NodeMessage,
     ReleaseSlice,
     SessionBroken,
@@ -54,46 +52,16 @@ from protocol.messages import (
     SliceReady,
     TokensSampled,
 )
-from protocol.values import DeviceId, DeviceWork, Hop, LinkTime, NodeId, SessionId
+from protocol.values import DeviceId, DeviceWork, NodeId, SessionId
 
 LEASE_S = 4.0
 """A node that says nothing for this long is lost; it sends a heartbeat every HEARTBEAT_S. With a tick on top, a dead
 machine is out of the view and out of all chains within 5 s."""
 HEARTBEAT_S = 1.0
 TICK_S = 0.5
-QUEUE_NEWS_S = 1.0
-"""Who waits hears of a new place at most this often."""
 MAX_FAULTS = 100
 DEVICE_FAULTS = frozenset({"internal", "kv_full", "non_finite", "out_of_memory"})
 """Codes of SessionBroken that speak against the device itself; others are a lost link's, or a change of plan's."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToNode:
-    """Send this to the node: a control message or a data frame."""
-
-    node_id: NodeId
-    data: CoordinatorMessage | bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ToUser:
-    """News for the consumer of a session; Deliver must be committed to the token log before it is passed on."""
-
-    session_id: SessionId
-    item: Queued | Deliver | Rerouted | Failed
-
-
-@dataclass(frozen=True, slots=True)
-class DropNode:
-    """Close this node's connection; the core has forgotten it already."""
-
-    node_id: NodeId
-    reason: str
-    code: int = 1000
-
-
-Effect = ToNode | ToUser | DropNode
 
 
 class PoolCore:
@@ -104,8 +72,7 @@ class PoolCore:
         self.nodes: dict[NodeId, NodeView] = {}
         self.sessions: dict[SessionId, Session] = {}
         self._models: dict[str, ModelFacts] = {}
-        self._told_queued: dict[SessionId, tuple[Queued, float]] = {}
-        """What those who wait for their first chain were told last, and when."""
+        self._queue_news = QueueNews()
         self._last_tick_s: float | None = None
         self._message_handlers: dict[type, Callable[[NodeId, Any, float], list[Effect]]] = {
             DeviceMeasured: self._device_measured,
@@ -174,7 +141,7 @@ class PoolCore:
         """A data frame for another node that the sender cannot reach directly."""
         self.nodes[node_id].heard_at_s = now_s
         try:
-            target = self._relay_target(node_id, decode_frame(data))
+            target = relay_target(self.sessions, node_id, decode_frame(data))
         except FrameError:
             return self._fault(node_id, now_s)
         return [ToNode(target, data)] if target is not None else []
@@ -184,7 +151,7 @@ class PoolCore:
         session = self.sessions[order.session_id] = Session(order)
         effects = self._schedule(_arrival(session), now_s)
         place = self.queue_place(order.session_id)
-        return [*effects, self._tell_queued(order.session_id, place, now_s)] if place else effects
+        return [*effects, self._queue_news.tell(order.session_id, place, now_s)] if place else effects
 
     def queue_place(self, session_id: SessionId) -> QueuePlace | None:
         """Where it stands in the queue; None if it does not wait."""
@@ -202,7 +169,7 @@ class PoolCore:
         effects: list[Effect] = []
         for node_id in silent:
             effects += [*self.node_lost(node_id, now_s), DropNode(node_id, f"silent for {LEASE_S:.0f} s")]
-        return [*effects, *self._schedule(ev.TimePassed(), now_s), *self._queue_news(now_s)]
+        return [*effects, *self._schedule(ev.TimePassed(), now_s), *self._news_of_queue(now_s)]
 
     # ------------------------------------------------------------ what nodes say
 
@@ -271,22 +238,7 @@ class PoolCore:
 
     def _links_measured(self, node_id: NodeId, message: LinksMeasured, now_s: float) -> list[Effect]:
         """Only what was asked for counts."""
-        view = self.nodes[node_id]
-        view.hear_pool_rtt(message.pool_rtt_s)
-        seen = [self._link_seen(node_id, link) for link in message.links if link.node_id in view.asked_links]
-        view.asked_links = frozenset()
-        return self._links_seen(tuple(filter(None, seen)), node_id, message.pool_rtt_s, now_s)
-
-    def _link_seen(self, source: NodeId, link: LinkTime) -> LinkSeen | None:
-        """None: not known. Rows that no direct link takes go to the coordinator and from there: two ways."""
-        target_id = NodeId(link.node_id)
-        target = self.nodes.get(target_id)
-        if target is None:
-            return None
-        if link.is_direct:
-            return None if link.rtt_s is None else LinkSeen(source, target_id, link.rtt_s, link.bytes_per_s)
-        own_s, other_s = self.nodes[source].pool_rtt_s, target.pool_rtt_s
-        return None if own_s is None or other_s is None else LinkSeen(source, target_id, own_s + other_s)
+        return self._links_seen(hear_links(self.nodes, node_id, message), node_id, message.pool_rtt_s, now_s)
 
     def _links_seen(
         self, links: tuple[LinkSeen, ...], node_id: NodeId, pool_rtt_s: float | None, now_s: float
@@ -309,7 +261,7 @@ class PoolCore:
         match command:
             case cmd.StartChain(session_id, chain):
                 session = self.sessions[session_id]
-                return self._act(session, session.start(chain, self._contacts(chain)), now_s)
+                return self._act(session, session.start(chain, contacts(self.nodes, chain)), now_s)
             case cmd.RefuseRequest(session_id, code, message, retry_after_s):
                 session = self.sessions[session_id]
                 return self._act(session, session.fail(code, message, retry_after_s), now_s)
@@ -329,13 +281,8 @@ class PoolCore:
 
     def _measure_links(self, command: cmd.MeasureLinks) -> list[Effect]:
         """Asks those that know how, about others that know what a probe is."""
-        view = self.nodes[command.node_id]
-        others = [target for target in command.targets if target in self.nodes and target != command.node_id]
-        targets = [target for target in others if self.nodes[target].measures_links][:MAX_LINK_TARGETS]
-        if not (view.measures_links and targets):
-            return []
-        view.asked_links = frozenset(targets)
-        return [ToNode(command.node_id, MeasureLinks(tuple(self._hop(target) for target in targets)))]
+        asked = ask_links(self.nodes, command)
+        return [ToNode(command.node_id, asked)] if asked else []
 
     def _assign(self, command: cmd.Assign) -> Effect:
         device, model = command.device, self._models[command.manifest_hash]
@@ -373,60 +320,20 @@ class PoolCore:
                     effects.append(ToUser(session.order.session_id, action))
         session_id = session.order.session_id
         if session.state is not SessionState.QUEUED:
-            self._told_queued.pop(session_id, None)
+            self._queue_news.forget(session_id)
         if session.state is SessionState.ENDED and session_id in self.sessions:
             del self.sessions[session_id]
             effects += self._schedule(ev.RequestFinished(session_id, len(session.tokens)), now_s)
         return effects
 
-    def _queue_news(self, now_s: float) -> list[Effect]:
-        """For those who wait for their first chain and whose place is another one than they were told."""
-        if not self._told_queued:
-            return []
-        places = self.scheduler.queue_places()
-        return [
-            self._tell_queued(session_id, places[session_id], now_s)
-            for session_id, (told, at_s) in self._told_queued.items()
-            if _is_news(places[session_id], told) and now_s - at_s >= QUEUE_NEWS_S
-        ]
-
-    def _tell_queued(self, session_id: SessionId, place: QueuePlace, now_s: float) -> Effect:
-        queued = Queued(place.place, place.num_waiting, place.expected_wait_s)
-        self._told_queued[session_id] = (queued, now_s)
-        return ToUser(session_id, queued)
+    def _news_of_queue(self, now_s: float) -> list[ToUser]:
+        return self._queue_news.changes(self.scheduler.queue_places(), now_s) if self._queue_news.told else []
 
     def _move_sessions(self, lost: set[DeviceKey], now_s: float, *, to_blame: bool = True) -> list[Effect]:
         effects: list[Effect] = []
         for session in list(self.sessions.values()):
             effects += self._act(session, session.devices_lost(lost, to_blame=to_blame), now_s)
         return effects
-
-    def _contacts(self, chain: tuple[cmd.ChainStage, ...]) -> dict[NodeId, Contact]:
-        hellos = {node_id: self.nodes[node_id].hello for node_id in {stage.device.node_id for stage in chain}}
-        return {
-            node_id: Contact(hello.peer_address, hello.peer_ticket, hello.peer_fingerprint)
-            for node_id, hello in hellos.items()
-        }
-
-    def _hop(self, node_id: NodeId) -> Hop:
-        """The way to a node outside of any chain."""
-        hello = self.nodes[node_id].hello
-        return Hop(node_id, 0, hello.peer_address, hello.peer_ticket, hello.peer_fingerprint)
-
-    def _relay_target(self, sender: NodeId, frame: Frame) -> NodeId | None:
-        """The one node that all rows of a batch are for; None if all of them are late.
-
-        Late rows beside current ones travel on: the receiver drops them, the others must not be lost with them."""
-        if frame.kind is FrameKind.PROBE:
-            raise FrameError(FrameFault.BAD_KIND, "probes are for direct links")
-        targets: set[NodeId | None] = set()
-        for segment in frame.segments:
-            session = self.sessions.get(segment.session_id)
-            if session is not None and session.is_current(segment.epoch):
-                targets.add(session.relay_target(sender, segment))
-        if None in targets or len(targets) > 1:
-            raise FrameError(FrameFault.SENDER, "rows for a stage that is not the sender's neighbour")
-        return targets.pop() if targets else None
 
     def _fault(self, node_id: NodeId, now_s: float) -> list[Effect]:
         self.nodes[node_id].num_faults += 1
@@ -466,7 +373,7 @@ class PoolCore:
         assert set(state.waiting) | set(state.running) == set(self.sessions)
         assert {key.node_id for key in state.devices} == set(self.nodes)
         assert all(view.is_draining == (node_id in state.draining) for node_id, view in self.nodes.items())
-        assert set(self._told_queued) <= set(state.waiting)
+        assert self._queue_news.told <= set(state.waiting)
         assert set(self._models) == set(state.models)
 
 
@@ -486,8 +393,3 @@ def _arrival(
         affinity=affinity_of(log, order.tenant),
         deadline_s=None if resumed else order.deadline_s,
     )
-
-
-def _is_news(place: QueuePlace, told: Queued) -> bool:
-    """Another place, or the first idea of how long it will take."""
-    return place.place != told.place or (told.expected_wait_s is None and place.expected_wait_s is not None)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from coordinator.core import HEARTBEAT_S, TICK_S, DropNode, Effect, PoolCore, ToNode, ToUser
+from coordinator.core import HEARTBEAT_S, TICK_S, PoolCore
 from coordinator.doorstep import Doorstep
+from coordinator.effects import DropNode, Effect, ToNode, ToUser
 from coordinator.errors import GenerationFailed, PoolError, RequestRefused
 from coordinator.gate import GateFailed, NodeGate
 from coordinator.handshake import TRY_AGAIN_LATER, Handshake, Refusal, bad_message, close_reason, refuse

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator import core as core_module
-from coordinator.core import HEARTBEAT_S, LEASE_S, MAX_FAULTS, QUEUE_NEWS_S, TICK_S, DropNode
+from coordinator.core import HEARTBEAT_S, LEASE_S, MAX_FAULTS, TICK_S
+from coordinator.effects import DropNode
 from coordinator.nodes import DeviceActivity
+from coordinator.queue_news import QUEUE_NEWS_S
 from coordinator.scheduler.dispatcher import MAX_WAITING
 from coordinator.sessions import Queued
 from protocol import messages as m

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from coordinator import hub as hub_module
-from coordinator.core import LEASE_S, Effect, PoolCore, ToNode
+from coordinator.core import LEASE_S, PoolCore
 from coordinator.doorstep import MAX_IN_VAIN, MAX_PER_ADDRESS
+from coordinator.effects import Effect, ToNode
 from coordinator.errors import GenerationFailed, PoolError, RequestRefused
 from coordinator.gate import GateFailed, OpenGate
 from coordinator.handshake import HELLO_TIMEOUT_S, TRY_AGAIN_LATER

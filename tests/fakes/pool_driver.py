@@ -7,7 +7,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from coordinator.core import HEARTBEAT_S, TICK_S, DropNode, Effect, PoolCore, ToNode, ToUser
+from coordinator.core import HEARTBEAT_S, TICK_S, PoolCore
+from coordinator.effects import DropNode, Effect, ToNode, ToUser
 from coordinator.scheduler import Scheduler
 from coordinator.scheduler.state import ModelFacts
 from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted

@@ -1,0 +1,61 @@
+"""How nodes reach each other: the contacts of a chain, and the links that they measure between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coordinator.nodes import NodeView
+from coordinator.scheduler import commands as cmd
+from coordinator.scheduler.links import LinkSeen
+from coordinator.sessions import Contact
+from protocol.messages import MAX_LINK_TARGETS, LinksMeasured, MeasureLinks
+from protocol.values import Hop, LinkTime, NodeId
+
+Nodes = Mapping[NodeId, NodeView]
+
+
+def contacts(nodes: Nodes, chain: tuple[cmd.ChainStage, ...]) -> dict[NodeId, Contact]:
+    """How the nodes of a chain are reached."""
+    hellos = {node_id: nodes[node_id].hello for node_id in {stage.device.node_id for stage in chain}}
+    return {
+        node_id: Contact(hello.peer_address, hello.peer_ticket, hello.peer_fingerprint)
+        for node_id, hello in hellos.items()
+    }
+
+
+def ask_links(nodes: Nodes, command: cmd.MeasureLinks) -> MeasureLinks | None:
+    """The order to measure, to a node that knows how, about others that know what a probe is; None: nothing to ask."""
+    view = nodes[command.node_id]
+    others = [target for target in command.targets if target in nodes and target != command.node_id]
+    targets = [target for target in others if nodes[target].measures_links][:MAX_LINK_TARGETS]
+    if not (view.measures_links and targets):
+        return None
+    view.asked_links = frozenset(targets)
+    return MeasureLinks(tuple(_hop(target, nodes[target]) for target in targets))
+
+
+def hear_links(nodes: Nodes, node_id: NodeId, message: LinksMeasured) -> tuple[LinkSeen, ...]:
+    """What a node has measured. Only what was asked for counts."""
+    view = nodes[node_id]
+    view.hear_pool_rtt(message.pool_rtt_s)
+    seen = [_link_seen(nodes, node_id, link) for link in message.links if link.node_id in view.asked_links]
+    view.asked_links = frozenset()
+    return tuple(filter(None, seen))
+
+
+def _link_seen(nodes: Nodes, source: NodeId, link: LinkTime) -> LinkSeen | None:
+    """None: not known. Rows that no direct link takes go to the coordinator and from there: two ways."""
+    target_id = NodeId(link.node_id)
+    target = nodes.get(target_id)
+    if target is None:
+        return None
+    if link.is_direct:
+        return None if link.rtt_s is None else LinkSeen(source, target_id, link.rtt_s, link.bytes_per_s)
+    own_s, other_s = nodes[source].pool_rtt_s, target.pool_rtt_s
+    return None if own_s is None or other_s is None else LinkSeen(source, target_id, own_s + other_s)
+
+
+def _hop(node_id: NodeId, view: NodeView) -> Hop:
+    """The way to a node outside of any chain."""
+    hello = view.hello
+    return Hop(node_id, 0, hello.peer_address, hello.peer_ticket, hello.peer_fingerprint)
