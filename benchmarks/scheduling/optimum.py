@@ -34,7 +34,7 @@ from benchmarks.scheduling.ceilings import FASTEST, MOST_IN_ORDER, Ceilings, Hop
 from benchmarks.scheduling.stages import Groups, Numbers, kinds_of, ways
 from benchmarks.scheduling.worlds import ENDLESS, World, problem_of_world, small_worlds
 from coordinator.scheduler.allocation import LaneAllocator
-from coordinator.scheduler.filling import cuts
+from coordinator.scheduler.filling import Cutter
 from coordinator.scheduler.forecast import (
     answer_limit_s,
     answer_times,
@@ -271,7 +271,7 @@ class _Solver:
 
     def _lanes(self, chosen: Sequence[Numbers]) -> tuple[Lane, ...]:
         """The columns' lanes, each with offers of its own."""
-        used = [0] * len(self._kinds.members)
+        used, cutter = [0] * len(self._kinds.members), Cutter(self._problem)
         lanes = []
         for numbers in chosen:
             column = self._columns[numbers]
@@ -282,7 +282,7 @@ class _Solver:
             }
             used = [u + n for u, n in zip(used, numbers, strict=True)]
             sketch = [tuple(names[i] for i in stage) for stage in column.sketch]
-            ranges = cuts(self._problem, list(column.counts), sketch)
+            ranges = cutter.cuts(column.counts, tuple(sketch))
             assert ranges is not None, "its layers fit"
             lanes.append(Lane(tuple(Stage(layers, holders) for layers, holders in zip(ranges, sketch, strict=True))))
         return tuple(lanes)

@@ -11,10 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coordinator.scheduler.drafts import ROUGHLY, SHIFTS, Draft, Load, drafts_of, drafts_score, expected_part, polished
-from coordinator.scheduler.filling import cuts
+from coordinator.scheduler.drafts import (
+    SHIFTS,
+    Draft,
+    Load,
+    drafts_of,
+    drafts_score,
+    expected_part,
+    option_worths,
+    polished,
+)
+from coordinator.scheduler.filling import Cutter
 from coordinator.scheduler.forecast import Tables, tables_of
-from coordinator.scheduler.grouping import KV_STEPS, by_region, group, layer_capacities, needed_layers, sketch_of
+from coordinator.scheduler.grouping import KV_STEPS, Grouper, by_region
 from coordinator.scheduler.plan import Lane, Placement, Problem, Stage
 from coordinator.scheduler.search import FEW_DEVICES, SEED, Search
 from coordinator.scheduler.tables import Sketch
@@ -48,8 +57,8 @@ class LaneAllocator:
         if not len(indices):
             return ()
         p = tables_of(problem)
-        drafts = _searched(p, indices)
-        lanes = (_lane(problem, draft) for draft in sorted(drafts, key=lambda d: -d.rate))
+        drafts, cutter = _searched(p, indices), Cutter(problem)
+        lanes = (_lane(cutter, draft) for draft in sorted(drafts, key=lambda d: -d.rate))
         return tuple(lane for lane in lanes if lane is not None)
 
 
@@ -80,8 +89,9 @@ def _best_search(p: Tables, indices: Sequence[int]) -> list[Draft]:
 def _beginnings(p: Tables, indices: Sequence[int]) -> list[list[Draft]]:
     """Groupings over all regions, one for each number of lanes that comes out of some amount of KV."""
     by_number: dict[int, list[Sketch]] = {}
+    grouper = Grouper(p.offers, p.model)
     for sessions in FINE_KV_STEPS:
-        sketches, _ = _grouped(p, indices, sessions)
+        sketches, _ = _grouped(p, grouper, indices, sessions)
         by_number.setdefault(len(sketches), sketches)
     drafted = [[d for d in drafts_of(p, sketches, Load()) if d is not None] for sketches in by_number.values()]
     return sorted((drafts for drafts in drafted if drafts), key=lambda drafts: -_worth(p, drafts))[:MOST_BEGINNINGS]
@@ -108,51 +118,41 @@ def _reason(stage: Stage, lane: str, num_stages: int) -> str:
 
 def _first_drafts(p: Tables, indices: Sequence[int]) -> list[Draft]:
     """For each region the best of several groupings, then lanes across regions from what is left."""
-    wanted = set(indices)
-    regions = {region: [i for i in members if i in wanted] for region, members in by_region(p.offers).items()}
-    options = [_grouped(p, members, kv) for members in regions.values() for kv in KV_STEPS]
-    all_sketches = [sketch for option, _ in options for sketch in option]
-    drafts = iter(drafts_of(p, all_sketches, Load(num_options=len(KV_STEPS)), ROUGHLY))
-    drafted = [([next(drafts) for _ in option], left) for option, left in options]
+    wanted, grouper = set(indices), Grouper(p.offers, p.model)
+    regions = [[i for i in members if i in wanted] for members in by_region(p.offers).values()]
+    options = [_grouped(p, grouper, members, kv) for members in regions for kv in KV_STEPS]
+    worths, _ = option_worths(p, [sketches for sketches, _ in options], Load(num_options=len(KV_STEPS)))
     chosen: list[Sketch] = []
     left_over: list[int] = []
-    for n in range(0, len(drafted), len(KV_STEPS)):
-        best, left = max(drafted[n : n + len(KV_STEPS)], key=lambda option: _worth(p, option[0]))
-        chosen += [d.sketch for d in best if d is not None]
+    for region, best in enumerate(worths.reshape(-1, len(KV_STEPS)).argmax(axis=1).tolist()):
+        sketches, left = options[region * len(KV_STEPS) + best]
+        chosen += sketches
         left_over += left
-    chosen += _across(p, left_over)
+    chosen += _across(p, grouper, left_over)
     return [d for d in drafts_of(p, chosen, Load()) if d is not None]
 
 
-def _grouped(p: Tables, members: Sequence[int], sessions: float) -> tuple[list[Sketch], list[int]]:
-    kv_tokens = sessions * p.problem.workload.num_reserved_tokens
-    caps = layer_capacities(p.offers, p.model, kv_tokens)
-    lanes, left = group(members, caps, needed_layers(p.model, kv_tokens))
-    return [sketch_of(lane, p.offers) for lane in lanes], left
+def _grouped(p: Tables, grouper: Grouper, members: Sequence[int], sessions: float) -> tuple[list[Sketch], list[int]]:
+    return grouper.lanes(members, sessions * p.problem.workload.num_reserved_tokens)
 
 
-def _across(p: Tables, left_over: Sequence[int]) -> list[Sketch]:
+def _across(p: Tables, grouper: Grouper, left_over: Sequence[int]) -> list[Sketch]:
     """The best lanes over regions' borders; those that cannot keep the bound at all are worth nothing."""
-    options = [_grouped(p, left_over, kv)[0] for kv in KV_STEPS]
-    drafted = [[d for d in drafts_of(p, o, Load(), ROUGHLY) if d is not None and d.rate > 0.0] for o in options]
-    best = max(drafted, key=lambda drafts: _worth(p, drafts), default=[])
-    return [d.sketch for d in best]
+    options = [_grouped(p, grouper, left_over, kv)[0] for kv in KV_STEPS]
+    worths, rates = option_worths(p, options)
+    best = int(worths.argmax())
+    first = sum(len(option) for option in options[:best])
+    return [sketch for sketch, rate in zip(options[best], rates[first:], strict=False) if rate > 0.0]
 
 
-def _worth(p: Tables, drafts: Sequence[Draft | None]) -> float:
-    """Of one region's lanes, as if the demand that falls to them were the pool's."""
-    good = [d for d in drafts if d is not None]
-    if not good:
-        return 0.0
-    rates, slows = np.array([d.rate for d in good]), np.array([d.slow for d in good])
-    return drafts_score(p, rates, slows)
+def _worth(p: Tables, drafts: Sequence[Draft]) -> float:
+    """As if the demand that falls to them were the pool's."""
+    return drafts_score(p, np.array([d.rate for d in drafts]), np.array([d.slow for d in drafts]))
 
 
-def _lane(problem: Problem, draft: Draft) -> Lane | None:
-    ranges = cuts(problem, list(draft.counts), list(draft.sketch))
-    if ranges is None:
-        return None
-    return Lane(tuple(Stage(layers, holders) for layers, holders in zip(ranges, draft.sketch, strict=True)))
+def _lane(cutter: Cutter, draft: Draft) -> Lane | None:
+    ranges = cutter.cuts(draft.counts, draft.sketch)
+    return None if ranges is None else Lane(tuple(map(Stage, ranges, draft.sketch)))
 
 
 def lane_ranges(lane: Lane) -> list[LayerRange]:

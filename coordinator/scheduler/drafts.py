@@ -17,7 +17,7 @@ from coordinator.scheduler.forecast import (
     score_of,
     slowness,
 )
-from coordinator.scheduler.tables import Floats, LaneBatch, OfferTable, Sketch, lane_batch, repeated
+from coordinator.scheduler.tables import Floats, Ints, LaneBatch, OfferTable, Sketch, lane_batch, repeated
 
 Filling = tuple[float, float]
 """Of the most KV that a lane could keep and still hold all layers: how much is kept (less lets fast stages take more).
@@ -37,16 +37,19 @@ MANY_FILLINGS: tuple[Filling, ...] = (
 SHIFTS = 6
 STEPS = (1, 1, 2, 4)
 """When cuts are polished: trials per lane and round, and by how many layers."""
-ROUGHLY: tuple[Filling, ...] = ((1.0, 1.0),)
+LEAST_RATE = 1e-12
+"""In place of none, where something is divided by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """The part of its most that each lane is expected to do. None: found from what all sketches together could do,
-    which are `num_options` alternatives for the same devices."""
+    which are `num_options` alternatives for the same devices; or, with `option_of` [lanes], from what those of each
+    option could do."""
 
     part: float | None = None
     num_options: int = 1
+    option_of: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +67,44 @@ def drafts_of(
     p: Tables, sketches: Sequence[Sketch], load: Load, fillings: Sequence[Filling] = FILLINGS
 ) -> list[Draft | None]:
     """Fill all sketches, each in several ways, and keep the best of each; None for one that cannot hold the model."""
-    if not sketches:
-        return []
-    batch = lane_batch(sketches)
-    most = most_kv_tokens(p.offers, p.model, batch)
-    able = np.flatnonzero(most >= 0.0)
-    if len(able) < len(sketches):
-        sketches_able = [sketches[i] for i in able.tolist()]
-        found: list[Draft | None] = [None] * len(sketches)
-        for i, draft in zip(able.tolist(), drafts_of(p, sketches_able, load, fillings), strict=True):
-            found[i] = draft
+    found: list[Draft | None] = [None] * len(sketches)
+    able, batch, most = _able(p, sketches)
+    if not len(able):
         return found
     many = repeated(batch, len(fillings))
     kv_tokens = np.concatenate([most * part for part, _ in fillings])
-    counts = _filled(p, many, kv_tokens, np.repeat([sharpness for _, sharpness in fillings], len(sketches)))
-    return list(_best_fillings(p, sketches, many, counts, load))
+    counts = _filled(p, many, kv_tokens, np.repeat([sharpness for _, sharpness in fillings], len(able)))
+    filled = _best_fillings(p, [sketches[i] for i in able.tolist()], many, counts, load)
+    for number, draft in zip(able.tolist(), filled, strict=True):
+        found[number] = draft
+    return found
+
+
+def _able(p: Tables, sketches: Sequence[Sketch]) -> tuple[Ints, LaneBatch, Floats]:
+    """Which of them can hold the model at all; those, side by side; and the most KV that each could keep."""
+    batch = lane_batch(sketches)
+    most = most_kv_tokens(p.offers, p.model, batch)
+    able = np.flatnonzero(most >= 0.0)
+    if len(able) == len(sketches):
+        return able, batch, most
+    return able, lane_batch([sketches[i] for i in able.tolist()]), most[able]
+
+
+def option_worths(p: Tables, options: Sequence[Sequence[Sketch]], load: Load | None = None) -> tuple[Floats, Floats]:
+    """What each of these sets of lanes would be worth, [options], and the most tokens per second of each lane of all
+    of them, [lanes]: 0 for one that cannot hold the model. Filled in one way only, which is enough to choose.
+
+    Without `load` each option is reckoned as if it were the whole pool."""
+    sketches = [sketch for option in options for sketch in option]
+    option_of = np.repeat(np.arange(len(options)), [len(option) for option in options])
+    rates, slows = np.zeros(len(sketches)), np.zeros(len(sketches))
+    able, batch, most = _able(p, sketches)
+    if len(able):
+        counts = _filled(p, batch, most, np.ones(len(able)))
+        [rates[able]], [slows[able]] = _outcomes(p, batch, counts, load or Load(option_of=option_of[able]))
+    totals = _sums(rates, option_of, len(options))
+    busy = _sums(rates * slows, option_of, len(options))
+    return score_of(totals, busy / np.maximum(totals, LEAST_RATE), p.wanted_per_s), rates
 
 
 def _best_fillings(
@@ -86,11 +112,17 @@ def _best_fillings(
 ) -> Iterator[Draft]:
     """`many` are the sketches' lanes once for each filling."""
     rates, slows = _outcomes(p, many, counts, load, num_fillings=len(many.num_stages) // len(sketches))
-    best = np.argmax(_merit(p, rates, slows), axis=0).tolist()
-    starts, whole = [*many.lane_starts.tolist(), len(many.num_holders)], counts.astype(int).tolist()
-    for lane, (sketch, v) in enumerate(zip(sketches, best, strict=True)):
-        at = v * len(sketches) + lane
-        yield Draft(sketch, tuple(whole[starts[at] : starts[at + 1]]), float(rates[v, lane]), float(slows[v, lane]))
+    best, lanes = np.argmax(_merit(p, rates, slows), axis=0), np.arange(len(sketches))
+    ends = [*many.lane_starts.tolist(), len(many.num_holders)]
+    whole = counts.astype(int).tolist()
+    columns = (
+        sketches,
+        (best * len(sketches) + lanes).tolist(),
+        rates[best, lanes].tolist(),
+        slows[best, lanes].tolist(),
+    )
+    for sketch, at, rate, slow in zip(*columns, strict=True):
+        yield Draft(sketch, tuple(whole[ends[at] : ends[at + 1]]), rate, slow)
 
 
 def _filled(p: Tables, batch: LaneBatch, kv_tokens: Floats, sharpness: Floats) -> Floats:
@@ -115,11 +147,22 @@ def _outcomes(p: Tables, many: LaneBatch, counts: Floats, load: Load, num_fillin
     times = lane_times(p, many, counts)
     rates = lane_rates(p, many, times).tokens_per_s
     each = rates.reshape(num_fillings, -1)
-    part = load.part
-    if part is None:
-        part = expected_part(p, float(each.max(axis=0).sum()) / load.num_options)
+    part = _expected_parts(p, each.max(axis=0), load) if load.part is None else load.part
     slows = slowness(answer_times(p, many, times, rates * part), answer_limit_s(p))
     return each, slows.reshape(num_fillings, -1)
+
+
+def _expected_parts(p: Tables, rates: Floats, load: Load) -> float | Floats:
+    """One part for all, or [lanes]."""
+    if load.option_of is None:
+        return expected_part(p, float(rates.sum()) / load.num_options)
+    totals = _sums(rates, load.option_of)[load.option_of]
+    return np.minimum(1.0, p.wanted_per_s / np.maximum(totals, LEAST_RATE))
+
+
+def _sums(values: Floats, option_of: Ints, num_options: int = 0) -> Floats:
+    """Of each option's lanes, [options]."""
+    return np.asarray(np.bincount(option_of, values, num_options), dtype=np.float64)
 
 
 def expected_part(p: Tables, most_per_s: float) -> float:

@@ -8,46 +8,73 @@ weights serves nobody.
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from coordinator.scheduler.plan import Problem
-from coordinator.scheduler.tables import Bools, Floats, LaneBatch, ModelTable, OfferTable
+from coordinator.scheduler.problems import fit_of
+from coordinator.scheduler.tables import Bools, Floats, LaneBatch, ModelTable, OfferTable, Sketch
 from protocol.values import LayerRange
 
 BISECTIONS = 12
 MOST_KV = 4096.0
 """No lane is planned with more KV than so many times the floor."""
+ROUNDING_BYTES = 1.0
+"""By so much sums of sizes may seem to be beyond a device's memory."""
 
 
 def capacities(offers: OfferTable, model: ModelTable, batch: LaneBatch, kv_tokens: Floats) -> Floats:
     """Layers that each stage can hold, [stages], beside `kv_tokens` of KV per lane, [lanes].
 
     A stage's holders share its sessions, so each keeps KV for its part; but never less than the floor."""
-    share = kv_tokens[batch.lane_of_holder] / batch.num_holders[batch.stage_of]
-    per_layer = model.weight_bytes + model.kv_token_bytes * np.maximum(share, model.kv_floor_tokens)
+    return _capacities(_room_of(offers, model, batch), model, batch, kv_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What holders' capacities follow from whatever the KV, [holders]."""
+
+    memory: Floats
+    """Without what the ends take."""
+    max_layers: Floats
+    num_sharers: Floats
+    """Holders of the stage."""
+
+
+def _room_of(offers: OfferTable, model: ModelTable, batch: LaneBatch) -> _Room:
     ends = model.embedding_bytes * batch.is_first + model.head_bytes * batch.is_last
     memory = offers.memory[batch.holders] - ends[batch.stage_of]
-    most = np.minimum(np.floor(memory / per_layer + 1e-9), offers.max_layers[batch.holders])
-    return np.clip(np.minimum.reduceat(most, batch.stage_starts), 0.0, model.num_layers)
+    max_layers = np.minimum(offers.max_layers[batch.holders], model.num_layers)
+    return _Room(memory, max_layers, batch.num_holders[batch.stage_of])
+
+
+def _capacities(room: _Room, model: ModelTable, batch: LaneBatch, kv_tokens: Floats) -> Floats:
+    share = kv_tokens[batch.lane_of_holder] / room.num_sharers
+    per_layer = model.weight_bytes + model.kv_token_bytes * np.maximum(share, model.kv_floor_tokens)
+    most = np.minimum(np.floor(room.memory / per_layer + 1e-9), room.max_layers)
+    return np.maximum(batch.least_of_stages(most), 0.0)
 
 
 def most_kv_tokens(offers: OfferTable, model: ModelTable, batch: LaneBatch) -> Floats:
     """The most KV tokens, [lanes], for which each lane still holds all layers; negative where it cannot at all."""
-    floor = model.kv_floor_tokens
+    room = _room_of(offers, model, batch)
 
     def fits(tokens: Floats) -> Bools:
-        caps = capacities(offers, model, batch, tokens)
+        caps = _capacities(room, model, batch, tokens)
         enough = np.add.reduceat(caps, batch.lane_starts) >= model.num_layers
         return np.asarray(enough & (np.minimum.reduceat(caps, batch.lane_starts) >= 1.0))
 
-    low = np.full(len(batch.lane_starts), floor)
+    low = np.full(len(batch.lane_starts), model.kv_floor_tokens)
     feasible = fits(low)
-    factor = np.sqrt(MOST_KV)
+    factor = math.sqrt(MOST_KV)
     for _ in range(BISECTIONS):  # on a scale of factors: a hundred tokens matter to a small lane only
-        low = np.where(fits(low * factor), low * factor, low)
-        factor = np.sqrt(factor)
+        more = low * factor
+        low = np.where(fits(more), more, low)
+        factor = math.sqrt(factor)
     return np.where(feasible, low, -1.0)
 
 
@@ -58,13 +85,15 @@ def fill(caps: Floats, times: Floats, extras: Floats, batch: LaneBatch, num_laye
     starts, lane_of = batch.lane_starts, batch.lane_of
     low = np.zeros(len(starts))
     high = np.maximum.reduceat(times * num_layers + extras, starts)
+
+    def level(time_s: Floats) -> Floats:
+        return np.asarray(np.minimum(np.maximum((time_s[lane_of] - extras) / times, 1.0), caps))
+
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        share = np.clip((middle[lane_of] - extras) / times, 1.0, caps)
-        enough = np.add.reduceat(share, starts) >= num_layers
+        enough = np.add.reduceat(level(middle), starts) >= num_layers
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    share = np.clip((high[lane_of] - extras) / times, 1.0, caps)
-    return _whole(share, caps, batch, num_layers)
+    return _whole(level(high), caps, batch, num_layers)
 
 
 def _whole(share: Floats, caps: Floats, batch: LaneBatch, num_layers: int) -> Floats:
@@ -94,43 +123,45 @@ def _one_round(counts: Floats, share: Floats, caps: Floats, missing: Floats, bat
     return np.asarray(counts + direction * step)
 
 
-def cuts(problem: Problem, counts: list[int], holders: list[tuple[int, ...]]) -> list[LayerRange] | None:
-    """Exact layer ranges for these counts, moved where layers differ in size so that every holder has the memory for
-    its own and for the KV floor; None if there is no such cut nearby."""
-    num_layers = problem.model.num_layers
-    edges = [0]
-    for count in counts:
-        edges.append(edges[-1] + count)
-    if edges[-1] != num_layers:
-        return None  # as where there are more stages than layers
-    for _ in range(num_layers):
-        ranges = [LayerRange(a, b) for a, b in pairwise(edges)]
-        over = next((i for i, r in enumerate(ranges) if not _fit(problem, holders[i], r)), None)
-        if over is None:
-            return ranges
-        if not _shift(edges, over, _room(problem, holders, ranges)):
-            return None
-    return None
+class Cutter:
+    """Exact layer ranges for one problem's lanes."""
 
+    def __init__(self, problem: Problem) -> None:
+        self._offers, self._fit = problem.offers, fit_of(problem)
 
-def fits(problem: Problem, offer: int, layers: LayerRange) -> bool:
-    """Whether this offer can hold these layers, with its ends' parts and the KV floor."""
-    o = problem.offers[offer]
-    need = problem.model.weight_bytes(layers) + problem.model.kv_bytes(layers, problem.kv_floor_tokens)
-    return len(layers) <= o.max_layers and need <= o.memory_bytes + 1.0
+    def cuts(self, counts: Sequence[int], sketch: Sketch) -> list[LayerRange] | None:
+        """Ranges of these counts, moved where layers differ in size so that every holder has the memory for its own
+        and for the KV floor; None if there is no such cut nearby."""
+        num_layers = self._fit.num_layers
+        edges = [*accumulate(counts, initial=0)]
+        if edges[-1] != num_layers:
+            return None  # as where there are more stages than layers
+        for _ in range(num_layers):
+            over = self._first_misfit(edges, sketch)
+            if over is None:
+                return [LayerRange(a, b) for a, b in pairwise(edges)]
+            if not _shift(edges, over, self._room(edges, sketch)):
+                return None
+        return None
 
+    def fits(self, offer: int, start: int, stop: int) -> bool:
+        """Whether this offer can hold [start, stop), with its ends' parts and the KV floor."""
+        o = self._offers[offer]
+        return stop - start <= o.max_layers and self._fit.need_bytes(start, stop) <= o.memory_bytes + ROUNDING_BYTES
 
-def _fit(problem: Problem, holders: tuple[int, ...], layers: LayerRange) -> bool:
-    return all(fits(problem, holder, layers) for holder in holders)
+    def _first_misfit(self, edges: Sequence[int], sketch: Sketch) -> int | None:
+        """The first stage with a holder that cannot hold its part."""
+        for stage, holders in enumerate(sketch):
+            start, stop = edges[stage], edges[stage + 1]
+            for holder in holders:
+                if not self.fits(holder, start, stop):
+                    return stage
+        return None
 
-
-def _room(problem: Problem, holders: list[tuple[int, ...]], ranges: list[LayerRange]) -> list[float]:
-    """Bytes that each stage's tightest holder has left."""
-    model, floor = problem.model, problem.kv_floor_tokens
-    return [
-        min(problem.offers[h].memory_bytes for h in stage) - model.weight_bytes(r) - model.kv_bytes(r, floor)
-        for stage, r in zip(holders, ranges, strict=True)
-    ]
+    def _room(self, edges: Sequence[int], sketch: Sketch) -> list[float]:
+        """Bytes that each stage's tightest holder has left."""
+        memory = (min(self._offers[holder].memory_bytes for holder in holders) for holders in sketch)
+        return [m - self._fit.need_bytes(a, b) for m, (a, b) in zip(memory, pairwise(edges), strict=True)]
 
 
 def _shift(edges: list[int], over: int, room: list[float]) -> bool:

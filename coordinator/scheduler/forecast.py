@@ -54,7 +54,7 @@ class LaneTimes:
     """What lanes' holders and hops take: input of every forecast."""
 
     share: Floats
-    """[holders] of their stage's sessions."""
+    """[holders] of their stage's sessions: 1 of a lone holder."""
     fixed_s: Floats
     row_s: Floats
     prefill_s: Floats
@@ -129,19 +129,17 @@ def lane_rates(p: Tables, batch: LaneBatch, times: LaneTimes) -> LaneRates:
     A lane that is too slow for the bound counts with a small part (TOO_SLOW_WORTH) of what it does in twice the time
     that one request alone takes."""
     bound, answer = p.problem.bound, p.problem.workload.num_answer_tokens
+    lanes = _Lanes(p, batch, times)
     low = np.zeros(len(batch.lane_starts))
-    alone_tpot_s, alone_ttft_s = latencies(p, batch, times, low)
-    prompts = _prompts_per_token(p)
-    row_s = times.share * np.maximum(times.row_s + prompts * times.prefill_s, (1.0 + prompts) * times.up_s)
-    high = 1.0 / np.maximum.reduceat(row_s, batch.holder_starts)
-    high = np.minimum(high, times.num_sessions / (alone_tpot_s + alone_ttft_s / answer))
+    alone_tpot_s, alone_ttft_s = lanes.latencies(low)
+    high = np.minimum(lanes.most_per_s(), times.num_sessions / (alone_tpot_s + alone_ttft_s / answer))
     keeps = (alone_tpot_s <= bound.tpot_s) & (alone_ttft_s <= bound.ttft_s)
     most_tpot_s = np.where(keeps, _planned(alone_tpot_s, bound.tpot_s), np.maximum(bound.tpot_s, 2 * alone_tpot_s))
     most_ttft_s = np.where(keeps, _planned(alone_ttft_s, bound.ttft_s), np.maximum(bound.ttft_s, 2 * alone_ttft_s))
     num_sessions = np.maximum(PLANNED_KV * times.num_sessions, np.minimum(1.0, times.num_sessions))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        tpot_s, ttft_s = latencies(p, batch, times, middle)
+        tpot_s, ttft_s = lanes.latencies(middle)
         ok = (tpot_s <= most_tpot_s) & (ttft_s <= most_ttft_s)
         ok &= middle * (tpot_s + ttft_s / answer) <= num_sessions
         low, high = np.where(ok, middle, low), np.where(ok, high, middle)
@@ -154,40 +152,67 @@ def _planned(alone_s: Floats, bound_s: float) -> Floats:
 
 
 def latencies(p: Tables, batch: LaneBatch, times: LaneTimes, tokens_per_s: Floats) -> tuple[Floats, Floats]:
-    """(TPOT, TTFT) of each lane at this rate; a million times too long where a holder has more to do than it can.
-
-    cost.response_s for many holders: first as if rows waited for themselves, too, which gives about the time of a
-    trip; from that follow how many sessions there are and what the others among them do. A stage with several holders
-    takes the mean of theirs. Rows wait for an uplink as in a queue of one server (M/M/1): a home's carries a few
-    hundred rows per second, which is less than its device could do."""
-    rate = tokens_per_s[batch.lane_of_holder] * times.share
-    free = np.maximum(1.0 - rate * _prompts_per_token(p) * times.prefill_s, LEAST_SLACK)
-    slack = np.maximum(free - rate * times.row_s, LEAST_SLACK)
-    first_s = times.fixed_s + times.row_s
-    sent = np.minimum(rate * (1.0 + _prompts_per_token(p)) * times.up_s, 1.0 - LEAST_SLACK)
-    waits_s = times.share * times.up_s * sent / (1.0 - sent)
-    hops_s = times.hops_s + np.add.reduceat(waits_s, batch.holder_starts)
-    roughly_s = np.add.reduceat(first_s / slack * times.share, batch.holder_starts) + hops_s
-    trip_s = roughly_s[batch.lane_of_holder]
-    others = np.maximum(0.0, rate - 1.0 / trip_s)
-    step_s = first_s / np.maximum(free - others * times.row_s, LEAST_SLACK)
-    step_s = np.minimum(step_s, (first_s + others * trip_s * times.row_s) / free)
-    response_s = step_s * (1.0 + (1.0 - np.minimum(1.0, step_s / trip_s)) * np.minimum(1.0, others * step_s) / 2.0)
-    tpot_s = np.add.reduceat(response_s * times.share, batch.holder_starts) + hops_s
-    tpot_s = np.where(np.minimum.reduceat(slack, batch.holder_starts) > LEAST_SLACK, tpot_s, roughly_s)
-    return tpot_s, _ttft_s(p, batch, times, times.prefill_s / free, waits_s)
+    """(TPOT, TTFT) of each lane at this rate; a million times too long where a holder has more to do than it can."""
+    return _Lanes(p, batch, times).latencies(tokens_per_s)
 
 
-def _ttft_s(p: Tables, batch: LaneBatch, times: LaneTimes, token_s: Floats, waits_s: Floats) -> Floats:
-    """cost.prefill_s for many lanes, and the way: chunks follow one another through the stages."""
-    num_tokens = p.problem.workload.num_prompt_tokens
-    chunk = min(num_tokens, PREFILL_CHUNK_TOKENS)
-    num_more = max(0.0, num_tokens / chunk - 1.0) if chunk else 0.0
-    hop_s = times.prompt_hop_s + _of_stages(waits_s, batch)
-    each = np.add.reduceat(token_s * times.share, batch.holder_starts) + np.add.reduceat(hop_s, batch.lane_starts)
-    slowest = np.maximum.reduceat(token_s, batch.holder_starts)
-    slowest = np.maximum(slowest, np.maximum.reduceat(hop_s, batch.lane_starts))
-    return np.asarray(chunk * (each + num_more * slowest) + times.way_s)
+class _Lanes:
+    """Lanes whose latencies are asked at one rate after the other: what does not depend on it is reckoned once."""
+
+    def __init__(self, p: Tables, batch: LaneBatch, times: LaneTimes) -> None:
+        self._batch, self._times = batch, times
+        self._first_s = times.fixed_s + times.row_s
+        prompts = _prompts_per_token(p)
+        self._prompt_s = prompts * times.prefill_s
+        self._sent_s = (1.0 + prompts) * times.up_s
+        self._shared_up_s = times.share * times.up_s
+        num_tokens = p.problem.workload.num_prompt_tokens
+        self._chunk = min(num_tokens, PREFILL_CHUNK_TOKENS)
+        self._num_more = max(0.0, num_tokens / self._chunk - 1.0) if self._chunk else 0.0
+
+    def most_per_s(self) -> Floats:
+        """The rate at which the busiest holder of each lane has no time left, or its uplink."""
+        holder_s = self._times.share * np.maximum(self._times.row_s + self._prompt_s, self._sent_s)
+        return np.asarray(1.0 / np.maximum.reduceat(holder_s, self._batch.holder_starts))
+
+    def latencies(self, tokens_per_s: Floats) -> tuple[Floats, Floats]:
+        """cost.response_s for many holders: first as if rows waited for themselves, too, which gives about the time of
+        a trip; from that follow how many sessions there are and what the others among them do. A stage with several
+        holders takes the mean of theirs. Rows wait for an uplink as in a queue of one server (M/M/1): a home's carries
+        a few hundred rows per second, which is less than its device could do."""
+        batch, times, first_s = self._batch, self._times, self._first_s
+        rate = tokens_per_s[batch.lane_of_holder] * times.share
+        free = np.maximum(1.0 - rate * self._prompt_s, LEAST_SLACK)
+        slack = np.maximum(free - rate * times.row_s, LEAST_SLACK)
+        sent = np.minimum(rate * self._sent_s, 1.0 - LEAST_SLACK)
+        waits_s = self._shared_up_s * sent / (1.0 - sent)
+        hops_s = times.hops_s + np.add.reduceat(waits_s, batch.holder_starts)
+        roughly_s = self._mean_sums(first_s / slack) + hops_s
+        trip_s = roughly_s[batch.lane_of_holder]
+        others = np.maximum(0.0, rate - 1.0 / trip_s)
+        busy = others * times.row_s
+        step_s = first_s / np.maximum(free - busy, LEAST_SLACK)
+        step_s = np.minimum(step_s, (first_s + busy * trip_s) / free)
+        response_s = step_s * (1.0 + (1.0 - np.minimum(1.0, step_s / trip_s)) * np.minimum(1.0, others * step_s) / 2.0)
+        tpot_s = self._mean_sums(response_s) + hops_s
+        tpot_s = np.where(np.minimum.reduceat(slack, batch.holder_starts) > LEAST_SLACK, tpot_s, roughly_s)
+        return tpot_s, self._ttft_s(times.prefill_s / free, waits_s)
+
+    def _ttft_s(self, token_s: Floats, waits_s: Floats) -> Floats:
+        """cost.prefill_s for many lanes, and the way: chunks follow one another through the stages."""
+        batch, times = self._batch, self._times
+        hop_s = times.prompt_hop_s + _of_stages(waits_s, batch)
+        each = self._mean_sums(token_s) + np.add.reduceat(hop_s, batch.lane_starts)
+        if not self._num_more:
+            return np.asarray(self._chunk * each + times.way_s)
+        slowest = np.maximum.reduceat(token_s, batch.holder_starts)
+        slowest = np.maximum(slowest, np.maximum.reduceat(hop_s, batch.lane_starts))
+        return np.asarray(self._chunk * (each + self._num_more * slowest) + times.way_s)
+
+    def _mean_sums(self, values: Floats) -> Floats:
+        """[lanes]: over their stages, each the mean of its holders."""
+        shared = values if self._batch.is_plain else values * self._times.share
+        return np.asarray(np.add.reduceat(shared, self._batch.holder_starts))
 
 
 def _prompts_per_token(p: Tables) -> float:

@@ -31,32 +31,50 @@ def needed_layers(model: ModelTable, kv_tokens: float) -> float:
     return model.num_layers + math.ceil(model.embedding_bytes / per_layer) + math.ceil(model.head_bytes / per_layer)
 
 
-def group(offers: Iterable[int], caps: Floats, needed: float) -> tuple[list[list[int]], list[int]]:
+class Grouper:
+    """Forms the lanes of one problem. Its columns are plain lists: one offer is looked at at a time, which takes numpy
+    several times as long."""
+
+    def __init__(self, offers: OfferTable, model: ModelTable) -> None:
+        self._offers, self._model = offers, model
+        self._memory: list[float] = offers.memory.tolist()
+        self._regions: list[int] = offers.regions.tolist()
+        self._rooms: dict[float, tuple[list[float], float]] = {}
+
+    def lanes(self, members: Iterable[int], kv_tokens: float) -> tuple[list[Sketch], list[int]]:
+        """(lanes, left over) of these offers, where lanes keep so much KV."""
+        if kv_tokens not in self._rooms:
+            caps = layer_capacities(self._offers, self._model, kv_tokens)
+            self._rooms[kv_tokens] = caps.tolist(), needed_layers(self._model, kv_tokens)
+        found, left = group(members, *self._rooms[kv_tokens])
+        return [sketch_of(lane, self._memory, self._regions) for lane in found], left
+
+
+def group(offers: Iterable[int], caps: Sequence[float], needed: float) -> tuple[list[list[int]], list[int]]:
     """(lanes, left over): roomiest first, a lane takes devices until they suffice. So it has few stages, and its
     devices are alike: none waits for a much slower one, none has much more room for KV than the others."""
     lanes: list[list[int]] = []
     lane: list[int] = []
     missing = needed
-    for index in sorted((i for i in offers if caps[i] >= 1.0), key=lambda i: (-caps[i], i)):
+    for room, index in sorted([(-caps[i], i) for i in offers if caps[i] >= 1.0]):
         lane.append(index)
-        missing -= caps[index]
+        missing += room
         if missing <= 0:
             lanes.append(lane)
             lane, missing = [], needed
     return lanes, lane
 
 
-def sketch_of(lane: Sequence[int], offers: OfferTable) -> Sketch:
+def sketch_of(lane: Sequence[int], memory: Sequence[float], regions: Sequence[int]) -> Sketch:
     """One stage per device; neighbours are of one region, the roomiest two at the ends, which hold more."""
     if len(lane) < 3:
-        return tuple((i,) for i in lane)
-    by_room = sorted(lane, key=lambda i: -offers.memory[i])
-    first, last = by_room[0], by_room[1]
-    region = offers.regions
-    middle = sorted(by_room[2:], key=lambda i: (region[i] != region[first], region[i], i))
-    if region[first] != region[last]:
-        middle.sort(key=lambda i: (region[i] == region[last], region[i] != region[first]))
-    return ((first,), *((i,) for i in middle), (last,))
+        return tuple([(i,) for i in lane])
+    first, last, *others = sorted(lane, key=memory.__getitem__, reverse=True)
+    here, there = regions[first], regions[last]
+    middle = sorted(others, key=lambda i: (regions[i] != here, regions[i], i))
+    if here != there:
+        middle.sort(key=lambda i: (regions[i] == there, regions[i] != here))
+    return ((first,), *[(i,) for i in middle], (last,))
 
 
 def by_region(offers: OfferTable) -> dict[int, list[int]]:

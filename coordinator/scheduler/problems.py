@@ -121,8 +121,12 @@ class Fit:
 
     def fits(self, offer: Offer, start: int, stop: int) -> bool:
         """Whether it could hold [start, stop)."""
+        return stop - start <= offer.max_layers and self.need_bytes(start, stop) <= offer.memory_bytes
+
+    def need_bytes(self, start: int, stop: int) -> float:
+        """What [start, stop) takes."""
         ends = self.embedding_bytes * (start == 0) + self.head_bytes * (stop == self.num_layers)
-        return stop - start <= offer.max_layers and self.need[stop] - self.need[start] + ends <= offer.memory_bytes
+        return self.need[stop] - self.need[start] + ends
 
     def reach(self, offer: Offer, start: int) -> int:
         """The largest stop with which [start, stop) fits; `start` itself if no layer does."""

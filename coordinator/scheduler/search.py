@@ -12,7 +12,7 @@ import numpy as np
 
 from coordinator.scheduler.drafts import FILLINGS, MANY_FILLINGS, Draft, Load, drafts_of, drafts_score, expected_part
 from coordinator.scheduler.forecast import Tables, score_of
-from coordinator.scheduler.grouping import KV_STEPS, group, layer_capacities, needed_layers, sketch_of
+from coordinator.scheduler.grouping import KV_STEPS, Grouper, layer_capacities
 from coordinator.scheduler.tables import Floats, Sketch
 
 SEED = 20250926
@@ -43,8 +43,9 @@ class Search:
         self._p = p
         self._fillings = MANY_FILLINGS if len(indices) <= FEW_DEVICES else FILLINGS
         self._random = np.random.default_rng(SEED)
-        self._caps = layer_capacities(p.offers, p.model, 0.0)
-        self._usable = np.array([i for i in indices if self._caps[i] >= 1.0], dtype=np.intp)
+        self._grouper = Grouper(p.offers, p.model)
+        caps = layer_capacities(p.offers, p.model, 0.0)
+        self._usable = np.array([i for i in indices if caps[i] >= 1.0], dtype=np.intp)
         self._moves: tuple[Callable[[], Proposal | None], ...] = (
             self._relocate,
             self._swap,
@@ -229,11 +230,8 @@ class Search:
         lanes = self._near_lanes(3)
         members = self._members(lanes)
         kv = KV_STEPS[self._draw(len(KV_STEPS))] * self._p.problem.workload.num_reserved_tokens
-        caps = layer_capacities(self._p.offers, self._p.model, kv)
-        built, _ = group(members, caps, needed_layers(self._p.model, kv))
-        if not built:
-            return None
-        return Proposal(tuple(lanes), tuple(sketch_of(b, self._p.offers) for b in built))
+        built, _ = self._grouper.lanes(members, kv)
+        return Proposal(tuple(lanes), tuple(built)) if built else None
 
     def _redeal(self) -> Proposal | None:
         """Up to three lanes, and some spares, become one lane of some number of stages with about equal memory: more

@@ -121,6 +121,15 @@ class LaneBatch:
     is_last: Bools
     """[stages]"""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether each stage has one holder: then what holders have is what stages have."""
+        return len(self.holders) == len(self.num_holders)
+
+    def least_of_stages(self, values: Floats) -> Floats:
+        """[stages], of what holders have."""
+        return values if self.is_plain else np.asarray(np.minimum.reduceat(values, self.stage_starts))
+
 
 def lane_batch(sketches: Sequence[Sketch]) -> LaneBatch:
     """Lay lanes out side by side; each has at least one stage, each stage at least one holder."""

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.scheduler.filling import MOST_KV, capacities, cuts, fill, fits, most_kv_tokens
+from coordinator.scheduler.filling import MOST_KV, Cutter, capacities, fill, most_kv_tokens
 from coordinator.scheduler.forecast import tables_of
 from coordinator.scheduler.plan import Problem
 from coordinator.scheduler.tables import Sketch, lane_batch
@@ -126,39 +126,40 @@ def test_the_most_kv_still_leaves_room_for_all_layers_and_more_would_not(rooms: 
 
 def test_cuts_follow_the_counts_where_layers_are_equal() -> None:
     problem = pools.problem([Given(20), Given(20)])
-    assert cuts(problem, [10, 14], [(0,), (1,)]) == [LayerRange(0, 10), LayerRange(10, 24)]
+    assert Cutter(problem).cuts([10, 14], ((0,), (1,))) == [LayerRange(0, 10), LayerRange(10, 24)]
 
 
 def test_a_large_first_layer_moves_the_cut_so_that_it_fits() -> None:
     model = pools.dense_first(num_layers=12, times=4)
     plain = facts.model(12)
     problem = replace(pools.problem([Given(7), Given(11)], model=plain), model=pools.cost_of(model))
-    found = cuts(problem, [6, 6], [(0,), (1,)])
+    cutter = Cutter(problem)
+    found = cutter.cuts([6, 6], ((0,), (1,)))
     assert found is not None
     assert [len(layers) for layers in found] == [4, 8], "the first stage holds four plain layers' worth in one"
-    assert all(fits(problem, holder, layers) for holder, layers in enumerate(found))
+    assert all(cutter.fits(holder, layers.start, layers.stop) for holder, layers in enumerate(found))
 
 
 def test_there_is_no_cut_where_the_large_layer_fits_nobody() -> None:
     model = pools.dense_first(num_layers=12, times=8)
     problem = replace(pools.problem([Given(7), Given(11)], model=facts.model(12)), model=pools.cost_of(model))
-    assert cuts(problem, [6, 6], [(0,), (1,)]) is None
+    assert Cutter(problem).cuts([6, 6], ((0,), (1,))) is None
 
 
 def test_embedding_and_head_need_room_beside_the_layers() -> None:
     heavy = replace(facts.model(12), embedding_numel=2_000_000, head_numel=3_000_000)
     problem = replace(pools.problem([Given(6), Given(6), Given(6)], model=facts.model(12)), model=pools.cost_of(heavy))
-    found = cuts(problem, [4, 4, 4], [(0,), (1,), (2,)])
+    found = Cutter(problem).cuts([4, 4, 4], ((0,), (1,), (2,)))
     assert found is not None
     assert [len(layers) for layers in found] == [4, 5, 3]
 
 
 def test_a_slice_must_fit_in_memory_and_within_the_volunteers_limit() -> None:
-    problem = pools.problem([Given(5), Given(20, max_layers=3)])
-    assert fits(problem, 0, LayerRange(3, 8))
-    assert not fits(problem, 0, LayerRange(3, 9))
-    assert fits(problem, 1, LayerRange(3, 6))
-    assert not fits(problem, 1, LayerRange(3, 7))
+    cutter = Cutter(pools.problem([Given(5), Given(20, max_layers=3)]))
+    assert cutter.fits(0, 3, 8)
+    assert not cutter.fits(0, 3, 9)
+    assert cutter.fits(1, 3, 6)
+    assert not cutter.fits(1, 3, 7)
 
 
 @given(st.lists(st.integers(3, 12), min_size=2, max_size=5), st.integers(1, 5))
@@ -168,8 +169,9 @@ def test_whatever_is_cut_fits(rooms: list[int], times: int) -> None:
     problem = replace(problem, model=pools.cost_of(pools.dense_first(12, times)))
     share, rest = divmod(12, len(rooms))
     counts = [share + (i < rest) for i in range(len(rooms))]
-    found = cuts(problem, counts, [(i,) for i in range(len(rooms))])
+    cutter = Cutter(problem)
+    found = cutter.cuts(counts, tuple((i,) for i in range(len(rooms))))
     if found is not None:
         assert [found[0].start, found[-1].stop] == [0, 12]
         assert all(a.stop == b.start for a, b in itertools.pairwise(found))
-        assert all(fits(problem, holder, layers) for holder, layers in enumerate(found))
+        assert all(cutter.fits(holder, layers.start, layers.stop) for holder, layers in enumerate(found))

@@ -74,3 +74,10 @@ def test_lanes_repeated_are_laid_out_as_if_they_had_been_given_so_often() -> Non
     many, plain = repeated(lane_batch(sketches), 3), lane_batch(sketches * 3)
     for field in fields(LaneBatch):
         assert getattr(many, field.name).tolist() == getattr(plain, field.name).tolist()
+
+
+def test_a_stage_has_the_least_of_what_its_holders_have() -> None:
+    shared, plain = lane_batch([((0, 1), (2,))]), lane_batch([((0,), (2,))])
+    assert shared.least_of_stages(np.array([3.0, 2.0, 5.0])).tolist() == [2.0, 5.0]
+    assert plain.least_of_stages(np.array([3.0, 5.0])).tolist() == [3.0, 5.0]
+    assert (shared.is_plain, plain.is_plain) == (False, True)
