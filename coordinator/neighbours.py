@@ -24,13 +24,12 @@ def contacts(nodes: Nodes, chain: tuple[cmd.ChainStage, ...]) -> dict[NodeId, Co
 
 
 def ask_links(nodes: Nodes, command: cmd.MeasureLinks) -> MeasureLinks | None:
-    """The order to measure, to a node that knows how, about others that know what a probe is; None: nothing to ask."""
-    view = nodes[command.node_id]
+    """The order to measure the ways to others that are here; None: nothing to ask."""
     others = [target for target in command.targets if target in nodes and target != command.node_id]
-    targets = [target for target in others if nodes[target].measures_links][:MAX_LINK_TARGETS]
-    if not (view.measures_links and targets):
+    targets = others[:MAX_LINK_TARGETS]
+    if not targets:
         return None
-    view.asked_links = frozenset(targets)
+    nodes[command.node_id].asked_links = frozenset(targets)
     return MeasureLinks(tuple(_hop(target, nodes[target]) for target in targets))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.scheduler.commands import Assign, Measure
-from protocol import LINKS_VERSION
+from protocol import RECOVERY_VERSION
 from protocol.messages import Heartbeat, Hello, SliceProgress
 from protocol.values import DeviceId, DeviceSpec, NodeId
 
@@ -82,9 +82,9 @@ class NodeView:
         self.devices = {spec.device_id: DeviceView(spec) for spec in self.hello.devices}
 
     @property
-    def measures_links(self) -> bool:
-        """Whether it speaks a version that knows how."""
-        return self.hello.protocol_version >= LINKS_VERSION
+    def can_recover(self) -> bool:
+        """Whether it speaks a version that keeps KV over epochs and says where rows are."""
+        return self.hello.protocol_version >= RECOVERY_VERSION
 
     @property
     def tokens_per_s(self) -> float:

@@ -31,6 +31,7 @@ from protocol.values import (
     Name,
     RoundTrip,
     Sampling,
+    Seconds,
     Secret,
     Sentence,
     StepTiming,
@@ -142,7 +143,7 @@ class TokensSampled(_Message, frozen=True):
 class Heartbeat(_Message, frozen=True):
     """Work done since the node joined; `num_sessions` now open; frames it refused.
 
-    Since version 3: `work` is what devices did since the last heartbeat (those that did nothing are left out), and
+    `work` is what devices did since the last heartbeat (those that did nothing are left out), and
     `pool_rtt_s` a round trip to the coordinator, when one was measured since then."""
 
     num_sessions: Count
@@ -153,16 +154,34 @@ class Heartbeat(_Message, frozen=True):
 
 
 class LinksMeasured(_Message, frozen=True):
-    """The answer to MeasureLinks: one entry per target. `pool_rtt_s` is as in Heartbeat. Since version 3."""
+    """The answer to MeasureLinks: one entry per target. `pool_rtt_s` is as in Heartbeat."""
 
     links: Annotated[tuple[LinkTime, ...], Meta(max_length=MAX_LINK_TARGETS)]
     pool_rtt_s: RoundTrip | None = None
 
 
-class Leaving(_Message, frozen=True):
-    """The node goes on purpose: nothing new, and what runs here goes on elsewhere."""
+class RowsAt(_Message, frozen=True, omit_defaults=True):
+    """The answer to WhereAreRows, from the agent: what has passed it, whatever its worker does. Since version 4.
+
+    Positions below `num_received` have come in for this stage, those below `num_sent` have gone on to the next one;
+    `waiting_s` is how long the oldest row between them has been here (0 if there is none)."""
+
+    session_id: Hex32
+    epoch: Count
+    stage: Count
+    num_received: Count
+    num_sent: Count
+    waiting_s: Seconds
+
+
+class Leaving(_Message, frozen=True, omit_defaults=True):
+    """The node goes on purpose: nothing new, and what runs here goes on elsewhere.
+
+    Since version 4: with `within_s` it goes on serving what it has for so long, and goes as soon as no session is left
+    on it; the coordinator moves them one by one, each between two tokens."""
 
     reason: Sentence
+    within_s: Seconds = 0.0
 
 
 NodeMessage = (
@@ -176,6 +195,7 @@ NodeMessage = (
     | TokensSampled
     | Heartbeat
     | LinksMeasured
+    | RowsAt
     | Leaving
 )
 
@@ -236,17 +256,31 @@ class ReleaseSlice(_Message, frozen=True):
 
 
 class MeasureLinks(_Message, frozen=True):
-    """Measure the links to these nodes, without disturbing rows. Answer: LinksMeasured. Since version 3."""
+    """Measure the links to these nodes, without disturbing rows. Answer: LinksMeasured."""
 
     targets: Annotated[tuple[Hop, ...], Meta(min_length=1, max_length=MAX_LINK_TARGETS)]
 
 
-class OpenSession(_Message, frozen=True):
+class WhereAreRows(_Message, frozen=True):
+    """A session's answer is late. Answer: RowsAt, or SessionBroken if the session is not open here. Since version 4."""
+
+    session_id: Hex32
+    epoch: Count
+    stage: Count
+
+
+class OpenSession(_Message, frozen=True, omit_defaults=True):
     """Make room for a session as stage `stage` of `num_stages`.
 
     Rows up to position `num_prompt_tokens` - 1 are prefill; from that row on the tail samples. `next` is the
     neighbour that gets this stage's rows; for the tail it is the head, which gets the sampled tokens. Only the tail
-    has `sampling`, `stop` and `history` (all tokens so far: penalties and resuming need them)."""
+    has `sampling`, `stop` and `history` (all tokens so far: penalties and resuming need them).
+
+    Since version 4, for a session that ran over this stage before: the stage keeps the KV of positions below
+    `num_kept_tokens` from the epoch before and computes from there on (0: nothing is kept). The next stage holds
+    positions below `next_from`: rows below it are not sent, and rows from there up to `num_kept_tokens`, which are not
+    computed again, are sent from what the stage has kept of its outputs. A stage that does not have what it should
+    keep says SessionBroken with the code `nothing_kept`."""
 
     session_id: Hex32
     epoch: Count
@@ -261,6 +295,8 @@ class OpenSession(_Message, frozen=True):
     sampling: Sampling | None = None
     stop: StopRule | None = None
     history: tuple[Token, ...] = ()
+    num_kept_tokens: Count = 0
+    next_from: Count = 0
 
 
 class CloseSession(_Message, frozen=True):
@@ -278,6 +314,7 @@ CoordinatorMessage = (
     | MeasureLinks
     | AssignSlice
     | ReleaseSlice
+    | WhereAreRows
     | OpenSession
     | CloseSession
 )

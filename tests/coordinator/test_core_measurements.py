@@ -46,7 +46,7 @@ class Recorder(Scheduler):
         return [event for event in self.heard if isinstance(event, kind)]
 
 
-def node(number: int, version: int = 3) -> FakeNode:
+def node(number: int, version: int = 4) -> FakeNode:
     return FakeNode(number, facts.spec(8), address=ADDRESS.format(number), version=version)
 
 
@@ -81,14 +81,6 @@ def test_a_node_that_is_to_measure_gets_the_way_to_each_target() -> None:
         (facts.node_id(number), ADDRESS.format(number)) for number in (2, 3)
     ]
     assert {(hop.ticket, hop.fingerprint) for hop in asked.targets} == {("a-ticket", "4e" * 32)}
-
-
-def test_only_nodes_that_know_how_measure_and_only_those_that_know_are_measured() -> None:
-    pool, recorder = pool_of(node(1), node(2, version=2), node(3))
-    assert measures(pool, recorder, 2, 1, 3) == []
-    [asked] = measures(pool, recorder, 1, 2, 3)
-    assert [hop.node_id for hop in asked.targets] == [facts.node_id(3)]
-    assert measures(pool, recorder, 3, 2) == []
 
 
 def test_nobody_measures_the_way_to_itself_or_to_who_is_gone() -> None:
@@ -259,9 +251,9 @@ def test_a_scheduler_of_ones_own_is_the_pools() -> None:
 
 
 def test_a_node_of_the_version_before_serves_as_well() -> None:
-    pool, _ = pool_of(node(1, version=2))
+    pool, _ = pool_of(node(1, version=3))
     session_id = pool.request(num_tokens=6)
     pool.run()
     assert pool.tokens(session_id) == answer_to((5, 6, 7), 6)
     heard = {type(data) for data in pool.nodes[facts.node_id(1)].heard if not isinstance(data, bytes)}
-    assert heard <= {m.MeasureDevice, m.AssignSlice, m.OpenSession, m.CloseSession}
+    assert heard <= {m.MeasureDevice, m.MeasureLinks, m.AssignSlice, m.OpenSession, m.CloseSession}

@@ -85,7 +85,7 @@ async def test_no_nonce_is_used_twice() -> None:
         assert len(nonces) == 5
 
 
-@pytest.mark.parametrize("version", [1, PROTOCOL_VERSION + 1, 99])
+@pytest.mark.parametrize("version", [1, 2, PROTOCOL_VERSION + 1, 99])
 @pytest.mark.parametrize("changes", [{}, {"new_field": [1]}, {"public_key": None}])
 @on_virtual_time
 async def test_a_wrong_protocol_version_is_told_which_are_spoken(version: int, changes: dict[str, object]) -> None:
@@ -94,7 +94,7 @@ async def test_a_wrong_protocol_version_is_told_which_are_spoken(version: int, c
         await connection.send(hello_with(protocol_version=version, **changes))
         told, closed = await refusal(connection)
         assert told.code == "protocol_version"
-        assert "speaks protocol version 2, 3," in told.message
+        assert "speaks protocol version 3, 4," in told.message
         assert closed.code == CloseCode.PROTOCOL_VERSION
         assert not pool.hub.core.nodes
 

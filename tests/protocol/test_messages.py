@@ -69,20 +69,25 @@ FROM_NODE: list[m.NodeMessage] = [
     m.TokensSampled(SESSION, 1, 9, (5, 6), (-0.1, -2.5), FinishReason.STOP, StepTiming(10, 20)),
     m.Heartbeat(1, 1000, 0, (WORK,), 0.04),
     m.LinksMeasured(LINKS, 0.04),
-    m.Leaving("paused"),
+    m.RowsAt(SESSION, 2, 1, 40, 39, 0.25),
+    m.Leaving("paused", 30.0),
 ]
 FROM_COORDINATOR: list[m.CoordinatorMessage] = [
-    m.Challenge((2, 3), NONCE, "a pool", DEFAULTS),
+    m.Challenge((3, 4), NONCE, "a pool", DEFAULTS),
     m.Welcome(PROTOCOL_VERSION, "a pool", 2.0, "weights-token"),
     m.Refused("protocol_version", "Update the older one."),
     m.MeasureDevice(CPU, DIGEST, Variant.FLOAT32),
     m.AssignSlice(CPU, 1, "model", DIGEST, Variant.BFLOAT16, LayerRange(3, 9), 24),
     m.ReleaseSlice(CPU, 1),
-    m.OpenSession(SESSION, 2, CPU, 1, 1, 2, 10, 100, HOP, HOP, Sampling(0.5, 0.9, 40, 7), StopRule(100, (2,)), (1, 2)),
+    m.OpenSession(
+        SESSION, 2, CPU, 1, 1, 2, 10, 100, HOP, HOP, Sampling(0.5, 0.9, 40, 7), StopRule(100, (2,)), (1, 2), 8, 6
+    ),
+    m.WhereAreRows(SESSION, 2, 1),
     m.CloseSession(SESSION, 2),
     m.MeasureLinks((HOP,)),
 ]
-HEARTBEAT_OF_VERSION_2 = '{"type":"heartbeat","num_sessions":1,"num_tokens":1000,"num_refused_frames":0}'
+LEAVING_OF_VERSION_3 = '{"type":"leaving","reason":"paused"}'
+OPEN_OF_VERSION_3 = m.OpenSession(SESSION, 2, CPU, 1, 0, 2, 10, 100, HOP, HOP)
 
 
 def wire(original: Any, /, **changes: Any) -> str:
@@ -119,15 +124,20 @@ def test_a_coordinators_message_comes_back_as_it_was(message: m.CoordinatorMessa
 
 
 def test_a_peers_hello_comes_back_as_it_was() -> None:
-    hello = m.PeerHello(2, NODE, "ticket-1")
+    hello = m.PeerHello(3, NODE, "ticket-1")
     assert m.decode_peer_message(m.encode_message(hello)) == hello
 
 
 def test_what_a_node_of_the_version_before_says_is_understood() -> None:
-    assert m.decode_node_message(HEARTBEAT_OF_VERSION_2) == m.Heartbeat(1, 1000, 0, (), None)
+    assert m.decode_node_message(LEAVING_OF_VERSION_3) == m.Leaving("paused", 0.0)
     hello = m.decode_node_message(wire(FROM_NODE[0], protocol_version=PROTOCOL_VERSION - 1))
     assert isinstance(hello, m.Hello)
     assert hello.protocol_version in SUPPORTED_VERSIONS
+
+
+def test_a_session_that_keeps_nothing_is_opened_in_words_of_the_version_before() -> None:
+    said = json.loads(m.encode_message(OPEN_OF_VERSION_3))
+    assert {"num_kept_tokens", "next_from"}.isdisjoint(said)
 
 
 def test_direct_links_begin_with_the_oldest_version_that_a_neighbour_may_speak() -> None:
