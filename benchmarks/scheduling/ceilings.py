@@ -5,20 +5,33 @@ answer takes, and it is a sum over stages, each a function of its number of laye
 what the lane can be worth. For up to two stages all cuts are tried. For more, the sum is bounded by replacing each
 stage's increments, layer by layer, by the least that follow, which makes it convex: then the smallest increments of all
 stages together are the best cut, and where increments never fall anyway, the bound is exact.
+
+What a lane may take of a latency bound is less than all of it, by what it takes without load (forecast.PLANNED_LOAD):
+its rise over a part of that, too, is a sum over stages, and is bounded in the same way (`Limits`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import overload
 
 import numpy as np
 
-from benchmarks.scheduling.stages import ALONE, ANY, FIRST, LAST, MIDDLE, Groups, Terms
+from benchmarks.scheduling.stages import ALONE, ANY, FIRST, LAST, MIDDLE, Groups, Numbers, Terms
 from benchmarks.scheduling.worlds import ENDLESS
 from coordinator.scheduler.cost import MIN_TIME_S, PREFILL_CHUNK_TOKENS
-from coordinator.scheduler.forecast import TOKEN_BYTES, Tables, answer_limit_s, score_of, slowness
+from coordinator.scheduler.forecast import (
+    PLANNED_KV,
+    PLANNED_LOAD,
+    TOKEN_BYTES,
+    TOO_SLOW_WORTH,
+    Tables,
+    answer_limit_s,
+    score_of,
+    slowness,
+)
 from coordinator.scheduler.links import Floats, Ints
 from coordinator.scheduler.tables import Bools
 
@@ -37,8 +50,28 @@ MOST_IN_ORDER = 8
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What lanes keep at their most: each latency less `alone` times what it is without load is at most `tpot`, `ttft`
+    times its bound. `worth`: what counts of their tokens."""
+
+    alone: float
+    tpot: float
+    ttft: float
+    worth: float
+
+
+KEPT = Limits(1.0 - PLANNED_LOAD, PLANNED_LOAD, PLANNED_LOAD, 1.0)
+"""Of lanes that keep the bound. From alone + PLANNED_LOAD * (bound - alone), with all that depends on load to the
+left."""
+MISSED = Limits(2.0, 1.0, math.inf, TOO_SLOW_WORTH)
+"""Of lanes that do not, even without load: the greater of the bound and of twice the time alone is less than both
+together."""
+
+
+@dataclass(frozen=True)
 class Hops:
-    """What lanes' hops take, [lanes]: as part of TPOT and of TTFT, and the slowest one's bytes, in seconds."""
+    """What lanes' hops take, [lanes], if the uplinks carry nothing else: as part of TPOT and of TTFT, and the slowest
+    one's bytes, in seconds."""
 
     tpot_s: Floats
     ttft_s: Floats
@@ -60,16 +93,43 @@ class Found:
         return np.isfinite(self.least)
 
 
+@dataclass(frozen=True)
+class Rises:
+    """Lanes' latencies less what is left out of them (Limits), as parts of what they may be: the stages' [lanes,
+    stages, layers], and the hops' [lanes]."""
+
+    row: Floats
+    prompt: Floats
+    row_hops: Floats
+    prompt_hops: Floats
+
+    def at(self, lanes: Ints) -> Rises:
+        return Rises(self.row[lanes], self.prompt[lanes], self.row_hops[lanes], self.prompt_hops[lanes])
+
+    def are_kept(self, caps: Ints) -> Bools:
+        """Whether no mixture of the two latency bounds is out of reach with at most so many layers per stage."""
+        kept = np.ones(len(caps), dtype=bool)
+        for part in (0.0, *MIXTURES, 1.0):
+            left = np.flatnonzero(kept)
+            mixed = self.row[left] * part + self.prompt[left] * (1.0 - part)
+            hops = self.row_hops[left] * part + self.prompt_hops[left] * (1.0 - part)
+            kept[left] = _least_sum(mixed, caps[left])[0] + hops <= 1.0
+        return kept
+
+
 class Ceilings:
     """Lanes are [lanes, stages] of groups: in order if `ordered`, else without order, and ends are whatever is best."""
 
-    def __init__(self, p: Tables, groups: Groups) -> None:
-        self._p, self._groups = p, groups
+    def __init__(self, p: Tables, groups: Groups, limits: Limits = KEPT) -> None:
+        self._p, self._groups, self._limits = p, groups, limits
+        self._most_tpot_s = limits.tpot * p.problem.bound.tpot_s
+        self._most_ttft_s = limits.ttft * p.problem.bound.ttft_s
         workload = p.problem.workload
         self._answer = workload.num_answer_tokens
         self._chunk = min(workload.num_prompt_tokens, PREFILL_CHUNK_TOKENS)
         self._num_more = max(0.0, workload.num_prompt_tokens / self._chunk - 1.0)
         self._limit_s = answer_limit_s(p)
+        self._most_sessions = float(groups.most_sessions.max(initial=0.0))
 
     def worth(self, rates: Floats, least: Floats) -> Floats:
         """Of lanes at these rates, if the demand has no end (forecast.score_of)."""
@@ -77,17 +137,31 @@ class Ceilings:
 
     def able(self, lanes: Ints, hops: Hops, worth: float, *, ordered: bool) -> Ints:
         """Those that this bound does not exclude from being worth so much."""
-        live, rate = np.arange(len(lanes)), worth / FASTEST
+        live, rate = np.arange(len(lanes)), worth / self._limits.worth / FASTEST
         for _ in range(3):
             if not len(live):
                 break
             found = self.least(lanes[live], hops.at(live), np.full(len(live), rate), ordered=ordered)
             live = live[found.is_reached]
-            needed = worth / token_worth(self._answer * found.least[found.is_reached] / self._limit_s)
+            least = found.least[found.is_reached]
+            if len(live) and self._limits.worth < 1.0:  # they are asked for no more than this part
+                rates = np.full(len(live), rate * self._limits.worth)
+                least = self.least(lanes[live], hops.at(live), rates, ordered=ordered).least
+            needed = worth / self._limits.worth / token_worth(self._answer * least / self._limit_s)
             if not len(live) or needed.min() <= rate * 1.002:
                 break
             rate = float(needed.min())
         return live
+
+    def at_a_glance(self, numbers: Numbers) -> float:
+        """What no lane of these devices is worth: by their work and memory alone, whatever the stages are."""
+        room = self._groups.most_room(numbers)
+        if room < 1.0:
+            return 0.0
+        row_s, prompt_s = self._groups.least_alone(numbers)
+        least = row_s + self._chunk * prompt_s / self._answer
+        rate = min(self._groups.most_rate(numbers), max(PLANNED_KV * room, 1.0) / least)
+        return self._limits.worth * float(self.worth(np.array(rate), np.array(least)))
 
     # ------------------------------------------------------------ hops
 
@@ -124,10 +198,20 @@ class Ceilings:
             parts = [slice(i, i + CHUNK) for i in range(0, len(lanes), CHUNK)]
             each = [self.least(lanes[part], hops.at(part), rates[part], ordered=ordered) for part in parts]
             return Found(np.concatenate([f.least for f in each]), np.concatenate([f.counts for f in each]))
+        waits_s = np.zeros(len(lanes)) if ordered else self._any_waits(lanes, rates)
         terms = self._terms(lanes, hops, rates, ordered=ordered)
         if lanes.shape[1] <= 2:
-            return self._listed(terms, hops, rates)
-        return self._convex(terms, hops, rates)
+            return self._listed(terms, hops, rates, waits_s)
+        return self._convex(terms, hops, rates, waits_s)
+
+    def _any_waits(self, lanes: Ints, rates: Floats) -> Floats:
+        """[lanes] seconds that rows wait for uplinks whatever the order is: any stage may be the last one, whose
+        uplink carries next to nothing."""
+        own_rates, which = np.unique(rates, return_inverse=True)
+        num = len(self._groups.numbers)
+        keys, where = np.unique((which.reshape(-1, 1) * num + lanes).ravel(), return_inverse=True)
+        waits_s = self._groups.least_waits(keys % num, own_rates[keys // num])[where].reshape(lanes.shape)
+        return np.asarray(waits_s.sum(axis=1) - waits_s.max(axis=1))
 
     def _terms(self, lanes: Ints, hops: Hops, rates: Floats, *, ordered: bool) -> Terms:
         """What each stage takes, [lanes, stages, layers]. How long rows wait for others depends on the whole trip, and
@@ -170,40 +254,47 @@ class Ceilings:
             )
             return rough[where].reshape(*lanes.shape, -1)
         terms = (
-            self._groups.least_terms(groups, own_rates, own_trips_s)
+            self._groups.least_terms(groups, own_rates, own_trips_s, self._limits.alone)
             if is_open
-            else self._groups.terms(groups, places, own_rates, own_trips_s)
+            else self._groups.terms(groups, places, own_rates, own_trips_s, self._limits.alone)
         )
         return terms.take(where, lanes.shape)
 
-    def _listed(self, terms: Terms, hops: Hops, rates: Floats) -> Found:
+    def _listed(self, terms: Terms, hops: Hops, rates: Floats, waits_s: Floats) -> Found:
         """By all cuts."""
-        bound = self._p.problem.bound
+        part = 1.0 - self._limits.alone
+        more = self._chunk * self._num_more
         cuts = _all_cuts(self._groups.num_layers, terms.fixed_s.shape[1])
 
         def each(part: Floats) -> list[Floats]:
             return [part[:, stage, cuts[:, stage]] for stage in range(cuts.shape[1])]
 
-        tpot_s = sum(each(terms.response_s)) + hops.tpot_s[:, None]
-        ttft_s = sum(each(self._chunk * terms.prefill_s + terms.fixed_s)) + hops.ttft_s[:, None]
         slowest_s = np.maximum(np.maximum.reduce(each(terms.slowest_s)), hops.slowest_s[:, None])
-        ttft_s = ttft_s + self._chunk * self._num_more * slowest_s
-        least = tpot_s + ttft_s / self._answer
-        kept = (tpot_s <= bound.tpot_s) & (ttft_s <= bound.ttft_s)
-        kept &= rates[:, None] * least <= np.minimum.reduce(each(terms.sessions)) + 1e-9
+        slowest_alone_s = np.maximum(np.maximum.reduce(each(terms.slowest_alone_s)), hops.slowest_s[:, None])
+        ttft_s = sum(each(self._chunk * terms.prefill_s + terms.fixed_s)) + more * slowest_s
+        ttft_s = ttft_s + (hops.ttft_s + self._chunk * waits_s)[:, None]
+        least = sum(each(terms.response_s)) + (hops.tpot_s + waits_s)[:, None] + ttft_s / self._answer
+        tpot_rise_s = sum(each(terms.row_rise_s)) + (part * hops.tpot_s + waits_s)[:, None]
+        ttft_rise_s = sum(each(self._chunk * terms.prompt_rise_s + part * terms.fixed_s))
+        ttft_rise_s = ttft_rise_s + (part * hops.ttft_s + self._chunk * waits_s)[:, None]
+        slowest_rise_s = np.maximum(part * slowest_s, slowest_s - self._limits.alone * slowest_alone_s)
+        kept = tpot_rise_s <= self._most_tpot_s
+        kept &= ttft_rise_s + more * slowest_rise_s <= self._most_ttft_s
+        kept &= needed_sessions(rates[:, None] * least) <= np.minimum.reduce(each(terms.sessions))
         least = np.where(kept, least, np.inf)
         best = least.argmin(axis=1)
         return Found(least[np.arange(len(least)), best], cuts[best])
 
-    def _convex(self, terms: Terms, hops: Hops, rates: Floats) -> Found:
+    def _convex(self, terms: Terms, hops: Hops, rates: Floats, waits_s: Floats) -> Found:
         """By convex bounds. More sessions leave room for fewer layers, which takes longer, which opens more sessions:
         their number is raised until it suffices."""
         num, size = terms.fixed_s.shape[:2]
-        prefill_s, ttft_hops_s = self._ttft(terms, hops)
-        stage_g = terms.response_s + prefill_s / self._answer
-        hops_g = hops.tpot_s + ttft_hops_s / self._answer
+        by_stage, slowest_s = self._slowest(terms, hops)
+        stage_g = terms.response_s + (self._chunk * (terms.prefill_s + by_stage) + terms.fixed_s) / self._answer
+        hops_g = hops.tpot_s + waits_s + (hops.ttft_s + self._chunk * (slowest_s + waits_s)) / self._answer
+        rises = self._rises(terms, hops, waits_s, (by_stage, slowest_s))
         least, counts = np.full(num, np.inf), np.zeros((num, size), dtype=np.intp)
-        live, sessions = np.arange(num), np.maximum(1.0, np.ceil(rates * hops_g - 1e-9))
+        live, sessions = np.arange(num), needed_sessions(rates * hops_g)
         while len(live):
             caps = _caps(terms.sessions[live], sessions[live])
             live, caps = _enough(live, caps, self._groups.num_layers)
@@ -211,36 +302,34 @@ class Ceilings:
                 break
             sums, cuts = _least_sum(stage_g[live], caps)
             total = sums + hops_g[live]
-            needed = np.ceil(rates[live] * total - 1e-9)
+            needed = needed_sessions(rates[live] * total)
             done = needed <= sessions[live]
-            kept = done & self._keeps(
-                terms.response_s[live], prefill_s[live], hops.tpot_s[live], ttft_hops_s[live], caps
-            )
+            kept = done & rises.at(live).are_kept(caps)
             least[live[kept]], counts[live[kept]] = total[kept], cuts[kept]
             sessions[live] = np.maximum(sessions[live], needed)
-            live = live[~done & (total <= self._p.problem.bound.tpot_s + self._p.problem.bound.ttft_s / self._answer)]
+            live = live[~done & (needed <= self._most_sessions)]
         return Found(least, counts)
 
-    def _ttft(self, terms: Terms, hops: Hops) -> tuple[Floats, Floats]:
-        """(stages', hops') parts of a bound of TTFT. The slowest part of the way is at least the slowest hop, and at
-        least the mean of the stages: whichever is likely to be more."""
+    def _slowest(self, terms: Terms, hops: Hops) -> tuple[Floats, Floats]:
+        """(stages', [lanes, stages, layers], and hops', [lanes]) parts of a bound of what further chunks of a prompt
+        wait for, per token. The slowest part of the way is at least the slowest hop, and at least the mean of the
+        stages: whichever is likely to be more."""
         size = terms.fixed_s.shape[1]
         middle = self._groups.num_layers // size
-        by_hop = hops.slowest_s > terms.slowest_s[:, :, middle].min(axis=1)
-        weight = np.where(by_hop, 0.0, self._num_more / size)[:, None, None]
-        stages_s = self._chunk * (terms.prefill_s + weight * terms.slowest_s) + terms.fixed_s
-        return stages_s, hops.ttft_s + self._chunk * self._num_more * np.where(by_hop, hops.slowest_s, 0.0)
+        by_hop = hops.slowest_s > terms.slowest_s[:, :, middle].mean(axis=1)
+        by_stage = np.where(by_hop, 0.0, self._num_more / size)[:, None, None] * terms.slowest_s
+        return by_stage, np.where(by_hop, self._num_more * hops.slowest_s, 0.0)
 
-    def _keeps(self, response_s: Floats, prefill_s: Floats, tpot_s: Floats, ttft_s: Floats, caps: Ints) -> Bools:
-        """Whether no mixture of the two latency bounds is out of reach."""
-        bound = self._p.problem.bound
-        kept = np.ones(len(caps), dtype=bool)
-        for part in (0.0, *MIXTURES, 1.0):
-            left = np.flatnonzero(kept)
-            mixed = response_s[left] * (part / bound.tpot_s) + prefill_s[left] * ((1.0 - part) / bound.ttft_s)
-            hops = tpot_s[left] * (part / bound.tpot_s) + ttft_s[left] * ((1.0 - part) / bound.ttft_s)
-            kept[left] = _least_sum(mixed, caps[left])[0] + hops <= 1.0
-        return kept
+    def _rises(self, terms: Terms, hops: Hops, waits_s: Floats, slowest: tuple[Floats, Floats]) -> Rises:
+        part = 1.0 - self._limits.alone
+        prompt_s = self._chunk * (terms.prompt_rise_s + part * slowest[0]) + part * terms.fixed_s
+        prompt_hops_s = part * (hops.ttft_s + self._chunk * slowest[1]) + self._chunk * waits_s
+        return Rises(
+            terms.row_rise_s / self._most_tpot_s,
+            prompt_s / self._most_ttft_s,
+            (part * hops.tpot_s + waits_s) / self._most_tpot_s,
+            prompt_hops_s / self._most_ttft_s,
+        )
 
     # ------------------------------------------------------------ over rates
 
@@ -249,8 +338,8 @@ class Ceilings:
         low, high = np.full(len(lanes), rate), np.full(len(lanes), np.nan)
         counts = np.zeros(lanes.shape, dtype=np.intp)
         while (open_ := np.flatnonzero(np.isnan(high))).size:
-            self._try(lanes, hops, open_, low[open_] * (1.15 if counts[open_].any() else 1.0), low, high, counts)
-        for _ in range(7):
+            self._try(lanes, hops, open_, low[open_] * (2.0 if counts[open_].any() else 1.0), low, high, counts)
+        for _ in range(10):
             self._try(lanes, hops, np.arange(len(lanes)), (low + high) / 2.0, low, high, counts)
         return high, counts
 
@@ -263,21 +352,28 @@ class Ceilings:
         high[which[~good]] = rates[~good]
 
     def ceiling(self, lanes: Ints, hops: Hops, low: float, high: Floats) -> Floats:
-        """The most that ordered lanes can be worth at rates between `low` and `high`, in steps of 1 %."""
-        most, rates, live = np.zeros(len(lanes)), np.full(len(lanes), low), np.arange(len(lanes))
+        """The most that ordered lanes can be worth at rates between `low` and `high`, in steps of 1 %: downwards, to
+        where even the answers of the lowest rate would not make up for it."""
+        at_low = self.least(lanes, hops, np.full(len(lanes), low), ordered=True)
+        most, rates, live = np.zeros(len(lanes)), high.copy(), np.flatnonzero(at_low.is_reached)
         while len(live):
-            following = np.minimum(rates[live] * 1.01, high[live])
-            found = self.least(lanes[live], hops.at(live), rates[live], ordered=True)
-            worth = self.worth(following, np.where(found.is_reached, found.least, 0.0))
-            most[live] = np.maximum(most[live], np.where(found.is_reached, worth, 0.0))
-            rates[live] = following
-            live = live[found.is_reached & (following < high[live])]
+            below = np.maximum(rates[live] / 1.01, low)
+            found = self.least(lanes[live], hops.at(live), below, ordered=True)
+            most[live] = np.maximum(most[live], self.worth(rates[live], found.least) * found.is_reached)
+            rates[live] = below
+            live = live[(below > low) & (self.worth(below, at_low.least[live]) > most[live])]
         return most
 
 
 def token_worth(latency: Floats) -> Floats:
     """Of one token per second, where answers take this part of the longest time that keeps the bound."""
     return np.asarray(FASTEST - (FASTEST - SLOWEST) * slowness(latency, 1.0))
+
+
+def needed_sessions(num_open: Floats) -> Floats:
+    """KV room that a lane needs so that it may have so many sessions open on average (forecast.PLANNED_KV): at least
+    one, which it may fill."""
+    return np.where(num_open <= 1.0 + 1e-9, 1.0, np.ceil(num_open / PLANNED_KV - 1e-9))
 
 
 @lru_cache(maxsize=64)

@@ -12,8 +12,9 @@ than TOLERANCE, the rest is evaluated by the objective itself. A set of which se
 any one lane could be needs no lane of its own.
 
 What is exact: `Optimum.score` is the objective's value of `Optimum.lanes`, and no layout is worth more than
-`Optimum.bound`, as far as the limits on time were not reached (`is_complete`), up to the 0.1 % to which
-forecast.lane_rates bisects. What is not looked at: demands that end.
+`Optimum.bound`, whether the limits on time were reached (not `is_complete`) or not. Lanes that cannot keep the bound of
+latency, of whose tokens a hundredth counts, are part of the bound, but not looked for. What is not looked at: demands
+that end.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from functools import cache
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from benchmarks.scheduling.ceilings import FASTEST, MOST_IN_ORDER, Ceilings, Hops, token_worth
+from benchmarks.scheduling.ceilings import FASTEST, MISSED, MOST_IN_ORDER, Ceilings, Hops, token_worth
 from benchmarks.scheduling.stages import Groups, Numbers, kinds_of, ways
 from benchmarks.scheduling.worlds import ENDLESS, World, problem_of_world, small_worlds
 from coordinator.scheduler.allocation import LaneAllocator
@@ -52,6 +53,8 @@ TOLERANCE = 0.003
 MOST_LEADS = 64
 AT_ONCE = 40
 """Ordered lanes that are evaluated before the others are bounded again."""
+RAISES = (10.0, 2.0, 1.2)
+"""Factors by which a bound is raised until nothing can be worth so much."""
 STEPS = (1, 2)
 """Layers that the last polish of a cut moves at once."""
 
@@ -89,6 +92,7 @@ class _Solver:
         self._kinds = kinds_of(self._p)
         self._groups = Groups(self._p, self._kinds)
         self._ceilings = Ceilings(self._p, self._groups)
+        self._slow_ceilings = Ceilings(self._p, self._groups, MISSED)
         self._columns: dict[Numbers, Column] = {}
         self._bounds: dict[Numbers, float] = {}
         self._started_s = time.perf_counter()
@@ -130,37 +134,77 @@ class _Solver:
 
     def _best_lane(self, numbers: Numbers, known: float) -> tuple[Column | None, float]:
         """(a lane of all these that is worth more than `known`, if there is one; what no such lane can exceed)."""
-        best, worth = None, max(known, 1e-6)
-        most = worth * (1.0 + TOLERANCE)
-        if self._is_late():
-            return None, max(most, self._unordered_bound(numbers, most))
-        left = self._candidates(numbers, most)
+        column, most = None, max(known, 1e-6) * (1.0 + TOLERANCE)
+        if self._ceilings.at_a_glance(numbers) > most:
+            if self._is_late():
+                most = self._ceilings.at_a_glance(numbers)
+            else:
+                column, most = self._best_keeping(list(self._roomy(numbers)), max(known, 1e-6))
+        if self._slow_ceilings.at_a_glance(numbers) > most:
+            if self._is_late():
+                return column, self._slow_ceilings.at_a_glance(numbers)
+            most = self._most_missing(self._roomy(numbers), most)
+        return column, most
+
+    def _best_keeping(self, roomy: Sequence[Ints], worth: float) -> tuple[Column | None, float]:
+        """The same, of lanes that keep the bound of latency."""
+        best, most = None, worth * (1.0 + TOLERANCE)
+        left = self._candidates(roomy, most)
         while left:
             if self._is_late():
                 return best, max(most, self._rough_bound(left, worth))
             rest = []
             for lanes, hops in self._longest_lasting(left, worth * (1.0 + TOLERANCE)):
-                high, counts = self._ceilings.most(lanes, hops, worth / FASTEST)
-                most = max(most, float(self._ceilings.ceiling(lanes, hops, worth / FASTEST, high).max()))
-                column = self._evaluated(lanes, counts)
+                column, ceiling = self._looked_at(lanes, hops, worth)
+                most = max(most, ceiling)
                 if column is not None and column.worth > worth:
                     best, worth = column, column.worth
                 rest.append({tuple(lane) for lane in lanes.tolist()})
             left = self._still_able(left, set().union(*rest), worth * (1.0 + TOLERANCE))
         return best, max(most, worth * (1.0 + TOLERANCE))
 
+    def _looked_at(self, lanes: Ints, hops: Hops, worth: float) -> tuple[Column | None, float]:
+        """(the best lane found among these, what none of them is worth): of up to two stages all cuts are tried. A lane
+        is as slow as it is at its most, which the ceilings, over all rates, do not know."""
+        if lanes.shape[1] > 2:
+            high, counts = self._ceilings.most(lanes, hops, worth / FASTEST)
+            ceiling = float(self._ceilings.ceiling(lanes, hops, worth / FASTEST, high).max())
+            return self._evaluated(lanes, counts), ceiling
+        num_layers = self._groups.num_layers
+        every_cut = [(num_layers,)] if lanes.shape[1] == 1 else [(n, num_layers - n) for n in range(1, num_layers)]
+        columns = [column for lane in lanes.tolist() if (column := self._best_cut(tuple(lane), every_cut)) is not None]
+        best = max(columns, key=lambda column: column.worth, default=None)
+        return best, best.worth if best is not None else 0.0
+
+    def _best_cut(self, lane: tuple[int, ...], every_cut: Sequence[tuple[int, ...]]) -> Column | None:
+        able = [cut for cut in every_cut if self._groups.fit(lane, cut)]
+        trials = [(sketch, cut) for sketch in self._sketches(lane) for cut in able]
+        if not trials:
+            return None
+        worths = self._worths([sketch for sketch, _ in trials], [cut for _, cut in trials])
+        best = int(worths.argmax())
+        return Column(float(worths[best]), *trials[best])
+
     def _is_late(self) -> bool:
         late = time.perf_counter() - self._started_s > self._time_limit_s
         self._is_complete &= not late
         return late
 
-    def _unordered_bound(self, numbers: Numbers, worth: float) -> float:
-        """What no lane of all these is worth, to 20 %, whatever its order."""
-        for lanes in self._roomy(numbers):
-            while len(lanes):
-                able = self._ceilings.able(lanes, self._ceilings.any_hops(lanes), worth, ordered=False)
-                lanes = lanes[able]
-                worth *= 1.2 if len(lanes) else 1.0
+    def _most_missing(self, roomy: Iterable[Ints], worth: float) -> float:
+        """At least `worth`, and what lanes that miss the bound of latency are not worth, to 20 %, in any order."""
+        ceilings = self._slow_ceilings
+
+        def able(lanes: Ints, worth: float) -> Ints:
+            return lanes[ceilings.able(lanes, ceilings.any_hops(lanes), worth, ordered=False)]
+
+        for lanes in roomy:
+            left = able(lanes, worth)
+            if not len(left):
+                continue
+            for factor in RAISES:
+                while len(fewer := able(left, worth * factor)):
+                    left, worth = fewer, worth * factor
+            worth *= RAISES[-1]
         return worth
 
     def _roomy(self, numbers: Numbers) -> Iterator[Ints]:
@@ -177,11 +221,11 @@ class _Solver:
             left = self._still_able(left, set(), worth)
         return worth
 
-    def _candidates(self, numbers: Numbers, worth: float) -> list[tuple[Ints, Hops]]:
+    def _candidates(self, roomy: Iterable[Ints], worth: float) -> list[tuple[Ints, Hops]]:
         """Ordered lanes that may be worth so much."""
         found = []
-        for roomy in self._roomy(numbers):
-            able = roomy[self._ceilings.able(roomy, self._ceilings.any_hops(roomy), worth, ordered=False)]
+        for some in roomy:
+            able = some[self._ceilings.able(some, self._ceilings.any_hops(some), worth, ordered=False)]
             if len(able):
                 lanes = np.array([lane for way in able.tolist() for lane in self._orders(tuple(way))], dtype=np.intp)
                 found.append((lanes, self._ceilings.hops_of(lanes)))
@@ -366,7 +410,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     """Means and worst gaps, as shares. Only pools that can serve at all count."""
     serving = [row for row in rows if row.score > 0.0]
     figures: dict[str, float] = {"num_pools": len(serving), "num_complete": sum(row.is_complete for row in serving)}
-    for name in ("search_gap", "paper_gap", "bound_gap"):
+    for name in ("search_gap", "paper_gap", "bound_gap") if serving else ():
         gaps = [max(0.0, getattr(row, name)) for row in serving]
         figures |= {f"mean_{name}": statistics.fmean(gaps), f"worst_{name}": max(gaps)}
     return figures

@@ -7,8 +7,8 @@ its number of layers, by the same physics as coordinator/scheduler/forecast.py (
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ MIDDLE, FIRST, LAST, ALONE = ENDS = range(4)
 """What a stage's place adds to its layers: nothing, the embedding, the head, both."""
 ANY = 4
 """The stage's place is open: of everything the least over all places, of sessions the most."""
+OPEN = (MIDDLE, FIRST, LAST)
+"""The places that there are: a stage that is alone is known to be."""
 Numbers = tuple[int, ...]
 """How many offers of each kind."""
 
@@ -73,17 +75,23 @@ class Terms:
     """What stages with 0 ... all layers take at some rate: arrays with a last axis of `num_layers + 1`."""
 
     response_s: Floats
+    """Of a row: the stage, and its wait for the uplink."""
     prefill_s: Floats
-    """Per prompt token, mean over the holders."""
+    """Per prompt token: mean over the holders, and the wait for the uplink."""
     slowest_s: Floats
-    """The same of the slowest holder."""
+    """The same of the slowest holder, or of the hop if that takes longer."""
+    slowest_alone_s: Floats
+    """The same without any load."""
     fixed_s: Floats
+    row_rise_s: Floats
+    """`response_s` less some part (Groups.terms) of what it is without any load."""
+    prompt_rise_s: Floats
+    """`prefill_s` less that part of what it is without any load."""
     sessions: Floats
     """That find KV room; -1 where the layers do not fit."""
 
     def take(self, where: Ints, shape: tuple[int, ...]) -> Terms:
-        parts = (self.response_s, self.prefill_s, self.slowest_s, self.fixed_s, self.sessions)
-        return Terms(*(part[where].reshape(*shape, -1) for part in parts))
+        return Terms(*(getattr(self, each.name)[where].reshape(*shape, -1) for each in fields(self)))
 
 
 class Groups:
@@ -106,12 +114,33 @@ class Groups:
         self.layer_prefill_s = o.prefill_s[first] * work
         self._memory, self._max_layers = o.memory[first], o.max_layers[first]
         self.upload_s = (self.members @ (1.0 / o.uploads[first])) / self.sizes
+        self._up_s = p.model.hidden_bytes / o.uploads[first]
+        workload = p.problem.workload
+        self._prompts = workload.num_prompt_tokens / max(1.0, workload.num_answer_tokens)
         self.hop_s = self._least_hops()
         tabled = [self._table(ends) for ends in ENDS]
         self._fixed_s, self._shares = np.stack([t[0] for t in tabled]), np.stack([t[1] for t in tabled])
         self.sessions = np.stack([t[2] for t in tabled])
         self.most_sessions = self.sessions.max(axis=0)
         """[groups, layers] whatever the ends are."""
+
+    def most_rate(self, numbers: Numbers) -> float:
+        """Tokens per second at which these devices have nothing but work, each on as many layers as it can keep up
+        with for its share of the sessions: over a stage's holders these shares of its layers add up to them."""
+        busy_s = self._row_s[:, 1] + self._prompts * self._prefill_s[:, 1]
+        return float((np.array(numbers) / np.maximum(busy_s, 1e-30)).sum()) / self.num_layers
+
+    def most_room(self, numbers: Numbers) -> float:
+        """Sessions that find KV room if all these devices' memory, less one copy of the layers, is used up."""
+        m = self._p.model
+        session = self.num_layers * m.kv_token_bytes * self._p.problem.workload.num_reserved_tokens
+        return float(np.array(numbers) @ self._memory - self.num_layers * m.weight_bytes) / session
+
+    def least_alone(self, numbers: Numbers) -> tuple[float, float]:
+        """(seconds per row, per prompt token) of all layers on the fastest of these, without any load."""
+        held = np.array(numbers) > 0
+        row_s = (self._step_s + self._row_s[:, 1])[held].min()
+        return float(row_s) * self.num_layers, float(self._prefill_s[held, 1].min()) * self.num_layers
 
     def _table(self, ends: int) -> tuple[Floats, Floats, Floats]:
         """(fixed seconds [kinds, layers], shares [groups, kinds, layers], sessions [groups, layers])."""
@@ -143,10 +172,14 @@ class Groups:
         shares, fixed_s, free = self._loaded(groups, ends, rates)
         slack = np.maximum(free - rates[:, None, None] * shares * self._row_s, LEAST_SLACK)
         parts = shares * self.members[groups][:, :, None]
-        return np.asarray(((fixed_s + self._row_s) / slack * parts).sum(axis=1))
+        stages_s = ((fixed_s + self._row_s) / slack * parts).sum(axis=1)
+        return np.asarray(stages_s + self._waits(groups, ends, rates, shares))
 
-    def terms(self, groups: Ints, ends: Ints, rates: Floats, trips_s: Floats) -> Terms:
-        """Of these stages, [n], at lanes' rates in tokens per second, if a row's trip takes so long at least."""
+    def terms(
+        self, groups: Ints, ends: Ints, rates: Floats, trips_s: Floats, part: float, *, sends: bool = True
+    ) -> Terms:
+        """Of these stages, [n], at lanes' rates in tokens per second, if a row's trip takes so long at least. Rises are
+        over this part of what there is without any load. `sends`: with uplinks."""
         members = self.members[groups][:, :, None]
         shares, fixed_s, free = self._loaded(groups, ends, rates)
         first_s, trip_s = fixed_s + self._row_s, trips_s[:, None, None]
@@ -156,36 +189,51 @@ class Groups:
         waiting = (1.0 - np.minimum(1.0, step_s / trip_s)) * np.minimum(1.0, others * step_s) / 2.0
         parts = shares * members
         token_s = self._prefill_s / free
+        waits_s = self._waits(groups, ends, rates, shares) if sends else np.zeros((len(groups), 1))
+        response_s = (step_s * (1.0 + waiting) * parts).sum(axis=1) + waits_s
+        prefill_s = (token_s * parts).sum(axis=1) + waits_s
+        hop_s = (self._p.model.hidden_bytes * self.upload_s[groups] * _sends(ends) * sends)[:, None]
         return Terms(
-            (step_s * (1.0 + waiting) * parts).sum(axis=1),
-            (token_s * parts).sum(axis=1),
-            np.where(members > 0, token_s, 0.0).max(axis=1),
+            response_s,
+            prefill_s,
+            np.maximum(np.where(members > 0, token_s, 0.0).max(axis=1), hop_s + waits_s),
+            np.maximum(np.where(members > 0, self._prefill_s, 0.0).max(axis=1), hop_s),
             (fixed_s * parts).sum(axis=1),
+            response_s - part * (first_s * parts).sum(axis=1),
+            prefill_s - part * (self._prefill_s * parts).sum(axis=1),
             self.sessions[ends, groups],
         )
 
+    def _waits(self, groups: Ints, ends: Ints, rates: Floats, shares: Floats) -> Floats:
+        """[n, layers] seconds that a row waits for its stage's uplink."""
+        up_s = (self._up_s * _sends(ends)[:, None])[:, :, None]
+        sent = np.minimum(rates[:, None, None] * shares * (1.0 + self._prompts) * up_s, 1.0 - LEAST_SLACK)
+        return np.asarray((shares * up_s * sent / (1.0 - sent) * self.members[groups][:, :, None]).sum(axis=1))
+
+    def least_waits(self, groups: Ints, rates: Floats) -> Floats:
+        """[n] of stages that send to another, at the best place among those and with the best number of layers."""
+        each = [
+            self._waits(groups, ends, rates, self._shares[ends, groups]) for ends in _all_at((FIRST, MIDDLE), groups)
+        ]
+        return np.asarray(np.minimum.reduce(each)[:, 1:].min(axis=1))
+
     def _loaded(self, groups: Ints, ends: Ints, rates: Floats) -> tuple[Floats, Floats, Floats]:
         """(shares, fixed seconds, part of the time that prompts leave): [n, kinds, layers]."""
-        workload = self._p.problem.workload
-        prompts = workload.num_prompt_tokens / max(1.0, workload.num_answer_tokens)
         shares = self._shares[ends, groups]
-        free = np.maximum(1.0 - rates[:, None, None] * shares * prompts * self._prefill_s, LEAST_SLACK)
+        free = np.maximum(1.0 - rates[:, None, None] * shares * self._prompts * self._prefill_s, LEAST_SLACK)
         return shares, self._fixed_s[ends], free
 
     def least_rough(self, groups: Ints, rates: Floats) -> Floats:
         """`rough` at the best place."""
-        return np.asarray(np.minimum.reduce([self.rough(groups, np.full(len(groups), e), rates) for e in ENDS]))
+        return np.asarray(np.minimum.reduce([self.rough(groups, ends, rates) for ends in _all_at(OPEN, groups)]))
 
-    def least_terms(self, groups: Ints, rates: Floats, trips_s: Floats) -> Terms:
-        """`terms`, the best of each over all places."""
-        each = [self.terms(groups, np.full(len(groups), ends), rates, trips_s) for ends in ENDS]
-        return Terms(
-            np.minimum.reduce([t.response_s for t in each]),
-            np.minimum.reduce([t.prefill_s for t in each]),
-            np.minimum.reduce([t.slowest_s for t in each]),
-            np.minimum.reduce([t.fixed_s for t in each]),
-            self.most_sessions[groups],
-        )
+    def least_terms(self, groups: Ints, rates: Floats, trips_s: Floats, part: float) -> Terms:
+        """`terms`, the best of each over all places; without uplinks, as it is open who has none."""
+        each = [self.terms(groups, ends, rates, trips_s, part, sends=False) for ends in _all_at(OPEN, groups)]
+        names = [each.name for each in fields(Terms)]
+        least = {name: np.minimum.reduce([getattr(terms, name) for terms in each]) for name in names}
+        slowest_alone_s = np.maximum.reduce([terms.slowest_alone_s for terms in each])  # the most, as it is taken off
+        return Terms(**least | {"slowest_alone_s": slowest_alone_s, "sessions": self.most_sessions[groups]})
 
     def fit(self, groups: tuple[int, ...], counts: tuple[int, ...]) -> bool:
         """Whether an ordered lane's stages can hold these layers and a session."""
@@ -194,6 +242,15 @@ class Groups:
             1 <= count <= self.num_layers and self.sessions[FIRST * (i == 0) + LAST * (i == last), group, count] >= 1
             for i, (group, count) in enumerate(zip(groups, counts, strict=True))
         )
+
+
+def _sends(ends: Ints) -> Floats:
+    """1 where a stage sends rows to another: the last one sends no more than a token."""
+    return np.where(ends & LAST, 0.0, 1.0)
+
+
+def _all_at(places: Sequence[int], groups: Ints) -> list[Ints]:
+    return [np.full(len(groups), ends) for ends in places]
 
 
 def ways(groups: Groups, numbers: Numbers) -> dict[int, NDArray[np.intp]]:
