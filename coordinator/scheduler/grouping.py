@@ -8,7 +8,7 @@ tried: more KV means more stages and slower answers, but more of them at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -75,6 +75,22 @@ def sketch_of(lane: Sequence[int], memory: Sequence[float], regions: Sequence[in
     if here != there:
         middle.sort(key=lambda i: (regions[i] == there, regions[i] != here))
     return ((first,), *[(i,) for i in middle], (last,))
+
+
+def all_sketches(offers: Sequence[int]) -> list[Sketch]:
+    """Every lane that some of these offers could make: all ways to put them into stages, in every order."""
+    found: list[Sketch] = [()]
+    for offer in offers:
+        found += [changed for sketch in found for changed in _with(sketch, offer)]
+    return found[1:]
+
+
+def _with(sketch: Sketch, offer: int) -> Iterator[Sketch]:
+    """As a stage of its own anywhere, or beside the holders of one."""
+    for at in range(len(sketch) + 1):
+        yield (*sketch[:at], (offer,), *sketch[at:])
+    for at, holders in enumerate(sketch):
+        yield (*sketch[:at], (*holders, offer), *sketch[at + 1 :])
 
 
 def by_region(offers: OfferTable) -> dict[int, list[int]]:

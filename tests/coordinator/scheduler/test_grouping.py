@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.scheduler.forecast import tables_of
-from coordinator.scheduler.grouping import Grouper, by_region, group, layer_capacities, needed_layers, sketch_of
+from coordinator.scheduler.grouping import (
+    Grouper,
+    all_sketches,
+    by_region,
+    group,
+    layer_capacities,
+    needed_layers,
+    sketch_of,
+)
 from tests.fakes import lane_problems as pools
 from tests.fakes.lane_problems import Given
 
@@ -95,3 +103,12 @@ def test_a_grouper_asked_for_more_kv_puts_more_devices_into_a_lane() -> None:
     assert [len(lane) for lane in few] == [1, 1]
     assert [len(lane) for lane in many] != [1, 1]
     assert grouper.lanes(range(2), 0.0)[0] == few, "what was asked before does not count"
+
+
+def test_all_lanes_of_two_devices_are_each_alone_both_orders_and_both_beside_each_other() -> None:
+    assert set(all_sketches([3, 7])) == {((3,),), ((7,),), ((3,), (7,)), ((7,), (3,)), ((3, 7),)}
+
+
+def test_no_lane_of_a_handful_of_devices_is_looked_at_twice() -> None:
+    found = all_sketches(range(5))
+    assert len(found) == len(set(found)) == 1081  # sum over k of C(5, k) times the ordered partitions of k things
