@@ -39,6 +39,7 @@ from coordinator.errors import PoolError
 from coordinator.folder_lock import locked
 from coordinator.gate import AccountsGate
 from coordinator.hub import Hub
+from coordinator.journal import JOURNAL_NAME, Journal, JournalLog
 from coordinator.models.catalog import Catalog, Model
 from coordinator.models.errors import ModelError
 from coordinator.scheduler import Scheduler
@@ -76,6 +77,7 @@ class Opened:
     models: list[Model]
     accounts: Accounts
     tokens: StartTokens
+    journal: Journal
 
 
 def serve(config: PoolConfig, *, with_operator_link: bool = False) -> None:
@@ -91,6 +93,7 @@ def _serve_folder(config: PoolConfig, machine: MachineNames, with_operator_link:
     with (
         bind(config.host, config.port) as listener,
         contextlib.closing(Store.open(config.data_dir / DATABASE_NAME)) as store,
+        contextlib.closing(Journal.open(config.data_dir / JOURNAL_NAME)) as journal,
     ):
         site = make_site(config, listener.getsockname()[1], tls.pin if tls else "", machine)
         accounts = Accounts(store, SystemRandom(), SystemClock().wall)
@@ -99,7 +102,7 @@ def _serve_folder(config: PoolConfig, machine: MachineNames, with_operator_link:
         shows_secrets = with_operator_link or sys.stdout.isatty()
         tokens = start_tokens(accounts, site, with_operator_link=with_operator_link) if shows_secrets else StartTokens()
         write_site(config.data_dir, site)
-        asyncio.run(_serve(Opened(config, site, tls, models, accounts, tokens), listener))
+        asyncio.run(_serve(Opened(config, site, tls, models, accounts, tokens, journal), listener))
 
 
 def tls_files(config: PoolConfig, machine: MachineNames) -> TlsFiles | None:
@@ -204,16 +207,20 @@ def build_pool(
     site: Site,
     stop: Callable[[], None] = terminate,
     scheduler: Scheduler | None = None,
+    journal: Journal | None = None,
 ) -> tuple[Hub, FastAPI]:
     """The hub and the HTTP application of a pool that serves these models. `stop` is called if the hub dies;
-    `scheduler` may have a policy of its own (benchmarks)."""
+    `scheduler` may have a policy of its own (benchmarks); without a journal answers do not survive a restart."""
     gate = AccountsGate(accounts, env, config.is_open)
     core = PoolCore(scheduler or Scheduler(SchedulerConfig(keeps_apart=config.plan.keeps_apart)))
-    hub = Hub(core, MemoryTokenLog(), env, config.pool_name, gate, config.defaults)
+    token_log = MemoryTokenLog() if journal is None else JournalLog(journal, env)
+    hub = Hub(core, token_log, env, config.pool_name, gate, config.defaults, config.answers)
     desk = ModelDesk(hub, env, config.data_dir / "models", replicas=config.plan.replicas)
     for model in models:
         _put(desk, model, is_wanted=bool(config.models))
     _note_unknown_floors(config, desk)
+    if journal is not None:
+        hub.restore(journal.take_kept())
     services = Services(hub, desk, accounts, site, env)
     return hub, build_http(services, _lifespan(hub, stop), app_version())
 
@@ -250,6 +257,7 @@ def _lifespan(hub: Hub, stop: Callable[[], None]) -> Lifespan:
         finally:
             running.cancel()
             await asyncio.wait({running})
+            await hub.flush()
 
     return lifespan
 
@@ -308,7 +316,8 @@ async def _serve(opened: Opened, listener: socket.socket) -> None:
         has_failed = server.should_exit = True
 
     env = AsyncioEnv()
-    hub, http = build_pool(opened.config, opened.models, env, opened.accounts, opened.site, stop)
+    config, accounts = opened.config, opened.accounts
+    hub, http = build_pool(config, opened.models, env, accounts, opened.site, stop, journal=opened.journal)
     served = hub.core.scheduler.state.models
     names = [model.name for model in opened.models if model.manifest_hash in served]
     text = announcement(opened.site, names, opened.tokens)

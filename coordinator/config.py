@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import appdirs
 
+from coordinator.answers import AnswerTimes
 from coordinator.errors import PoolError
 from protocol.join_link import JoinLink, JoinLinkError, format_browser_link, format_join_link, parse_join_link
 from protocol.pause import PoolDefaults
@@ -55,6 +56,7 @@ class PoolConfig:
     """Given; without them a pool that others can reach makes its own."""
     defaults: PoolDefaults = PoolDefaults()
     plan: PlanSettings = field(default_factory=PlanSettings)
+    answers: AnswerTimes = AnswerTimes()
 
     @property
     def speaks_tls(self) -> bool:

@@ -119,7 +119,9 @@ class PoolCore:
         node_id = NodeId(hello.node_id)
         effects = self.node_lost(node_id, now_s) if node_id in self.nodes else []
         self.nodes[node_id] = NodeView(hello, now_s, is_draining=node_id in self.scheduler.state.draining)
-        return [*effects, *self._schedule(ev.NodeJoined(node_id, hello.devices, hello.held), now_s)]
+        planned = self._schedule(ev.NodeJoined(node_id, hello.devices, hello.held), now_s)
+        unused = self.nodes[node_id].hold(self.scheduler.held_by(node_id))
+        return [*effects, *(ToNode(node_id, release) for release in unused), *planned]
 
     def node_lost(self, node_id: NodeId, now_s: float) -> list[Effect]:
         """The node is gone, with or without a word: its sessions move before anything else is planned."""
@@ -152,6 +154,11 @@ class PoolCore:
         effects = self._schedule(_arrival(session), now_s)
         place = self.queue_place(order.session_id)
         return [*effects, self._queue_news.tell(order.session_id, place, now_s)] if place else effects
+
+    def restore(self, order: Order, tokens: tuple[int, ...], epoch: int, now_s: float) -> list[Effect]:
+        """An answer of a coordinator before this one goes on behind these tokens; `epoch` is above all of its."""
+        session = self.sessions[order.session_id] = Session(order, tokens=list(tokens), epoch=epoch)
+        return self._schedule(_arrival(session, resumed=True), now_s)
 
     def queue_place(self, session_id: SessionId) -> QueuePlace | None:
         """Where it stands in the queue; None if it does not wait."""

@@ -3,6 +3,7 @@
     PoolError                    has `code` and a sentence; the API turns it into an OpenAI error object
     +-- RequestRefused           the request cannot be served (now, or ever)
     +-- GenerationFailed         a running answer could not be continued
+    +-- StorageUnavailable       what has to be recorded cannot be: the disk is full, or held by another program
 
 Bad input at the API's edge is in coordinator/api/errors.py, models' faults in coordinator/models/errors.py.
 """
@@ -32,3 +33,12 @@ class RequestRefused(PoolError):  # noqa: N818 - reads as what happened
 
 class GenerationFailed(PoolError):  # noqa: N818 - reads as what happened
     """An answer that had begun cannot go on."""
+
+
+class StorageUnavailable(PoolError):  # noqa: N818 - reads as what happened
+    """`reason` is for the operator's log: the sentence may reach people who have no business with the disk."""
+
+    def __init__(self, reason: str) -> None:
+        sentence = "The pool cannot record answers now (its disk is full or busy), so it gives none; try again later."
+        super().__init__("storage_unavailable", sentence)
+        self.reason = reason

@@ -68,6 +68,17 @@ open = {open}
 # where there is a choice, so that no machine sees more than it must. Costs some speed.
 # keep_apart = {keep_apart}
 
+# How long the pool keeps answers whose reader is away, in seconds. They are on its disk for as long.
+[answers]
+# The connection of somebody who can come back has broken in the middle of an answer.
+# grace_s = {grace_s}
+
+# The pool was restarted in the middle of an answer, and its reader has not come back.
+# unread_s = {unread_s}
+
+# The answer is complete.
+# retention_s = {retention_s}
+
 # What every contributing machine keeps to, unless its owner is stricter. Without these lines each owner decides alone.
 [defaults]
 # "always", "when_free" (nothing else needs the GPU) or "when_away" (nobody is at the machine).
@@ -114,6 +125,9 @@ def settings_text(config: PoolConfig) -> str:
         open=json.dumps(config.is_open),
         public_url=public_url if config.public_url else '# public_url = "https://pool.example.org"',
         keep_apart=json.dumps(config.plan.keeps_apart),
+        grace_s=config.answers.grace_s,
+        unread_s=config.answers.unread_s,
+        retention_s=config.answers.retention_s,
         mode=DEFAULT_RULES.mode,
         run_on_battery=json.dumps(DEFAULT_RULES.run_on_battery),
         away_after_s=DEFAULT_RULES.away_after_s,

@@ -7,31 +7,35 @@ import contextlib
 import hashlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 
+from coordinator.answers import AnswerBook, AnswerTimes, Item, KeptAnswer, ended
 from coordinator.core import HEARTBEAT_S, TICK_S, PoolCore
+from coordinator.delivery import Delivery, Forget, News
 from coordinator.doorstep import Doorstep
 from coordinator.effects import DropNode, Effect, ToNode, ToUser
 from coordinator.errors import GenerationFailed, PoolError, RequestRefused
 from coordinator.gate import GateFailed, NodeGate
 from coordinator.handshake import TRY_AGAIN_LATER, Handshake, Refusal, bad_message, close_reason, refuse
 from coordinator.scheduler.state import ModelFacts
-from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted
-from coordinator.token_log import TokenLog
+from coordinator.sessions import Deliver, Failed, Order
+from coordinator.token_log import Accepted, Claim, Kept, TokenLog
 from protocol.env import Connection, ConnectionClosed, Env
 from protocol.errors import CloseCode, MessageError
 from protocol.messages import CoordinatorMessage, Hello, Welcome, decode_node_message, encode_message
 from protocol.pause import PoolDefaults
-from protocol.values import NodeId, SessionId
+from protocol.values import FinishReason, NodeId
 
 log = logging.getLogger(__name__)
 
 SEEN_S = 60.0
 """How often the gate is told who is connected."""
 TOKEN_BYTES = 32
+LIFE_BITS = 16
+"""Of a session's epoch: each coordinator that works on it has 65,536 of its own (frames have 32 bits for them)."""
 MAX_OUTBOX = 2048
 """Messages that may wait for one node. A node that falls further behind is dropped: its sessions move elsewhere."""
 
@@ -45,16 +49,6 @@ class _NodeLink:
     outbox: asyncio.Queue[str | bytes] = field(default_factory=lambda: asyncio.Queue(MAX_OUTBOX))
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """Nobody waits for this session any more."""
-
-    session_id: SessionId
-
-
-Item = Queued | Deliver | Rerouted
-
-
 class Hub:
     """Runs one PoolCore. Every call into the core and the sending of its effects is one step of the event loop."""
 
@@ -66,9 +60,9 @@ class Hub:
         pool_name: str,
         gate: NodeGate,
         defaults: PoolDefaults = PoolDefaults(),
+        times: AnswerTimes = AnswerTimes(),
     ) -> None:
         self.core = core
-        self._token_log = token_log
         self._env = env
         self.pool_name = pool_name
         self._gate = gate
@@ -78,8 +72,8 @@ class Hub:
         self._weights_keys: set[bytes] = set()
         self._left: asyncio.Queue[NodeId] = asyncio.Queue()
         self._links: dict[NodeId, _NodeLink] = {}
-        self._readers: dict[SessionId, asyncio.Queue[Item | Failed]] = {}
-        self._news: asyncio.Queue[ToUser | _Ended] = asyncio.Queue()
+        self.answers = AnswerBook(times)
+        self._delivery = Delivery(token_log, env, self._hand_out, self._break_off)
         self._closing: set[asyncio.Task[None]] = set()
 
     def add_model(self, model: ModelFacts, num_replicas: int = 1) -> None:
@@ -110,18 +104,58 @@ class Hub:
         """Tick and deliver until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick())
-            tasks.create_task(self._deliver())
+            tasks.create_task(self._delivery.run())
             tasks.create_task(self._note_connected())
             tasks.create_task(self._note_left())
 
+    async def flush(self) -> None:
+        """After `run` has ended: the log hears the last news."""
+        await self._delivery.flush()
+
     # ------------------------------------------------------------ users
 
-    async def generate(self, order: Order) -> AsyncGenerator[Item, None]:
-        """Run one request. Raises RequestRefused or GenerationFailed; leaving the loop early cancels it."""
+    def generate(self, order: Order, claim: Claim = Claim()) -> AsyncGenerator[Item, None]:
+        """Run one request. Raises RequestRefused or GenerationFailed; leaving the loop early cancels it, unless the
+        claim says that its reader may come back."""
+        return self._answer(KeptAnswer(Accepted(order, claim)), is_new=True)
+
+    def read(self, answer: KeptAnswer) -> AsyncGenerator[Item, None]:
+        """An answer that runs or is kept, from its beginning; otherwise as `generate`."""
+        return self._answer(answer, is_new=False)
+
+    def complete(self, order: Order, finish: FinishReason) -> None:
+        """The reader has found the end in the text, such as a string to stop at: no more tokens are needed."""
+        answer = self.answers.answers.get(order.session_id)
+        self._apply(self.core.cancel(order.session_id, self._now()))
+        if answer is not None and not answer.has_ended:
+            answer.finish = finish
+            self._note_end(answer)
+
+    def cancel(self, answer: KeptAnswer) -> None:
+        """Whoever asked wants no more of it, and neither do others who read it."""
+        answer.take(Failed(answer.order.session_id, "cancelled", "The answer was ended by whoever asked for it."))
+        self._end(answer)
+
+    def restore(self, kept: Iterable[Kept]) -> None:
+        """Go on with what a former coordinator left, in its order. The models must be there already.
+
+        Epochs begin anew, above all that nodes may still have of the session."""
+        now_s = self._now()
+        for one in kept:
+            answer = self.answers.restore(one, now_s, self._env.clock.wall())
+            if not answer.has_ended:
+                epoch = one.num_lives << LIFE_BITS
+                self._apply(self.core.restore(answer.order, one.tokens, epoch, now_s))
+
+    async def _answer(self, answer: KeptAnswer, *, is_new: bool) -> AsyncGenerator[Item, None]:
         reader: asyncio.Queue[Item | Failed] = asyncio.Queue()
-        self._readers[order.session_id] = reader
+        if is_new:
+            self.answers.put(answer)
+            self._delivery.put(answer.accepted)
+        self.answers.attach(answer, reader)
         try:
-            self._apply(self.core.request(order, self._now()))
+            if is_new:
+                self._apply(self.core.request(answer.order, self._now()))
             while True:
                 item = await reader.get()
                 if isinstance(item, Failed):
@@ -130,9 +164,29 @@ class Hub:
                 if isinstance(item, Deliver) and item.finish_reason is not None:
                     return
         finally:  # nothing is awaited here: whoever left may have been cancelled, and would be again
-            del self._readers[order.session_id]
-            self._apply(self.core.cancel(order.session_id, self._now()))
-            self._news.put_nowait(_Ended(order.session_id))
+            if self.answers.detach(answer, reader, self._now()):
+                self._end(answer)
+
+    def _end(self, answer: KeptAnswer) -> None:
+        """Nobody will read it any more."""
+        session_id = answer.order.session_id
+        self.answers.drop(session_id)
+        self._apply(self.core.cancel(session_id, self._now()))
+        self._delivery.put(Forget(session_id))
+
+    def _hand_out(self, news: News) -> None:
+        answer = self.answers.take(news.session_id, news.item, self._now())
+        if answer is not None and answer.finish is not None:
+            self._note_end(answer)
+
+    def _note_end(self, answer: KeptAnswer) -> None:
+        if answer.is_kept:
+            self._delivery.put(ended(answer, self._env.clock.wall()))
+
+    def _break_off(self, failed: Failed) -> None:
+        """Its tokens cannot be recorded."""
+        self._apply(self.core.cancel(failed.session_id, self._now()))
+        self.answers.take(failed.session_id, failed, self._now())
 
     # ------------------------------------------------------------ nodes
 
@@ -242,8 +296,8 @@ class Hub:
             match pending.popleft():
                 case ToNode(node_id, data):
                     pending.extend(self._send(node_id, data))
-                case ToUser() as news:
-                    self._news.put_nowait(news)
+                case ToUser(session_id, item):
+                    self._delivery.put(News(session_id, item))
                 case DropNode(node_id, reason, code):
                     self._drop(node_id, reason, code)
 
@@ -270,28 +324,11 @@ class Hub:
         while True:
             await self._env.clock.sleep(TICK_S)
             self._apply(self.core.tick(self._now()))
-
-    async def _deliver(self) -> None:
-        """Commit whatever has gathered, all at once, and only then hand it to its readers."""
-        while True:
-            news = [await self._news.get()]
-            while not self._news.empty():
-                news.append(self._news.get_nowait())
-            await self._token_log.commit(_entries(news))
-            for piece in news:
-                if isinstance(piece, _Ended):
-                    await self._token_log.forget(piece.session_id)
-                elif piece.session_id in self._readers:
-                    self._readers[piece.session_id].put_nowait(piece.item)
+            for answer in self.answers.overdue(self._now()):
+                self._end(answer)
 
     def _now(self) -> float:
         return self._env.clock.monotonic()
-
-
-def _entries(news: list[ToUser | _Ended]) -> list[tuple[SessionId, int, tuple[int, ...]]]:
-    """What of the news is for the token log."""
-    items = [(piece.session_id, piece.item) for piece in news if isinstance(piece, ToUser)]
-    return [(session_id, item.position, item.tokens) for session_id, item in items if isinstance(item, Deliver)]
 
 
 async def _write(link: _NodeLink) -> None:

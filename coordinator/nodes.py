@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.scheduler.commands import Assign, Measure
+from coordinator.scheduler.state import Device
 from protocol import RECOVERY_VERSION
-from protocol.messages import Heartbeat, Hello, SliceProgress
+from protocol.messages import Heartbeat, Hello, ReleaseSlice, SliceProgress
 from protocol.values import DeviceId, DeviceSpec, NodeId
 
 SPEED_WINDOW_S = 10.0
@@ -49,6 +51,11 @@ class DeviceView:
     def progress(self, message: SliceProgress) -> None:
         self.activity = DeviceActivity.LOADING if message.loading else DeviceActivity.DOWNLOADING
         self.done_bytes, self.total_bytes = message.done_bytes, message.total_bytes
+
+    def hold(self, device: Device) -> None:
+        """It came with these layers loaded."""
+        self.manifest_hash, self.layers, self.reason = device.model or "", str(device.layers), device.reason
+        self.activity = DeviceActivity.SERVING
 
     def serve(self) -> None:
         self.activity = DeviceActivity.SERVING
@@ -106,6 +113,14 @@ class NodeView:
         """The node has measured the way to the coordinator; None: not since it told last."""
         if pool_rtt_s is not None:
             self.pool_rtt_s = pool_rtt_s
+
+    def hold(self, ready: Iterable[Device]) -> list[ReleaseSlice]:
+        """It came with these devices ready. What it holds beside them is not wanted: it is told so."""
+        used = {device.key.device_id: device for device in ready}
+        for device_id, device in used.items():
+            self.devices[device_id].hold(device)
+        unused = [held for held in self.hello.held if held.device_id not in used]
+        return [ReleaseSlice(held.device_id, held.generation) for held in unused]
 
     def drop_measuring(self, manifest_hash: str) -> None:
         """Nobody waits for measurements of this model any more."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.answers import AnswerTimes
 from coordinator.config import (
     ConfigError,
     PlanSettings,
@@ -83,6 +84,8 @@ def parse_settings(data: bytes, data_dir: Path) -> dict[str, Any]:
         fields["defaults"] = _pool_defaults(_fields("defaults", document["defaults"]))
     if "plan" in document:
         fields["plan"] = PlanSettings(**_fields("plan", document["plan"]))
+    if "answers" in document:
+        fields["answers"] = AnswerTimes(**_fields("answers", document["answers"]))
     return fields
 
 
@@ -259,6 +262,11 @@ SECTIONS: dict[str, dict[str, _Setting]] = {
     "plan": {
         "replicas": _Setting("replicas", 'a table such as { "qwen3-8b" = 2 }', _replicas),
         "keep_apart": _Setting("keeps_apart", "true or false", _true_or_false),
+    },
+    "answers": {
+        "grace_s": _Setting("grace_s", "a number of seconds from 0 to 3600", _seconds(0, 3600)),
+        "unread_s": _Setting("unread_s", "a number of seconds from 0 to 3600", _seconds(0, 3600)),
+        "retention_s": _Setting("retention_s", "a number of seconds from 0 to 86400", _seconds(0, 86_400)),
     },
     "defaults": {
         "mode": _Setting("mode", 'one of "always", "when_free" and "when_away"', _mode),

@@ -100,8 +100,11 @@ class LayerBenchmark(Value, frozen=True):
     """Final norm, lm_head and sampling for one token; what serving the last stage costs on top of its layers."""
 
 
-class HeldSlice(Value, frozen=True):
-    """A slice that a node already holds loaded: it re-attaches with it instead of loading again."""
+class HeldSlice(Value, frozen=True, omit_defaults=True):
+    """A slice that a node already holds loaded: it re-attaches with it instead of loading again.
+
+    Since version 4: `benchmark` is what the device measured of this model, for a coordinator that was restarted knows
+    nothing of it; without one the device is measured and assigned anew."""
 
     device_id: DeviceId
     manifest_hash: Digest
@@ -109,6 +112,8 @@ class HeldSlice(Value, frozen=True):
     layers: LayerRange
     generation: Count
     num_kv_tokens: Count
+    can_truncate: bool = False
+    benchmark: LayerBenchmark | None = None
 
 
 class Sampling(Value, frozen=True):

@@ -37,6 +37,14 @@ class StartWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class EndWorker:
+    """Kill it, and with it all that it holds; `reason` is for people. It is started again as after a crash."""
+
+    device_id: DeviceId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class FetchManifest:
     device_id: DeviceId
     job: Job
@@ -62,4 +70,6 @@ class MeasureLinks:
     targets: tuple[Hop, ...]
 
 
-Command = TellPool | TellWorker | PassFrame | StartWorker | FetchManifest | Download | StopDownload | MeasureLinks
+Command = (
+    TellPool | TellWorker | PassFrame | StartWorker | EndWorker | FetchManifest | Download | StopDownload | MeasureLinks
+)

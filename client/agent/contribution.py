@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from client.agent.commands import (
     Command,
     Download,
+    EndWorker,
     FetchManifest,
     MeasureLinks,
     PassFrame,
@@ -25,6 +27,7 @@ from client.agent.events import (
     Event,
     FetchFailed,
     FrameArrived,
+    KeptTooLong,
     ManifestArrived,
     PeerLost,
     PoolLost,
@@ -33,6 +36,7 @@ from client.agent.events import (
     WorkerDied,
     WorkerSaid,
 )
+from client.agent.holding import KEEP_S, held_slices
 from client.agent.identity import Identity
 from client.agent.link import AT_THE_DOOR, Link, open_link
 from client.agent.peers import LOOPBACK, PeerAddress, PeerCallbacks, Peers, is_loopback, may_take_neighbours
@@ -56,6 +60,10 @@ log = logging.getLogger(__name__)
 
 RECONNECT_BASE_S = 0.5
 MAX_RECONNECT_S = 30.0
+MAX_SOON_S = 3.0
+SOON_S = 60.0
+"""So long after a connection was lost the pool is expected back at any moment: it is being started again, and people
+wait for the layers that are loaded here."""
 PROGRESS_EVERY_S = 0.2
 
 
@@ -100,6 +108,9 @@ class Contribution:
         self._pool_name = ""
         self._waiting_for = ""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lost_at_s = -math.inf
+        self._keeping: asyncio.Task[None] | None = None
+        """While the pool is away: lets its layers go in the end."""
         self._downloads: dict[DeviceId, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._is_leaving = False
@@ -143,6 +154,8 @@ class Contribution:
         await self._open_door()
         link = await open_link(self._config.node_socket_url, self._config.join, self._hello, self._env)
         self.has_joined = True
+        if self._keeping is not None:
+            self._keeping.cancel()
         self._weights_token = link.welcome.weights_token
         return link
 
@@ -163,9 +176,16 @@ class Contribution:
 
     def _disconnected(self, error: Exception, sentence: str) -> None:
         log.warning("not connected to the pool: %s", error)
+        if self._link is not None:
+            self._lost_at_s = self._env.clock.monotonic()
+            self._keeping = self._spawn(self._keep_layers())
         self._link = None
         self._handle(PoolLost())
         self._tell_people(sentence)
+
+    async def _keep_layers(self) -> None:
+        await self._env.clock.sleep(KEEP_S)
+        self._handle(KeptTooLong())
 
     def _tell_people(self, sentence: str) -> None:
         self._waiting_for = sentence
@@ -208,6 +228,7 @@ class Contribution:
             peer_ticket=self._peers.ticket if address.url else None,
             peer_fingerprint=address.fingerprint,
             invite=self._config.join.invite or None,
+            held=held_slices(self.core.devices.values()),
         )
 
     def _max_disk_bytes(self) -> int:
@@ -220,7 +241,8 @@ class Contribution:
 
     def _backoff_s(self, num_failures: int) -> float:
         """Full jitter (M. Brooker, "Exponential Backoff And Jitter"): a thousand nodes must not come back at once."""
-        limit_s = doubled_s(RECONNECT_BASE_S, num_failures, MAX_RECONNECT_S)
+        is_expected = self._env.clock.monotonic() < self._lost_at_s + SOON_S
+        limit_s = doubled_s(RECONNECT_BASE_S, num_failures, MAX_SOON_S if is_expected else MAX_RECONNECT_S)
         return self._env.random.uniform(RECONNECT_BASE_S / 2, limit_s)
 
     async def _leave(self) -> None:
@@ -299,6 +321,8 @@ class Contribution:
                     self._workers.pass_frame(device_id, frame)
                 case StartWorker(device_id, delay_s):
                     self._spawn(self._start_worker(device_id, delay_s))
+                case EndWorker(device_id, reason):
+                    self._workers.end(device_id, reason)
                 case FetchManifest():
                     self._spawn(self._fetch_manifest(command))
                 case Download(device_id):

@@ -15,6 +15,7 @@ from client import ipc
 from client.agent.commands import (
     Command,
     Download,
+    EndWorker,
     FetchManifest,
     MeasureLinks,
     PassFrame,
@@ -29,6 +30,7 @@ from client.agent.events import (
     Event,
     FetchFailed,
     FrameArrived,
+    KeptTooLong,
     ManifestArrived,
     PeerLost,
     PoolLost,
@@ -70,6 +72,7 @@ class AgentCore:
             RestartDue: self._restart_due,
             PoolSaid: lambda event: self._pool_handlers[type(event.message)](event.message),
             PoolLost: self._pool_lost,
+            KeptTooLong: self._kept_too_long,
             ManifestArrived: self._manifest_arrived,
             FetchFailed: self._fetch_failed,
             Downloaded: self._downloaded,
@@ -194,14 +197,20 @@ class AgentCore:
         return [TellWorker(device_id, end) for device_id, end in ended]
 
     def _pool_lost(self, event: PoolLost) -> list[Command]:
+        """Sessions and orders end with the connection. What is loaded stays and is told with the next hello."""
         self._work.clear()  # its generations mean nothing to the next pool
         commands: list[Command] = []
         for device in self.devices.values():
             commands += self._interrupt(device)
-            device.job = None
-            if device.stage not in (Stage.STARTING, Stage.DEAD):
+            if device.stage not in (Stage.STARTING, Stage.DEAD, Stage.SERVING):
+                device.job = None
                 device.move(Step.DONE)
         return commands
+
+    def _kept_too_long(self, event: KeptTooLong) -> list[Command]:
+        """Only the end of its worker surely gives a GPU's memory back."""
+        sentence = "The pool has been away for long, so its layers were let go"
+        return [EndWorker(d.spec.device_id, sentence) for d in self.devices.values() if d.loaded is not None]
 
     # ------------------------------------------------------------ manifests and weights
 
@@ -294,6 +303,7 @@ class AgentCore:
             return []
         device.move(Step.DONE)
         device.job = None
+        device.benchmarks[job.manifest_hash] = message.benchmark
         return [TellPool(msg.DeviceMeasured(job.device_id, job.manifest_hash, message.benchmark))]
 
     def _slice_planned(self, device: Device, message: ipc.SlicePlanned) -> list[Command]:
@@ -316,6 +326,7 @@ class AgentCore:
         if not isinstance(job, msg.AssignSlice) or device.stage is not Stage.LOADING:
             return []
         device.loaded = Loaded(job.manifest_hash, job.variant, job.layers, message.num_kv_tokens, message.can_truncate)
+        device.loaded_as = device.spec
         device.num_crashes = 0
         device.move(Step.SERVE)
         return [_slice_ready(job, device.loaded)]

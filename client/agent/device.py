@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from protocol.messages import AssignSlice, MeasureDevice
-from protocol.values import DeviceSpec, LayerRange, Variant
+from protocol.values import DeviceSpec, LayerBenchmark, LayerRange, Variant
 
 Job = MeasureDevice | AssignSlice
 
@@ -86,6 +86,10 @@ class Device:
     stage: Stage = Stage.STARTING
     job: Job | None = None
     loaded: Loaded | None = None
+    loaded_as: DeviceSpec | None = None
+    """What the device offered when that was loaded."""
+    benchmarks: dict[str, LayerBenchmark] = field(default_factory=dict)
+    """What it measured, by the model's manifest."""
     owed: int = 0
     slice_numel: int = 0
     done_bytes: int = 0

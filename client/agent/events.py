@@ -42,6 +42,11 @@ class PoolLost:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptTooLong:
+    """The pool has not come back for so long that its layers need not be kept (holding.KEEP_S)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestArrived:
     manifest_hash: str
     manifest: Manifest
@@ -89,6 +94,7 @@ Event = (
     | RestartDue
     | PoolSaid
     | PoolLost
+    | KeptTooLong
     | ManifestArrived
     | FetchFailed
     | Downloaded

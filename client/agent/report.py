@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from msgspec import structs
+
 from client.agent.core import AgentCore
 from client.agent.device import Device, Stage
 from client.status import AgentState, DeviceStatus, PauseInfo, Status
@@ -69,10 +71,16 @@ def offline_status(core: AgentCore, pool_name: str, pids: Mapping[DeviceId, int]
         state=AgentState.CONNECTING,
         message=waiting_for if core.usable_devices else _problem(core) or "Starting the worker.",
         pool_name=pool_name,
-        devices=tuple(device_status(device) for device in core.devices.values()),
+        devices=tuple(_offline(device_status(device)) for device in core.devices.values()),
         num_tokens=core.num_tokens,
         worker_pids=tuple(pids.values()),
     )
+
+
+def _offline(device: DeviceStatus) -> DeviceStatus:
+    """What is loaded is kept, but it serves nobody."""
+    serves = device.state is AgentState.SERVING
+    return structs.replace(device, state=AgentState.CONNECTING) if serves else device
 
 
 def paused_status(pause: PauseInfo) -> Status:

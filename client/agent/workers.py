@@ -42,6 +42,8 @@ OnExit = Callable[[DeviceId, int, str], None]
 class _Worker:
     process: Process
     outbox: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
+    reason: str = ""
+    """Why it was told to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,13 @@ class Workers:
         if device_id in self._workers:
             self._workers[device_id].outbox.put_nowait(pack_frame(0, frame))
 
+    def end(self, device_id: DeviceId, reason: str) -> None:
+        """Kill it; `on_exit` gives this reason. Harmless when it is gone."""
+        if device_id in self._workers:
+            worker = self._workers[device_id]
+            worker.reason = reason
+            worker.process.kill()
+
     async def kill_all(self) -> None:
         """End every worker at once and wait until they are gone: only then is their memory free.
 
@@ -107,7 +116,7 @@ class Workers:
         self._workers[device_id] = worker
         reason = ""
         try:
-            reason = await self._listen(device_id, worker)
+            reason = await self._listen(device_id, worker) or worker.reason
         finally:
             if reason or self._is_closed:
                 process.kill()

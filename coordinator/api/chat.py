@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from coordinator.answers import Item, KeptAnswer
 from coordinator.api.asker import Asker
 from coordinator.api.errors import InvalidRequest, UnknownModel
+from coordinator.api.resuming import ID_BYTES, Format, format_of, not_found, other_request
 from coordinator.api.schemas import ChatRequest
 from coordinator.api.stop_strings import StopStrings
 from coordinator.hub import Hub
 from coordinator.models.errors import ModelError
 from coordinator.models.tokenizer import ChatTokenizer
 from coordinator.sessions import Deliver, Order, Queued, Rerouted
+from coordinator.token_log import Claim
 from protocol.env import Env
 from protocol.values import FinishReason, Sampling, SessionId, StepTiming
 
@@ -55,13 +59,14 @@ class StageName:
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of an answer. `queue` is set while the request waits, `nodes` when the chain changed, `finish_reason` on
-    the last one."""
+    the last one. `num_tokens`: so many of the answer's tokens are in this piece and those before it."""
 
     text: str = ""
     tokens: tuple[int, ...] = ()
     queue: Queued | None = None
     nodes: tuple[StageName, ...] | None = None
     finish_reason: FinishReason | None = None
+    num_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -73,49 +78,77 @@ class Totals:
     compute_us: int = 0
     codec_us: int = 0
 
-    def add(self, num_tokens: int, timing: StepTiming) -> None:
-        self.num_tokens += num_tokens
+    def add_timing(self, timing: StepTiming) -> None:
         self.compute_us += timing.compute_us
         self.codec_us += timing.codec_us
 
 
 @dataclass(slots=True)
 class Answer:
-    """A running answer: iterate `chunks()`. `totals` grows while it runs."""
+    """A running answer: iterate `chunks()`. `totals` grows while it runs.
+
+    `kept`: it began earlier, and whoever reads it now has its first `num_seen` tokens already."""
 
     hub: Hub
     model: ServedModel
     order: Order
-    stops: StopStrings
-    totals: Totals
-    with_token_ids: bool = False
+    claim: Claim
+    format: Format
+    kept: KeptAnswer | None = None
+    num_seen: int = 0
+    stops: StopStrings = field(init=False)
+    totals: Totals = field(init=False)
     text: TextStream = field(init=False)
 
     def __post_init__(self) -> None:
         self.text = self.model.tokenizer.decoder()
+        self.stops = StopStrings(self.format.stop_strings)
+        self.totals = Totals(len(self.order.prompt))
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """Pieces as they come. Raises RequestRefused or GenerationFailed; stopping early cancels the generation."""
-        async with aclosing(self.hub.generate(self.order)) as items:
+        """Pieces as they come. Raises RequestRefused or GenerationFailed; stopping early ends the generation, unless
+        the client may come back."""
+        async with aclosing(self._items()) as items:
             async for item in items:
                 match item:
                     case Queued():
-                        yield Chunk(queue=item)
+                        yield Chunk(queue=item, num_tokens=self.num_seen)
                     case Rerouted():
-                        yield Chunk(nodes=self._names(item))
+                        yield Chunk(nodes=self._names(item), num_tokens=max(self.num_seen, self.totals.num_tokens))
                     case Deliver():
-                        yield self._chunk(item)
+                        chunk = self._chunk(item)
+                        if chunk.tokens or chunk.finish_reason:
+                            yield chunk
                 if self.stops.found:
+                    self.hub.complete(self.order, FinishReason.STOP)
                     return
 
+    def _items(self) -> AsyncGenerator[Item, None]:
+        """Of this answer, or of the one that was asked for under the same name before."""
+        kept = self.kept or self.hub.answers.repeated(self.order.tenant, self.claim.retry_key)
+        if kept is None:
+            return self.hub.generate(self.order, self.claim)
+        if self.kept is None and format_of(kept).request_digest != self.format.request_digest:
+            raise other_request()
+        self.order, self.claim, self.format = kept.order, kept.claim, format_of(kept)
+        return self.hub.read(kept)
+
     def _chunk(self, item: Deliver) -> Chunk:
-        self.totals.add(len(item.tokens), item.timing)
-        text = self.stops.push(self.text.push(list(item.tokens)))
-        if self.stops.found:
-            return Chunk(text, item.tokens, finish_reason=FinishReason.STOP)
-        if item.finish_reason is not None:
+        """One token after the other: what is shown after n tokens must not depend on how they came together."""
+        text, tokens, finish = "", list[int](), item.finish_reason
+        self.totals.add_timing(item.timing)
+        for token in item.tokens:
+            piece = self.stops.push(self.text.push([token]))
+            self.totals.num_tokens += 1
+            if self.totals.num_tokens > self.num_seen:
+                text += piece
+                tokens.append(token)
+            if self.stops.found:
+                finish = FinishReason.STOP
+                break
+        if finish is not None and not self.stops.found and self.totals.num_tokens > self.num_seen:
             text += self.stops.push(self.text.finish()) + self.stops.finish()
-        return Chunk(text, item.tokens, finish_reason=item.finish_reason)
+        return Chunk(text, tuple(tokens), finish_reason=finish, num_tokens=self.totals.num_tokens)
 
     def _names(self, item: Rerouted) -> tuple[StageName, ...]:
         nodes = self.hub.core.nodes
@@ -131,7 +164,7 @@ class ChatService:
         self.models = models
         self._env = env
 
-    async def start(self, request: ChatRequest, asker: Asker = Asker()) -> Answer:
+    async def start(self, request: ChatRequest, asker: Asker = Asker(), retry_key: str = "") -> Answer:
         """Tokenise and order. Raises UnknownModel or InvalidRequest; nothing runs before `chunks()` is iterated."""
         model = self.models.get(request.model)
         if model is None:
@@ -147,14 +180,33 @@ class ChatService:
             tenant=asker.tenant,
             deadline_s=asker.deadline_s,
         )
-        return Answer(
-            self.hub,
-            model,
-            order,
-            StopStrings(request.stop_strings),
-            Totals(len(prompt)),
-            bool(request.return_token_ids),
+        form = self._format(model, request)
+        return Answer(self.hub, model, order, self._claim(request, form, retry_key), form)
+
+    def resume(self, answer: KeptAnswer, num_seen: int) -> Answer:
+        """Go on writing an answer for a client that has so many of its tokens. Raises ApiError."""
+        form = format_of(answer)
+        model = self.models.get(form.model)
+        if model is None or model.manifest_hash != answer.order.manifest_hash:
+            raise not_found()
+        return Answer(self.hub, model, answer.order, answer.claim, form, answer, num_seen)
+
+    def _format(self, model: ServedModel, request: ChatRequest) -> Format:
+        options = request.stream_options
+        return Format(
+            created_s=int(self._env.clock.wall()),
+            model=model.name,
+            stop_strings=request.stop_strings,
+            with_token_ids=bool(request.return_token_ids),
+            include_usage=bool(options and options.include_usage),
+            request_digest=hashlib.sha256(request.model_dump_json().encode()).digest(),
         )
+
+    def _claim(self, request: ChatRequest, form: Format, retry_key: str) -> Claim:
+        """Who names the request, or says so, can come back for the answer."""
+        can_come_back = bool(request.stream and request.stream_options and request.stream_options.resumable)
+        answer_id = f"chatcmpl-{self._env.random.token_hex(ID_BYTES)}"
+        return Claim(answer_id, bool(retry_key) or can_come_back, retry_key, form.pack())
 
     async def _tokens(self, model: ServedModel, request: ChatRequest) -> list[int]:
         messages = [{"role": m.template_role, "content": m.text} for m in request.messages]

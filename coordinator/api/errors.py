@@ -38,6 +38,7 @@ STATUS_OF_CODE = {
     "allows_nothing": 400,
     "too_many": 409,
     "store_busy": 503,
+    "storage_unavailable": 503,
 }
 TYPE_OF_STATUS = {
     401: "authentication_error",

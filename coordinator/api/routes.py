@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, WebSocket
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from coordinator.answers import KeptAnswer
 from coordinator.api import streaming
 from coordinator.api.asker import asker_of
 from coordinator.api.bodies import read_body
@@ -19,6 +20,7 @@ from coordinator.api.host_check import is_ours_alone
 from coordinator.api.node_socket import SocketConnection
 from coordinator.api.plan_view import PlanBoard
 from coordinator.api.pool_view import model_views, pool_view
+from coordinator.api.resuming import may_read, not_found, num_seen_of, retry_key_of
 from coordinator.api.schemas import parse_chat_request
 from coordinator.api.services import Services
 from coordinator.handshake import Refusal, refuse
@@ -45,6 +47,8 @@ class Routes:
         self.router.get("/v1/models")(self.models)
         self.router.get("/v1/models/{name:path}")(self.model)
         self.router.post("/v1/chat/completions")(self.chat_completions)
+        self.router.get("/v1/chat/completions/{answer_id}/events")(self.answer_events)
+        self.router.delete("/v1/chat/completions/{answer_id}")(self.end_answer)
         self.router.get("/weights/{manifest_hash}/manifest")(self.manifest)
         self.router.get("/weights/{manifest_hash}/files/{name}")(self.weight_file)
         self.router.websocket("/node")(self.node)
@@ -74,12 +78,29 @@ class Routes:
     async def chat_completions(self, request: Request) -> Response:
         """OpenAI's chat completions, streamed or whole."""
         chat_request = parse_chat_request(await read_body(request))
-        answer = await self._chat.start(chat_request, asker_of(request))
-        created_s = int(self._env.clock.wall())
+        answer = await self._chat.start(chat_request, asker_of(request), retry_key_of(request))
         if not chat_request.stream:
-            return JSONResponse(await _unless_gone(request, streaming.completion(answer, created_s)))
-        options = chat_request.stream_options
-        return await _stream(request, answer, created_s, bool(options and options.include_usage))
+            return JSONResponse(await _unless_gone(request, streaming.completion(answer)))
+        return await _stream(request, answer)
+
+    async def answer_events(self, answer_id: str, request: Request) -> Response:
+        """The events of an answer behind the one that Last-Event-ID names, for whoever asked for it. They begin at
+        once: what there is to say about the answer is in them."""
+        answer = self._chat.resume(self._own_answer(answer_id, request), num_seen_of(request, answer_id))
+        reading = streaming.Reading(answer.chunks())
+        return streaming.AnswerStream(reading, streaming.sse(answer, reading))
+
+    async def end_answer(self, answer_id: str, request: Request) -> Response:
+        """Whoever asked wants no more of it."""
+        self._hub.cancel(self._own_answer(answer_id, request))
+        return Response(status_code=204)
+
+    def _own_answer(self, answer_id: str, request: Request) -> KeptAnswer:
+        tenant = asker_of(request).tenant
+        answer = self._hub.answers.find(answer_id, lambda found: may_read(found, tenant))
+        if answer is None:
+            raise not_found()
+        return answer
 
     async def manifest(self, manifest_hash: str) -> Response:
         """A model's manifest; its SHA-256 is its address."""
@@ -133,7 +154,7 @@ def _wrong_address(host: str) -> Refusal:
     return Refusal(CloseCode.NOT_ALLOWED, "wrong_address", sentence)
 
 
-async def _stream(request: Request, answer: Answer, created_s: int, include_usage: bool) -> Response:
+async def _stream(request: Request, answer: Answer) -> Response:
     """The first chunk is waited for here: a request that is refused gets its own status, not an error in a stream."""
     reading = streaming.Reading(answer.chunks())
     try:
@@ -142,7 +163,7 @@ async def _stream(request: Request, answer: Answer, created_s: int, include_usag
         reading.close()
         raise
     assert first is not None, "an answer begins with a place in the queue or with its chain"
-    return streaming.AnswerStream(reading, streaming.sse(answer, reading, first, created_s, include_usage))
+    return streaming.AnswerStream(reading, streaming.sse(answer, reading, first))
 
 
 async def _unless_gone(request: Request, awaitable: Awaitable[T]) -> T:

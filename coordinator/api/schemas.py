@@ -41,6 +41,8 @@ class ChatMessage(_Part):
 
 class StreamOptions(_Part):
     include_usage: bool = False
+    resumable: bool = False
+    """The client comes back if its connection breaks (resuming.py): the answer does not end with it."""
 
 
 class ChatRequest(_Part):

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.api.chat import Answer, Chunk
 from coordinator.api.errors import pool_error_body
+from coordinator.api.resuming import event_id
 from coordinator.errors import PoolError, RequestRefused
 
 log = logging.getLogger(__name__)
@@ -70,9 +71,11 @@ class AnswerStream(StreamingResponse):
             self._reading.close()
 
 
-def event(data: object) -> bytes:
-    """One server-sent event. JSON has no raw newline, so no text of a model can break the frame."""
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+def event(data: object, name: str = "") -> bytes:
+    """One server-sent event, with its id if it has one. JSON has no raw newline, so no text of a model can break the
+    frame."""
+    lines = b"data: " + msgspec.json.encode(data) + b"\n\n"
+    return b"id: " + name.encode() + b"\n" + lines if name else lines
 
 
 def usage(answer: Answer) -> dict[str, int]:
@@ -91,49 +94,57 @@ def extras(answer: Answer, chunk: Chunk) -> dict[str, Any]:
         fields["queue"] = asdict(chunk.queue)
     if chunk.nodes is not None:
         fields["nodes"] = [asdict(node) for node in chunk.nodes]
-    if chunk.finish_reason is not None or (answer.with_token_ids and chunk.tokens):
+    if chunk.finish_reason is not None or (answer.format.with_token_ids and chunk.tokens):
         fields["timing"] = {"compute_us": answer.totals.compute_us, "codec_us": answer.totals.codec_us}
     return fields
 
 
-def chunk_object(answer: Answer, created_s: int, chunk: Chunk, first: bool) -> dict[str, Any]:
+def chunk_object(answer: Answer, chunk: Chunk, first: bool) -> dict[str, Any]:
     delta: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
     if chunk.text or not (first or chunk.finish_reason or chunk.queue):
         delta["content"] = chunk.text
     choice = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason, "logprobs": None}
-    if answer.with_token_ids:
+    if answer.format.with_token_ids:
         choice["token_ids"] = chunk.tokens
-    body = _head(answer, created_s, "chat.completion.chunk") | {"choices": [choice]}
+    body = _head(answer, "chat.completion.chunk") | {"choices": [choice]}
     added = extras(answer, chunk)
     return body | {"decentllm": added} if added else body
 
 
-async def sse(
-    answer: Answer, reading: Reading, first: Chunk, created_s: int, include_usage: bool
-) -> AsyncIterator[bytes]:
-    """The stream of one answer; an error in its middle becomes an error event, because the status is long sent."""
-    yield event(chunk_object(answer, created_s, first, first=True))
+async def sse(answer: Answer, reading: Reading, first: Chunk | None = None) -> AsyncIterator[bytes]:
+    """The stream of one answer; an error in its middle becomes an error event, because the status is long sent.
+
+    Without its first chunk the client has some of it: then nothing is said that it has heard."""
+    is_begun = answer.num_seen > 0
+    if first is not None:
+        is_begun = True
+        yield _named(answer, first, first=True)
     try:
         async for chunk in _with_keep_alive(reading):
             if chunk is None:
                 yield KEEP_ALIVE
-            elif _says_something(chunk) or answer.with_token_ids:
-                yield event(chunk_object(answer, created_s, chunk, first=False))
+            elif _says_something(chunk) or answer.format.with_token_ids:
+                yield _named(answer, chunk, first=not is_begun)
+                is_begun = True
     except PoolError as error:
         level = logging.INFO if isinstance(error, RequestRefused) else logging.WARNING  # refused: it waited in vain
         log.log(level, "answer %s broke off: %s", answer.order.session_id[:8], error.code)
         yield event(pool_error_body(error))
         return
-    if include_usage:
-        yield event(_head(answer, created_s, "chat.completion.chunk") | {"choices": [], "usage": usage(answer)})
+    if answer.format.include_usage:
+        yield event(_head(answer, "chat.completion.chunk") | {"choices": [], "usage": usage(answer)})
     yield DONE
+
+
+def _named(answer: Answer, chunk: Chunk, first: bool) -> bytes:
+    return event(chunk_object(answer, chunk, first), event_id(answer.claim.answer_id, chunk.num_tokens))
 
 
 def _says_something(chunk: Chunk) -> bool:
     return bool(chunk.text or chunk.queue or chunk.nodes or chunk.finish_reason)
 
 
-async def completion(answer: Answer, created_s: int) -> dict[str, Any]:
+async def completion(answer: Answer) -> dict[str, Any]:
     """The whole answer as one object."""
     text, tokens, last, nodes = "", list[int](), Chunk(), Chunk()
     async for chunk in answer.chunks():
@@ -142,17 +153,17 @@ async def completion(answer: Answer, created_s: int) -> dict[str, Any]:
         last, nodes = chunk, chunk if chunk.nodes is not None else nodes
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "finish_reason": last.finish_reason, "logprobs": None}
-    if answer.with_token_ids:
+    if answer.format.with_token_ids:
         choice["token_ids"] = tokens
-    body = _head(answer, created_s, "chat.completion") | {"choices": [choice], "usage": usage(answer)}
+    body = _head(answer, "chat.completion") | {"choices": [choice], "usage": usage(answer)}
     return body | {"decentllm": extras(answer, nodes) | extras(answer, last)}
 
 
-def _head(answer: Answer, created_s: int, kind: str) -> dict[str, Any]:
+def _head(answer: Answer, kind: str) -> dict[str, Any]:
     return {
-        "id": f"chatcmpl-{answer.order.session_id}",
+        "id": answer.claim.answer_id,
         "object": kind,
-        "created": created_s,
+        "created": answer.format.created_s,
         "model": answer.model.name,
     }
 

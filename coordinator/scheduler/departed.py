@@ -52,6 +52,10 @@ class Departed:
         leaves, at_s = self._leaves.get(node_id, (0.0, now_s))
         return leaves * math.exp2((at_s - now_s) / HALF_LIFE_S)
 
+    def knows(self, node_id: NodeId) -> bool:
+        """Whether it was here before."""
+        return node_id in self._leaves
+
     def come_back(self, node_id: NodeId, devices: Iterable[Device], now_s: float) -> None:
         """The node is here again: its new devices learn what the same old ones knew, and what their node is like.
 

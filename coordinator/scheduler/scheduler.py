@@ -19,6 +19,7 @@ from coordinator.scheduler.explain import PoolPlan, plan_of
 from coordinator.scheduler.planner import Planner
 from coordinator.scheduler.policy import Policy, SchedulerConfig
 from coordinator.scheduler.queue_forecast import QueuePlace
+from coordinator.scheduler.returning import Returning, adopt
 from coordinator.scheduler.routing import ChainRouter
 from coordinator.scheduler.speeds import Speeds
 from coordinator.scheduler.state import (
@@ -34,7 +35,7 @@ from coordinator.scheduler.state import (
 )
 from coordinator.scheduler.workload import Workloads
 from protocol.backoff import doubled_s
-from protocol.values import HeldSlice, NodeId, SessionId
+from protocol.values import NodeId, SessionId
 
 QUEUE_TTL_S = 120.0
 """How long a request waits for a chain before it is refused."""
@@ -69,6 +70,7 @@ class Scheduler:
         self._probed: dict[NodeId, float] = {}
         """When nodes were asked for their links, in that order; newcomers come before all others."""
         self._departed = Departed()
+        self._returning = Returning()
         self._handlers: dict[type, Callable[[Any, float], list[Command]]] = {
             ev.ModelAdded: self._model_added,
             ev.ModelRemoved: self._model_removed,
@@ -89,6 +91,7 @@ class Scheduler:
 
     def handle(self, event: ev.Event, now_s: float) -> list[Command]:
         """Take one event and say what is to be done about it. `now_s` never goes back."""
+        self._returning.began(now_s)
         return [*self._handlers[type(event)](event, now_s), *self._told(self._planner.release_drained())]
 
     # ------------------------------------------------------------ questions
@@ -103,6 +106,10 @@ class Scheduler:
         if device is None or device.state not in _BUSY:
             return False
         return generation == (0 if device.state is DeviceState.MEASURING else device.generation)
+
+    def held_by(self, node_id: NodeId) -> list[Device]:
+        """Devices of the node that are ready."""
+        return [d for d in self.state.devices.of_node(node_id) if d.state is DeviceState.READY]
 
     def shortfall(self, manifest_hash: str) -> str:
         """One sentence on what the model waits for; empty when it is ready."""
@@ -158,12 +165,15 @@ class Scheduler:
     def _node_joined(self, event: ev.NodeJoined, now_s: float) -> list[Command]:
         self._forget(event.node_id, now_s)
         self._newcomers[event.node_id] = None
-        devices = [
-            Device(DeviceKey(event.node_id, spec.device_id), spec, generation=_newest(event.held, spec.device_id))
-            for spec in event.devices
-        ]
+        devices = [Device(DeviceKey(event.node_id, spec.device_id), spec) for spec in event.devices]
+        is_stranger = not self._departed.knows(event.node_id)
         self._departed.come_back(event.node_id, devices, now_s)
+        holding = [device for device in devices if adopt(device, event.held, self.state.models, now_s)]
         self.state.devices |= {device.key: device for device in devices}
+        for device in holding:
+            self._dispatcher.changed(device)
+        if holding and is_stranger:
+            self._returning.came_back(now_s)
         return self._settle(now_s)
 
     def _node_left(self, event: ev.NodeLeft, now_s: float) -> list[Command]:
@@ -231,7 +241,8 @@ class Scheduler:
 
     def _settle(self, now_s: float) -> list[Command]:
         """The pool has changed: build what can be built, start what can be started."""
-        return [*self._told(self._planner.settle(now_s)), *self._dispatcher.serve_waiting(now_s)]
+        planned = [] if self._returning.waits(now_s) else self._told(self._planner.settle(now_s))
+        return [*planned, *self._dispatcher.serve_waiting(now_s)]
 
     def _told(self, planned: list[Command]) -> list[Command]:
         """What the planner orders, after the dispatcher has heard of it: nobody is to start over a device that has
@@ -285,7 +296,7 @@ class Scheduler:
         for device in self.state.in_state(DeviceState.FAILED):
             if device.retry_at_s <= now_s:
                 device.move(Signal.RETRY)
-        planned = self._told(self._planner.passed(now_s))
+        planned = [] if self._returning.waits(now_s) else self._told(self._planner.passed(now_s))
         return [*gave_up, *self._probes(now_s), *planned, *self._dispatcher.serve_waiting(now_s)]
 
     def _probes(self, now_s: float) -> list[Command]:
@@ -377,10 +388,6 @@ class Scheduler:
 
 
 _BUSY = (DeviceState.MEASURING, DeviceState.ASSIGNED, DeviceState.READY)
-
-
-def _newest(held: tuple[HeldSlice, ...], device_id: str) -> int:
-    return max((h.generation for h in held if h.device_id == device_id), default=0)
 
 
 def _unloaded(session_id: SessionId, model: ModelFacts) -> RefuseRequest:

@@ -161,7 +161,7 @@ async def test_machines_are_told_the_pools_defaults(
     config: PoolConfig, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[object] = []
-    monkeypatch.setattr(app, "Hub", lambda *arguments: given.append(arguments[-1]) or Hub(*arguments))
+    monkeypatch.setattr(app, "Hub", lambda *arguments: given.append(arguments[-2]) or Hub(*arguments))
     defaults = PoolDefaults(PauseRules(max_temperature_c=70), max_layers=3)
     built(replace(config, defaults=defaults), accounts)
     assert given == [defaults]

@@ -6,8 +6,9 @@ import pytest
 
 from coordinator.nodes import MAX_BEATS, DeviceActivity, DeviceView, NodeView
 from coordinator.scheduler.commands import Assign, Measure
-from protocol.messages import Heartbeat, SliceProgress
-from protocol.values import LayerRange, Variant
+from coordinator.scheduler.state import Device
+from protocol.messages import Heartbeat, ReleaseSlice, SliceProgress
+from protocol.values import DeviceId, HeldSlice, LayerRange, Variant
 from tests.fakes import pool_facts as facts
 
 ASSIGN = Assign(facts.key(1), 1, facts.DIGEST, Variant.FLOAT32, LayerRange(2, 6), "its share by measured speed")
@@ -91,3 +92,17 @@ def test_measuring_that_nobody_wants_any_more_is_not_shown() -> None:
     assert device.activity is DeviceActivity.MEASURING
     view.drop_measuring(facts.DIGEST)
     assert device.activity is DeviceActivity.IDLE
+
+
+def test_a_node_that_comes_with_layers_serves_what_is_used_and_lets_go_of_the_rest() -> None:
+    gpu = DeviceId("cuda:0")
+    held = [
+        HeldSlice(device_id, facts.DIGEST, Variant.FLOAT32, LayerRange(0, 4), generation, 500)
+        for device_id, generation in ((facts.CPU, 3), (gpu, 5))
+    ]
+    view = NodeView(facts.hello(1, facts.spec(), facts.spec(device_id=gpu), held=held), 0.0)
+    device = Device(facts.key(1), facts.spec(), model=facts.DIGEST, layers=LayerRange(0, 4), reason="it was there")
+    assert view.hold([device]) == [ReleaseSlice(gpu, 5)]
+    shown = view.devices[facts.CPU]
+    assert (shown.activity, shown.layers, shown.reason) == (DeviceActivity.SERVING, "0-3", "it was there")
+    assert view.devices[gpu].activity is DeviceActivity.IDLE

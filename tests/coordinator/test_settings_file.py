@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.answers import AnswerTimes
 from coordinator.config import ConfigError, PlanSettings, PoolConfig
 from coordinator.settings_file import MAX_FILE_BYTES, load_config, parse_settings, read_settings
 from protocol.pause import Hours, PauseMode, PauseRules, PoolDefaults
@@ -215,6 +216,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "pool.toml").mkdir()
     with pytest.raises(ConfigError, match=r"Cannot read .*pool\.toml: Is a directory"):
         read_settings(tmp_path)
+
+
+# ---------------------------------------------------------------- [answers]
+
+
+def test_how_long_answers_are_kept_is_a_setting_each() -> None:
+    data = b"[answers]\ngrace_s = 5\nunread_s = 0\nretention_s = 86400.0\n"
+    assert parse_settings(data, Path("/pool")) == {"answers": AnswerTimes(5.0, 0.0, 86_400.0)}
+    assert PoolConfig(Path("/pool")).answers == AnswerTimes()
+    with pytest.raises(ConfigError, match=r"\[answers\] retention_s must be a number of seconds from 0 to 86400"):
+        parse_settings(b"[answers]\nretention_s = 86401", Path("/pool"))
 
 
 # ---------------------------------------------------------------- [plan]

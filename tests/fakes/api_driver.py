@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +20,7 @@ from coordinator.api.http import build_http
 from coordinator.api.model_desk import MakeCatalog, ModelDesk
 from coordinator.api.services import Services
 from coordinator.config import Site
+from coordinator.journal import Journal
 from coordinator.models.catalog import Model
 from coordinator.models.errors import PromptError
 from coordinator.models.tokenizer import ChatTokenizer
@@ -150,10 +152,11 @@ async def running_api(
     files: Mapping[str, Path] | None = None,
     site: Site = OPEN_SITE,
     make_catalog: MakeCatalog | None = None,
+    journal: Journal | None = None,
 ) -> AsyncIterator[ApiDriver]:
     """An API whose pool has these nodes; none means that the model has nobody to answer."""
     facts_of_model = facts.model(context_length=context_length)
-    async with running_hub(*nodes, model=facts_of_model) as pool:
+    async with running_hub(*nodes, model=facts_of_model, journal=journal) as pool:
         env = pool.world.env("coordinator")
         with services_of(pool, env, site, make_catalog) as services:
             services.desk.models[NAME] = served_model(context_length)
@@ -219,11 +222,20 @@ def question(**fields: object) -> dict[str, Any]:
 
 def events_of(body: bytes) -> list[Any]:
     """The server-sent events of a stream; comments are left out, [DONE] is kept as a string."""
+    return [item if item == "[DONE]" else json.loads(item) for _, item in _blocks(body)]
+
+
+def ids_of(body: bytes) -> list[str]:
+    """The events' ids, "" for one without."""
+    return [name for name, _ in _blocks(body)]
+
+
+def _blocks(body: bytes) -> list[tuple[str, str]]:
     assert body.endswith(b"\n\n")
     blocks = [block for block in body.decode().split("\n\n") if block and not block.startswith(":")]
-    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
-    data = [block.removeprefix("data: ") for block in blocks]
-    return [item if item == "[DONE]" else json.loads(item) for item in data]
+    found = [re.fullmatch(r"(?:id: ([^\n]*)\n)?data: ([^\n]*)", block) for block in blocks]
+    assert all(found)
+    return [(match[1] or "", match[2]) for match in found if match]
 
 
 def text_of(events: Sequence[Any]) -> str:

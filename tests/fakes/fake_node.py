@@ -10,10 +10,12 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from protocol import PROTOCOL_VERSION
 from protocol import messages as m
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, decode_frame, encode_frame
-from protocol.values import DeviceSpec, FinishReason, LayerBenchmark, NodeId, SessionId, StepTiming
+from protocol.values import DeviceId, DeviceSpec, FinishReason, HeldSlice, LayerBenchmark, NodeId, SessionId, StepTiming
 from tests.fakes import pool_facts as facts
 
 Rule = Callable[[Sequence[int]], int]
@@ -70,6 +72,9 @@ class FakeNode:
         self.legs: dict[tuple[SessionId, int], Leg] = {}
         self.num_refused_rows = 0
         self.num_tokens = 0
+        self.held: dict[DeviceId, HeldSlice] = {}
+        """What is loaded, as an agent tells it when it comes back."""
+        self.num_loads = self.num_measured = 0
 
     def hear(self, data: m.CoordinatorMessage | bytes) -> list[m.NodeMessage | bytes]:
         """Everything the node has to say to that."""
@@ -80,6 +85,7 @@ class FakeNode:
             case bytes():
                 return self._receive(decode_frame(data))
             case m.MeasureDevice(device_id, digest):
+                self.num_measured += 1
                 return [m.DeviceMeasured(device_id, digest, self.benchmark)]
             case m.AssignSlice():
                 return self._load(data)
@@ -98,7 +104,22 @@ class FakeNode:
     def _load(self, order: m.AssignSlice) -> list[m.NodeMessage | bytes]:
         progress = m.SliceProgress(order.device_id, order.generation, True, 50, 100)
         ready = m.SliceReady(order.device_id, order.generation, self.num_kv_tokens, True)
-        return [progress, ready] if self.loads else [progress]
+        if not self.loads:
+            return [progress]
+        before = self.held.get(order.device_id)
+        self.held[order.device_id] = held = HeldSlice(
+            order.device_id,
+            order.manifest_hash,
+            order.variant,
+            order.layers,
+            order.generation,
+            self.num_kv_tokens,
+            True,
+            self.benchmark,
+        )
+        is_same = before is not None and msgspec.structs.replace(before, generation=order.generation) == held
+        self.num_loads += not is_same
+        return [progress, ready]
 
     def _receive(self, frame: Frame) -> list[m.NodeMessage | bytes]:
         answers: list[m.NodeMessage | bytes] = []

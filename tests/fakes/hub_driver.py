@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from coordinator.core import HEARTBEAT_S, PoolCore
 from coordinator.gate import NodeGate, OpenGate
 from coordinator.hub import Hub
+from coordinator.journal import Journal, JournalLog
 from coordinator.scheduler.state import ModelFacts
 from coordinator.sessions import Order
 from coordinator.token_log import MemoryTokenLog, TokenLog
@@ -37,9 +38,16 @@ MAX_BYTES = 2**25
 class HubDriver:
     """Everything a test needs to play nodes and users."""
 
-    def __init__(self, world: VirtualWorld, token_log: TokenLog | None = None, gate: NodeGate | None = None) -> None:
+    def __init__(
+        self,
+        world: VirtualWorld,
+        token_log: TokenLog | None = None,
+        gate: NodeGate | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         self.world = world
-        self.token_log = token_log or MemoryTokenLog()
+        env = world.env("coordinator")
+        self.token_log = token_log or (JournalLog(journal, env) if journal is not None else MemoryTokenLog())
         self.hub = Hub(PoolCore(), self.token_log, world.env("coordinator"), "test pool", gate or OpenGate())
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -102,10 +110,12 @@ async def running_hub(
     model: ModelFacts | None = None,
     token_log: TokenLog | None = None,
     gate: NodeGate | None = None,
+    journal: Journal | None = None,
 ) -> AsyncIterator[HubDriver]:
-    """A hub that runs and listens, with these nodes ready to serve."""
-    driver = HubDriver(VirtualWorld(seed, latency_s), token_log, gate)
+    """A hub that runs and listens, with these nodes ready to serve, and what is in the journal."""
+    driver = HubDriver(VirtualWorld(seed, latency_s), token_log, gate, journal)
     driver.hub.add_model(model or facts.model())
+    driver.hub.restore(journal.take_kept() if journal is not None else ())
     server = driver.world.env("coordinator").network
     await server.listen("10.0.0.1", 8000, driver.hub.serve_node, MAX_BYTES)
     running = asyncio.create_task(driver.hub.run())

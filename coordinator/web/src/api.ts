@@ -1,5 +1,6 @@
 // The coordinator's HTTP interface. What arrives is checked here, field by field: past this file all types hold.
 
+import { Comeback } from "./comeback";
 import { nameOf, nullableNumberOf, numberOf, recordsOf, sentenceFrom } from "./decode";
 import { errorFromBody, isRecord, PoolError, Silent, StreamCut } from "./errors";
 import { decodeForecast, type Forecast } from "./forecast";
@@ -78,7 +79,9 @@ export type AnswerEvent =
   | { kind: "text"; text: string }
   | { kind: "reasoning"; text: string }
   | { kind: "finish"; reason: string }
-  | { kind: "usage"; numTokens: number };
+  | { kind: "usage"; numTokens: number }
+  /** The connection is gone; whatever comes next says that it is back. */
+  | { kind: "reconnecting" };
 
 const SILENCE_LIMIT_S = 120;
 
@@ -86,23 +89,60 @@ export async function fetchPool(): Promise<Pool> {
   return decodePool(await read("pool"));
 }
 
-/** The answer to one request, event by event. Ends quietly when complete; otherwise throws a PoolError. */
+/** The answer to one request, event by event. Ends quietly when complete; otherwise throws a PoolError.
+ *
+ * When the connection breaks the pool goes on with the answer for a while: the page comes back for the rest of it. */
 export async function* streamAnswer(chat: ChatRequest, signal: AbortSignal): AsyncGenerator<AnswerEvent> {
+  const comeback = new Comeback(signal);
+  try {
+    yield* overBreaks(chat, comeback, signal);
+  } finally {
+    if (signal.aborted) comeback.end();
+  }
+}
+
+async function* overBreaks(chat: ChatRequest, comeback: Comeback, signal: AbortSignal): AsyncGenerator<AnswerEvent> {
+  for (;;) {
+    try {
+      const events = comeback.lastId === "" ? eventsOf(() => asked(chat), signal) : eventsOf(comeback.request, signal);
+      for await (const { event, id } of events) {
+        comeback.got(id);
+        yield event;
+      }
+      return;
+    } catch (error) {
+      if (!comeback.isWorthTrying(error)) throw comeback.isGone(error) ? new StreamCut() : error;
+      yield { kind: "reconnecting" };
+      await comeback.pause();
+    }
+  }
+}
+
+function asked(chat: ChatRequest): [string, RequestInit] {
+  const options = { include_usage: true, resumable: true };
+  return ["v1/chat/completions", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
+    body: JSON.stringify({ ...chat, stream: true, stream_options: options }),
+  }];
+}
+
+/** One connection's worth of an answer, each event with the id under which the rest can be asked for. */
+async function* eventsOf(
+  ask: () => [string, RequestInit],
+  signal: AbortSignal,
+): AsyncGenerator<{ event: AnswerEvent; id: string }> {
   const watch = new SilenceWatch(signal);
   try {
-    const response = await request("v1/chat/completions", {
-      method: "POST",
-      headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-      body: JSON.stringify({ ...chat, stream: true, stream_options: { include_usage: true } }),
-      signal: watch.signal,
-    });
+    const [path, options] = ask();
+    const response = await request(path, { ...options, signal: watch.signal });
     if (!response.ok || response.body === null) throw errorFromBody(await jsonOf(response), response.status);
     let isComplete = false;
-    for await (const { data } of readEvents(response.body, () => watch.heard())) {
+    for await (const { data, id } of readEvents(response.body, () => watch.heard())) {
       if (data === "[DONE]") return;
       for (const event of decodeChunk(data)) {
         if (event.kind === "finish") isComplete = true;
-        yield event;
+        yield { event, id };
       }
     }
     if (!isComplete) throw new StreamCut();

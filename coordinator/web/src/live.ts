@@ -13,6 +13,8 @@ export class LiveAnswer {
   readonly numReroutes: Signal<number> = signal(0);
   /** Null unless the request waits. */
   readonly queue: Signal<QueuePlace | null> = signal(null);
+  /** The connection broke, and the page is coming back for the rest. */
+  readonly isReconnecting: Signal<boolean> = signal(false);
   readonly abort = new AbortController();
   finishReason: string | null = null;
   private numTokens = 0;
@@ -33,6 +35,7 @@ export class LiveAnswer {
   take(event: AnswerEvent, now: number): void {
     // Whatever else arrives, the wait is over.
     this.queue.value = event.kind === "queue" ? event.queue : null;
+    this.isReconnecting.value = event.kind === "reconnecting";
     if (event.kind === "nodes") this.takeNodes(event.nodes);
     else if (event.kind === "text") this.takeText(this.isInReasoning ? `</think>\n\n${event.text}` : event.text, false, now);
     else if (event.kind === "reasoning") this.takeText(this.isInReasoning ? event.text : `<think>${event.text}`, true, now);

@@ -4,6 +4,8 @@
 export interface ServerEvent {
   event: string;
   data: string;
+  /** The last id that the stream has named, up to and with this event; "" before the first. */
+  id: string;
 }
 
 /** A total parser: any text, cut anywhere, gives the same events as the whole text at once. */
@@ -11,6 +13,7 @@ export class SseParser {
   private line = "";
   private data: string[] = [];
   private event = "";
+  private id = "";
   private afterCarriageReturn = false;
   private atStart = true;
 
@@ -42,7 +45,7 @@ export class SseParser {
 
   private endLine(line: string, events: ServerEvent[]): void {
     if (line === "") {
-      if (this.data.length > 0) events.push({ event: this.event || "message", data: this.data.join("\n") });
+      if (this.data.length > 0) events.push({ event: this.event || "message", data: this.data.join("\n"), id: this.id });
       this.data = [];
       this.event = "";
       return;
@@ -54,6 +57,7 @@ export class SseParser {
     if (value.startsWith(" ")) value = value.slice(1);
     if (field === "data") this.data.push(value);
     else if (field === "event") this.event = value;
+    else if (field === "id" && !value.includes("\0")) this.id = value;
   }
 }
 

@@ -202,3 +202,127 @@ describe("what the coordinator sends", () => {
     vi.useRealTimers();
   });
 });
+
+describe("coming back to an answer", () => {
+  const ANSWER = "chatcmpl-0123456789abcdef0123456789abcdef";
+  const named = (n: number, data: string): string => `id: ${ANSWER}:${n}\ndata: ${data}\n\n`;
+  const END = `data: [DONE]\n\n`;
+
+  /** A response that breaks behind these events, as when the coordinator is killed. */
+  function broken(...events: string[]): Response {
+    const pieces = events.map((event) => new TextEncoder().encode(event));
+    const body = new ReadableStream({
+      pull(controller) {
+        const piece = pieces.shift();
+        if (piece === undefined) controller.error(new TypeError("network error"));
+        else controller.enqueue(piece);
+      },
+    });
+    return new Response(body, { status: 200 });
+  }
+
+  /** Answers to whatever is asked about answers, in order. */
+  function play(...answers: (Response | Error)[]): () => [string, RequestInit][] {
+    const calls: [string, RequestInit][] = [];
+    vi.stubGlobal("fetch", vi.fn(async (path: string, options: RequestInit) => {
+      if (!path.startsWith("v1/chat/completions")) return new Response("{}");
+      calls.push([path, options]);
+      const next = answers.shift();
+      if (next === undefined) throw new TypeError("nothing left to say");
+      if (next instanceof Error) throw next;
+      return next;
+    }));
+    return () => calls;
+  }
+
+  const idSent = ([, options]: [string, RequestInit]): string | null => new Headers(options.headers).get("Last-Event-ID");
+
+  beforeEach(() => {
+    vi.useFakeTimers({ shouldAdvanceTime: true, advanceTimeDelta: 20 });
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
+  async function asked(): Promise<void> {
+    const done = chat.ask("Hi");
+    await vi.advanceTimersByTimeAsync(100_000);
+    await done;
+  }
+
+  it("reads on behind what it has, over refusals and restarts", async () => {
+    const calls = play(
+      broken(named(1, delta("One ")), named(2, delta("two "))),
+      new TypeError("connection refused"),
+      new Response("<h1>Bad gateway</h1>", { status: 502 }),
+      broken(named(3, delta("three "))),
+      new Response(named(4, delta("four")) + named(5, FINISH) + END),
+    );
+    await asked();
+    expect(shown().at(-1)?.text).toBe("One two three four");
+    expect(lastFacts()).toMatchObject({ finish: "stop", error: null });
+    expect(calls().map(([path]) => path)).toEqual([
+      "v1/chat/completions", ...Array<string>(4).fill(`v1/chat/completions/${ANSWER}/events`),
+    ]);
+    expect(calls().slice(1).map(idSent)).toEqual([2, 2, 2, 3].map((n) => `${ANSWER}:${n}`));
+    expect(sent()["stream_options"]).toEqual({ include_usage: true, resumable: true });
+  });
+
+  it("says so while it is away, and no longer", async () => {
+    play(broken(named(1, delta("One "))), new Response(named(2, delta("two")) + named(3, FINISH) + END));
+    const seen: boolean[] = [];
+    const done = chat.ask("Hi");
+    const live = chat.currentLive.value;
+    live?.isReconnecting.subscribe((value) => seen.push(value));
+    await vi.advanceTimersByTimeAsync(100_000);
+    await done;
+    expect(seen).toEqual([false, true, false]);
+  });
+
+  it("says that the connection was cut when the pool has no such answer any more", async () => {
+    const gone = JSON.stringify({ error: { message: "There is no such answer.", code: "answer_not_found" } });
+    play(broken(named(1, delta("One "))), new Response(gone, { status: 404 }));
+    await asked();
+    expect(shown().at(-1)?.text).toBe("One ");
+    expect(lastFacts()?.error).toMatch(/was cut/);
+  });
+
+  it("does not try again when the pool says why there is no more", async () => {
+    const calls = play(broken(named(1, delta("One ")), `data: ${JSON.stringify({ error: { message: "Unloaded.", code: "x" } })}\n\n`));
+    await asked();
+    expect(lastFacts()?.error).toBe("Unloaded.");
+    expect(calls()).toHaveLength(1);
+  });
+
+  it("gives up in the end", async () => {
+    const calls = play(broken(named(1, delta("One "))));
+    const done = chat.ask("Hi");
+    await vi.advanceTimersByTimeAsync(200_000);
+    await done;
+    expect(lastFacts()?.error).toMatch(/cannot be reached/);
+    expect(calls().length).toBeGreaterThan(8);
+    expect(calls().length).toBeLessThan(40);
+  });
+
+  it("comes back at once when the network does", async () => {
+    const calls = play(broken(named(1, delta("One "))), new Response(named(2, FINISH) + END));
+    vi.spyOn(Math, "random").mockReturnValue(1);
+    const done = chat.ask("Hi");
+    await vi.waitFor(() => expect(chat.currentLive.value?.isReconnecting.value).toBe(true));
+    expect(calls()).toHaveLength(1);
+    dispatchEvent(new Event("online"));
+    await done;
+    expect(calls()).toHaveLength(2);
+    vi.restoreAllMocks();
+  });
+
+  it("tells the pool that an answer is wanted no more", async () => {
+    const calls = play(broken(named(1, delta("One "))), new Response(null, { status: 204 }));
+    const done = chat.ask("Hi");
+    await vi.waitFor(() => expect(chat.currentLive.value?.isReconnecting.value).toBe(true));
+    chat.stop();
+    await done;
+    expect(lastFacts()).toMatchObject({ finish: "stopped", error: null });
+    expect(calls().at(-1)).toMatchObject([`v1/chat/completions/${ANSWER}`, { method: "DELETE" }]);
+  });
+});

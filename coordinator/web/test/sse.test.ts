@@ -6,11 +6,11 @@ const STREAM =
   ': keep-alive\n\ndata: {"a":1}\n\nevent: note\r\ndata: one\r\ndata: two\r\n\r\nid: 7\rdata:three\r\rdata\n\n: end\ndata: [DONE]\n\n';
 
 const EVENTS: ServerEvent[] = [
-  { event: "message", data: '{"a":1}' },
-  { event: "note", data: "one\ntwo" },
-  { event: "message", data: "three" },
-  { event: "message", data: "" },
-  { event: "message", data: "[DONE]" },
+  { event: "message", data: '{"a":1}', id: "" },
+  { event: "note", data: "one\ntwo", id: "" },
+  { event: "message", data: "three", id: "7" },
+  { event: "message", data: "", id: "7" },
+  { event: "message", data: "[DONE]", id: "7" },
 ];
 
 function parse(...pieces: string[]): ServerEvent[] {
@@ -56,7 +56,7 @@ describe("SseParser", () => {
     "keeps %j inside a token as text (G18)",
     (token) => {
       const data = JSON.stringify({ text: token });
-      expect(parse(`data: ${data}\n\n`)).toEqual([{ event: "message", data }]);
+      expect(parse(`data: ${data}\n\n`)).toEqual([{ event: "message", data, id: "" }]);
     },
   );
 });
@@ -66,7 +66,7 @@ describe("readEvents", () => {
     const bytes = new TextEncoder().encode("data: Grüße 👋🏽\n\n");
     for (let at = 1; at < bytes.length; at += 1) {
       const events = await collect(readEvents(bodyOf([bytes.slice(0, at), bytes.slice(at)])));
-      expect(events).toEqual([{ event: "message", data: "Grüße 👋🏽" }]);
+      expect(events).toEqual([{ event: "message", data: "Grüße 👋🏽", id: "" }]);
     }
   });
 

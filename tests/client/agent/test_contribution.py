@@ -18,7 +18,7 @@ from websockets.asyncio.server import ServerConnection
 
 from client import ipc
 from client.agent import contribution as contribution_module
-from client.agent.contribution import MAX_RECONNECT_S, Contribution, worker_command
+from client.agent.contribution import MAX_RECONNECT_S, MAX_SOON_S, SOON_S, Contribution, worker_command
 from client.agent.events import WorkerSaid
 from client.agent.probing import Prober
 from client.config import MAX_DISK_BYTES, Direct, NodeConfig
@@ -422,10 +422,42 @@ async def test_the_node_comes_back_after_the_coordinator_died(pool: PoolServer, 
         pool.crash()
         await stay.until(AgentState.CONNECTING)
         await pool.hears(Hello)
-        await stay.until(AgentState.WAITING)
+        await stay.until(AgentState.SERVING)
         await pool.say(assign(generation=2))
         assert (await pool.hears(SliceReady)).generation == 2
         assert stay.pids == pids
+
+
+@pytest.mark.expected_logs("not connected to the pool")
+async def test_the_hello_after_a_lost_connection_tells_what_is_loaded(pool: PoolServer, staying: Callable) -> None:
+    async with staying():
+        assert (await pool.hears(Hello)).held == ()
+        await pool.say(measure())
+        measured = await pool.hears(DeviceMeasured)
+        await pool.say(assign(generation=3))
+        ready = await pool.hears(SliceReady)
+        pool.crash()
+        (held,) = (await pool.hears(Hello)).held
+        assert (held.device_id, held.generation, held.num_kv_tokens) == ("cpu", 3, ready.num_kv_tokens)
+        assert (held.layers, held.benchmark) == (assign().layers, measured.benchmark)
+        await pool.say(open_session(generation=3))
+        await pool.hears(SessionOpened)
+
+
+@pytest.mark.expected_logs("not connected to the pool", "worker cpu ended with status -9")
+async def test_layers_are_not_kept_for_ever_for_a_pool_that_is_away(
+    pool: PoolServer, staying: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contribution_module, "KEEP_S", 0.3)
+    async with staying() as stay:
+        await stay.serve()
+        pids = stay.pids
+        await pool.stop()
+        pool.crash()
+        await until(lambda: bool(stay.pids) and stay.pids != pids)
+        assert not is_alive(pids[0])
+        await pool.start()
+        assert (await pool.hears(Hello)).held == ()
 
 
 @pytest.mark.expected_logs("not connected to the pool")
@@ -448,6 +480,19 @@ def test_the_delay_between_tries_grows_to_a_limit_and_for_ever(env: AsyncioEnv, 
     )
     delays = [contribution._backoff_s(num_failures) for num_failures in (0, 1, 2, 10, 2000)]
     assert delays == [0.5, 1.0, 2.0, MAX_RECONNECT_S, MAX_RECONNECT_S]
+
+
+def test_a_pool_that_was_here_a_moment_ago_is_expected_back_soon(env: AsyncioEnv, tmp_path: Path) -> None:
+    now_s = 1000.0
+    env.random = SimpleNamespace(uniform=lambda low, high: high, token_hex=lambda num_bytes: "0" * 32)  # type: ignore[assignment]
+    env.clock = SimpleNamespace(monotonic=lambda: now_s)  # type: ignore[assignment]
+    contribution = Contribution(
+        NodeConfig(JoinLink("http://pool"), tmp_path, "node"), IDENTITY, (CPU,), env, lambda: None
+    )
+    contribution._lost_at_s = now_s
+    assert [contribution._backoff_s(number) for number in (1, 20)] == [1.0, MAX_SOON_S]
+    now_s += SOON_S
+    assert contribution._backoff_s(20) == MAX_RECONNECT_S
 
 
 @pytest.mark.expected_logs("worker cpu ended with status -9")

@@ -366,10 +366,10 @@ def test_a_restarted_worker_holds_nothing_and_owes_nothing() -> None:
 
 
 @pytest.mark.parametrize("stage", AWAKE)
-def test_a_lost_pool_ends_every_job_but_not_the_worker(stage: Stage) -> None:
+def test_a_lost_pool_ends_every_job_but_not_the_worker_and_what_it_serves(stage: Stage) -> None:
     node = node_at(stage)
     node.handle(PoolLost())
-    assert node.device().stage is Stage.IDLE
+    assert node.device().stage is (Stage.SERVING if stage is Stage.SERVING else Stage.IDLE)
     assert node.of(StopDownload) == ([StopDownload(CPU.device_id)] if stage is Stage.DOWNLOADING else [])
     assert node.device().owed == (stage in BUSY)
     assert node.handle(PoolLost()) == []

@@ -111,6 +111,15 @@ async def test_a_killed_worker_is_reported_with_its_signal(crew: Crew) -> None:
     assert crew.journal.exits == [(CPU, -signal.SIGKILL, "")]
 
 
+async def test_a_worker_that_is_told_to_end_is_reported_with_the_reason(crew: Crew) -> None:
+    crew.workers.start(CPU)
+    await until(crew.journal.ready)
+    crew.workers.end(CPU, "Its memory is needed")
+    await until(lambda: crew.journal.exits)
+    assert crew.journal.exits == [(CPU, -signal.SIGKILL, "Its memory is needed")]
+    crew.workers.end(CPU, "again")
+
+
 @pytest.mark.expected_logs("worker cpu: ")
 @pytest.mark.parametrize("play", ["garbage", "other"])
 async def test_a_worker_of_another_build_is_ended_with_the_reason(crew: Crew, play: str) -> None:

@@ -9,6 +9,7 @@ import { ErrorNote } from "./ErrorNote";
 import { AgainIcon } from "./Icons";
 import { MarkdownView } from "./MarkdownView";
 import { QueueNote } from "./QueueNote";
+import { ReconnectingNote } from "./ReconnectingNote";
 import { ReasoningBlock } from "./ReasoningBlock";
 import { useFlow } from "./useFlow";
 import { Versions } from "./Versions";
@@ -61,6 +62,7 @@ function AnswerText({ message, live }: { message: Message; live: LiveAnswer | nu
       {thoughts !== null && <ReasoningBlock thoughts={thoughts} isThinking={isThinking} durationMs={isComplete ? (message.facts?.reasoningMs ?? null) : null} />}
       {isWaiting ? queue === null && <Waiting /> : <MarkdownView text={answer} isComplete={isComplete} />}
       {queue !== null && <QueueNote queue={queue} />}
+      {live?.isReconnecting.value === true && <ReconnectingNote />}
     </div>
   );
 }
