@@ -13,6 +13,7 @@ from coordinator.affinity import affinity_of
 from coordinator.effects import DropNode, Effect, ToNode, ToUser
 from coordinator.neighbours import ask_links, contacts, hear_links
 from coordinator.nodes import DeviceView, NodeView
+from coordinator.poison import CrashBook
 from coordinator.queue_news import QueueNews
 from coordinator.relaying import relay_target
 from coordinator.scheduler import Scheduler
@@ -22,6 +23,7 @@ from coordinator.scheduler.links import LinkSeen
 from coordinator.scheduler.queue_forecast import QueuePlace
 from coordinator.scheduler.state import DeviceKey, ModelFacts
 from coordinator.sessions import (
+    KV_FULL,
     Action,
     Deliver,
     Failed,
@@ -52,6 +54,7 @@ from protocol.messages import (
     SliceReady,
     TokensSampled,
 )
+from protocol.pieces import pieces_of
 from protocol.values import DeviceId, DeviceWork, NodeId, SessionId
 
 LEASE_S = 4.0
@@ -60,8 +63,11 @@ machine is out of the view and out of all chains within 5 s."""
 HEARTBEAT_S = 1.0
 TICK_S = 0.5
 MAX_FAULTS = 100
-DEVICE_FAULTS = frozenset({"internal", "kv_full", "non_finite", "out_of_memory"})
+WORKER_DIED = "worker_died"
+"""Code of DeviceFailed: the device's program crashed."""
+DEVICE_FAULTS = frozenset({"internal", "non_finite", "out_of_memory"})
 """Codes of SessionBroken that speak against the device itself; others are a lost link's, or a change of plan's."""
+POISON_SENTENCE = "The programs of two machines in turn crashed while they computed the same token of this answer."
 
 
 class PoolCore:
@@ -73,6 +79,7 @@ class PoolCore:
         self.sessions: dict[SessionId, Session] = {}
         self._models: dict[str, ModelFacts] = {}
         self._queue_news = QueueNews()
+        self._crashes = CrashBook()
         self._last_tick_s: float | None = None
         self._message_handlers: dict[type, Callable[[NodeId, Any, float], list[Effect]]] = {
             DeviceMeasured: self._device_measured,
@@ -137,7 +144,7 @@ class PoolCore:
         if isinstance(message, Hello):
             raise MessageError(MessageFault.UNEXPECTED, "a second hello on one connection")
         self.nodes[node_id].heard_at_s = now_s
-        return self._message_handlers[type(message)](node_id, message, now_s)
+        return [*self._message_handlers[type(message)](node_id, message, now_s), *self._next_suspect(now_s)]
 
     def node_relayed(self, node_id: NodeId, data: bytes, now_s: float) -> list[Effect]:
         """A data frame for another node that the sender cannot reach directly."""
@@ -146,7 +153,18 @@ class PoolCore:
             target = relay_target(self.sessions, node_id, decode_frame(data))
         except FrameError:
             return self._fault(node_id, now_s)
-        return [ToNode(target, data)] if target is not None else []
+        return [ToNode(target, piece) for piece in pieces_of(data)] if target is not None else []
+
+    def rows_refused(self, node_id: NodeId, data: bytes, now_s: float) -> list[Effect]:
+        """More rows wait for this node than may, so these were not taken: their sessions go another way."""
+        effects: list[Effect] = []
+        for segment in decode_frame(data).segments:
+            session = self.sessions.get(segment.session_id)
+            if session is not None:
+                sentence = "A node does not take its rows."
+                actions = session.broken(node_id, segment.epoch, segment.stage, "link_full", sentence)
+                effects += self._act(session, actions, now_s)
+        return effects
 
     def request(self, order: Order, now_s: float) -> list[Effect]:
         """A user wants an answer. What this session's user hears first is Queued, Rerouted or Failed."""
@@ -176,7 +194,8 @@ class PoolCore:
         effects: list[Effect] = []
         for node_id in silent:
             effects += [*self.node_lost(node_id, now_s), DropNode(node_id, f"silent for {LEASE_S:.0f} s")]
-        return [*effects, *self._schedule(ev.TimePassed(), now_s), *self._news_of_queue(now_s)]
+        effects += [*self._schedule(ev.TimePassed(), now_s), *self._next_suspect(now_s)]
+        return [*effects, *self._news_of_queue(now_s)]
 
     # ------------------------------------------------------------ what nodes say
 
@@ -194,8 +213,18 @@ class PoolCore:
             return []
         view.fail(message.message)
         device = DeviceKey(node_id, message.device_id)
+        guilty = self._crashed(device) if message.code == WORKER_DIED else frozenset()
         effects = self._schedule(ev.DeviceFailed(device, message.generation), now_s)
+        for session_id in guilty:
+            session = self.sessions[session_id]
+            effects += self._act(session, session.fail("failed_poison", POISON_SENTENCE), now_s)
         return [*effects, *self._move_sessions({device}, now_s)]
+
+    def _crashed(self, device: DeviceKey) -> frozenset[SessionId]:
+        """Its worker is dead; the sessions that are the cause. Rows of one that was not open yet had not come there."""
+        running = [s for s in self.sessions.values() if s.state is SessionState.RUNNING]
+        on_it = [s for s in running if any(stage.device == device for stage in s.chain)]
+        return self._crashes.crashed(device.node_id, {s.order.session_id: len(s.tokens) for s in on_it}).guilty
 
     def _slice_progress(self, node_id: NodeId, message: SliceProgress, now_s: float) -> list[Effect]:
         view = self._current_view(node_id, message.device_id, message.generation)
@@ -221,6 +250,8 @@ class PoolCore:
         if session is None or device is None:
             return []
         effects = self._schedule(ev.DeviceBroke(device), now_s) if message.code in DEVICE_FAULTS else []
+        if message.code == KV_FULL:
+            effects = self._schedule(ev.DeviceFull(device), now_s)
         actions = session.broken(node_id, message.epoch, message.stage, message.code, message.message)
         return [*effects, *self._act(session, actions, now_s)]
 
@@ -322,16 +353,29 @@ class PoolCore:
                 case SendFrame(node_id, frame):
                     effects.append(ToNode(node_id, frame))
                 case NeedChain(_, avoid):
-                    effects += self._schedule(_arrival(session, resumed=True, avoid=avoid), now_s)
+                    effects += self._need_chain(session, avoid, now_s)
                 case Deliver() | Rerouted() | Failed():
                     effects.append(ToUser(session.order.session_id, action))
+                    if isinstance(action, Deliver):
+                        self._crashes.progressed(session.order.session_id)
         session_id = session.order.session_id
         if session.state is not SessionState.QUEUED:
             self._queue_news.forget(session_id)
         if session.state is SessionState.ENDED and session_id in self.sessions:
             del self.sessions[session_id]
+            self._crashes.ended(session_id)
             effects += self._schedule(ev.RequestFinished(session_id, len(session.tokens)), now_s)
         return effects
+
+    def _need_chain(self, session: Session, avoid: frozenset[DeviceKey], now_s: float) -> list[Effect]:
+        """Where workers crash with it, it may have to wait until it can be tried without others."""
+        if self._crashes.waits(session.order.session_id):
+            return self._schedule(ev.RequestFinished(session.order.session_id), now_s)
+        return self._schedule(_arrival(session, resumed=True, avoid=avoid), now_s)
+
+    def _next_suspect(self, now_s: float) -> list[Effect]:
+        alone = self._crashes.next_alone()
+        return self._need_chain(self.sessions[alone], self.sessions[alone].avoid, now_s) if alone else []
 
     def _news_of_queue(self, now_s: float) -> list[ToUser]:
         return self._queue_news.changes(self.scheduler.queue_places(), now_s) if self._queue_news.told else []
@@ -374,10 +418,11 @@ class PoolCore:
         for session_id, session in self.sessions.items():
             session.validate()
             waits = session.state is SessionState.QUEUED
-            assert (session_id in state.waiting) == waits, session
+            assert (session_id in state.waiting) == (waits and not self._crashes.waits(session_id)), session
             assert (session_id in state.running) != waits, session
             assert all(self.scheduler.is_current(stage.device, stage.generation) for stage in session.chain), session
-        assert set(state.waiting) | set(state.running) == set(self.sessions)
+        scheduled = {s for s in self.sessions if not self._crashes.waits(s)}
+        assert set(state.waiting) | set(state.running) == scheduled
         assert {key.node_id for key in state.devices} == set(self.nodes)
         assert all(view.is_draining == (node_id in state.draining) for node_id, view in self.nodes.items())
         assert self._queue_news.told <= set(state.waiting)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 from collections import deque
@@ -28,6 +27,7 @@ from protocol.errors import CloseCode, MessageError
 from protocol.messages import CoordinatorMessage, Hello, Welcome, decode_node_message, encode_message
 from protocol.pause import PoolDefaults
 from protocol.values import FinishReason, NodeId
+from shell.lanes import Lanes, Stuck, send_or_give_up
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,13 @@ SEEN_S = 60.0
 TOKEN_BYTES = 32
 LIFE_BITS = 16
 """Of a session's epoch: each coordinator that works on it has 65,536 of its own (frames have 32 bits for them)."""
-MAX_OUTBOX = 2048
+MAX_CONTROL_BYTES = 32 * 2**20
 """Messages that may wait for one node. A node that falls further behind is dropped: its sessions move elsewhere."""
+MAX_RELAY_BYTES = 64 * 2**20
+"""Rows that may wait for one node. The sessions of those beyond it move elsewhere."""
+MAX_NEWS = 50_000
+"""News that may wait to be committed while new requests are taken. What runs adds no more than its answers' lengths."""
+BEHIND_S = 5.0
 
 
 @dataclass(slots=True)
@@ -46,7 +51,7 @@ class _NodeLink:
 
     connection: Connection
     weights_key: bytes
-    outbox: asyncio.Queue[str | bytes] = field(default_factory=lambda: asyncio.Queue(MAX_OUTBOX))
+    outbox: Lanes = field(default_factory=lambda: Lanes(MAX_CONTROL_BYTES, MAX_RELAY_BYTES))
 
 
 class Hub:
@@ -148,6 +153,8 @@ class Hub:
                 self._apply(self.core.restore(answer.order, one.tokens, epoch, now_s))
 
     async def _answer(self, answer: KeptAnswer, *, is_new: bool) -> AsyncGenerator[Item, None]:
+        if is_new and self._delivery.num_waiting > MAX_NEWS:
+            raise RequestRefused("overloaded", "The pool's records are behind; try again in a moment.", BEHIND_S)
         reader: asyncio.Queue[Item | Failed] = asyncio.Queue()
         if is_new:
             self.answers.put(answer)
@@ -206,7 +213,7 @@ class Hub:
                 self._doorstep.turned_away(address, self._now())
                 return
         node_id, link = NodeId(hello.node_id), self._welcome(connection, hello)
-        writer = asyncio.create_task(_write(link))
+        writer = asyncio.create_task(self._write(node_id, link))
         try:
             await self._read(node_id, link)
         except ConnectionClosed as error:
@@ -242,7 +249,7 @@ class Hub:
         self._drop(node_id, "the node connected again", CloseCode.REPLACED)
         self._links[node_id] = link
         self._weights_keys.add(link.weights_key)
-        link.outbox.put_nowait(encode_message(Welcome(hello.protocol_version, self.pool_name, HEARTBEAT_S, token)))
+        link.outbox.put_urgent(encode_message(Welcome(hello.protocol_version, self.pool_name, HEARTBEAT_S, token)))
         log.info("node %s (%s) joined with %d device(s)", node_id[:8], in_one_line(hello.name), len(hello.devices))
         self._apply(self.core.node_joined(msgspec.structs.replace(hello, invite=None), self._now()))
         return link
@@ -305,12 +312,23 @@ class Hub:
         link = self._links.get(node_id)
         if link is None:
             return []
+        if isinstance(data, bytes):
+            return [] if link.outbox.put_bulk(data) else self.core.rows_refused(node_id, data, self._now())
+        return [] if link.outbox.put_urgent(encode_message(data)) else self._give_up(node_id)
+
+    def _give_up(self, node_id: NodeId) -> list[Effect]:
+        self._drop(node_id, "it does not take its messages", TRY_AGAIN_LATER)
+        return self.core.node_lost(node_id, self._now())
+
+    async def _write(self, node_id: NodeId, link: _NodeLink) -> None:
         try:
-            link.outbox.put_nowait(data if isinstance(data, bytes) else encode_message(data))
-        except asyncio.QueueFull:
-            self._drop(node_id, "it does not take its messages", TRY_AGAIN_LATER)
-            return self.core.node_lost(node_id, self._now())
-        return []
+            while True:
+                await send_or_give_up(link.connection.send, await link.outbox.get())
+        except ConnectionClosed:  # the reader sees the same and cleans up
+            return
+        except Stuck:
+            if self._links.get(node_id) is link:
+                self._apply(self._give_up(node_id))
 
     def _drop(self, node_id: NodeId, reason: str, code: int) -> None:
         link = self._unlink(node_id)
@@ -329,12 +347,6 @@ class Hub:
 
     def _now(self) -> float:
         return self._env.clock.monotonic()
-
-
-async def _write(link: _NodeLink) -> None:
-    with contextlib.suppress(ConnectionClosed):  # the reader sees the same and cleans up
-        while True:
-            await link.connection.send(await link.outbox.get())
 
 
 def in_one_line(text: str) -> str:

@@ -3,7 +3,7 @@ holds a connection for seconds and a few kilobytes only.
 
 A request's head must come within HEAD_S and its body within BODY_S, however evenly the bytes trickle. Of connections
 that have sent no head yet MAX_SILENT are kept; one more ends the oldest. A websocket's first message may have
-MAX_HELLO_BYTES: until then nobody knows who it is.
+MAX_HELLO_BYTES: until then nobody knows who it is. Whoever takes nothing of what is written for NOT_TAKEN_S is cut.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode as WebsocketCode
 
 from coordinator.handshake import MAX_HELLO_BYTES
+from shell.unsent import limit_unsent
 
 HEAD_S = 10.0
 BODY_S = 60.0
 """For 4 MiB: half a megabit per second is enough."""
 MAX_SILENT = 256
+NOT_TAKEN_S = 30.0
 
 T = TypeVar("T")
 
@@ -50,16 +52,48 @@ class Newest(Generic[T]):
         return len(self._kept)
 
 
+class TakenWatch:
+    """Ends a connection whose other side takes nothing while something is left to write; slowly is good enough.
+
+    uvicorn waits for such a client for ever, and closing would wait, too, for what is left to be sent."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._num_left = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """From now on something must be taken every NOT_TAKEN_S."""
+        self.stop()
+        self._num_left = self._transport.get_write_buffer_size()
+        self._timer = self._loop.call_later(NOT_TAKEN_S, self._look)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        if self._transport.get_write_buffer_size() < self._num_left:
+            self.start()
+        else:
+            self._timer = None
+            self._transport.abort()
+
+
 class HttpProtocol(H11Protocol):
     """One connection. Use `guarded_http`."""
 
     silent: Newest[HttpProtocol]
+    taken: TakenWatch
     _deadline: asyncio.TimerHandle | None = None
     _awaited: object = None
     """What the deadline is for: h11.IDLE (a head), h11.SEND_BODY, or nothing."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.taken = TakenWatch(self.loop, transport)
         self._watch()
         oldest = self.silent.add(self)
         if oldest is not None:
@@ -69,11 +103,20 @@ class HttpProtocol(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.taken.start()
+
+    def resume_writing(self) -> None:
+        self.taken.stop()
+        super().resume_writing()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.taken.stop()
         self._await(None)
         self.silent.discard(self)
         super().connection_lost(exc)
@@ -125,6 +168,23 @@ class WebsocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn.max_message_size = MAX_HELLO_BYTES
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.taken = TakenWatch(self.loop, self.transport)
+        limit_unsent(self.transport)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.taken.start()
+
+    def resume_writing(self) -> None:
+        self.taken.stop()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.taken.stop()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

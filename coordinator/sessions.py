@@ -20,6 +20,9 @@ from protocol.values import FinishReason, Hop, NodeId, Sampling, SessionId, Step
 MAX_ROWS_PER_FRAME = 8192
 MAX_BREAKS = 4
 """A session whose chains break this often by themselves (not by nodes leaving) is given up: it may be the cause."""
+KV_FULL = "kv_full"
+MAX_FULL = 24
+"""A session that finds no room this often, where there should have been some, is given up. It waits in between."""
 
 
 class SessionState(Enum):
@@ -152,6 +155,7 @@ class Session:
     chain: tuple[ChainStage, ...] = ()
     opened: set[int] = field(default_factory=set)
     num_breaks: int = 0
+    num_full: int = 0
     avoid: frozenset[DeviceKey] = frozenset()
 
     @property
@@ -197,9 +201,9 @@ class Session:
         """A stage cannot go on. Another chain is tried, up to a limit."""
         if epoch != self.epoch or not self._has_chain() or not self._is_stage(node_id, stage):
             return []
-        self.num_breaks += 1
-        if self.num_breaks >= MAX_BREAKS:
-            return self.fail(code, f"{self.num_breaks} chains in turn could not compute this answer; last: {message}")
+        if not self._may_try_again(code):
+            num_tries = self.num_full if code == KV_FULL else self.num_breaks
+            return self.fail(code, f"{num_tries} chains in turn could not compute this answer; last: {message}")
         return self._lose({self.chain[stage].device})
 
     def devices_lost(self, lost: set[DeviceKey], *, to_blame: bool = True) -> list[Action]:
@@ -234,6 +238,14 @@ class Session:
         return self.chain[segment.stage].device.node_id if allowed else None
 
     # ------------------------------------------------------------ parts
+
+    def _may_try_again(self, code: str) -> bool:
+        """A full node is no reason to suspect the session: room comes back."""
+        if code == KV_FULL:
+            self.num_full += 1
+        else:
+            self.num_breaks += 1
+        return self.num_full < MAX_FULL and self.num_breaks < MAX_BREAKS
 
     def _lose(self, culprits: set[DeviceKey]) -> list[Action]:
         closes = self._closes()

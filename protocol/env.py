@@ -105,8 +105,11 @@ class NotAWebsocket(NetworkError):  # noqa: N818 - reads as what happened
 
 
 class Network(Protocol):
-    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> OutgoingConnection:
-        """Open a websocket; raises NetworkError, WrongCertificate and NotAWebsocket among them."""
+    async def connect(
+        self, url: str, max_size_bytes: int, access: Access = Access(), *, is_mixed: bool = False
+    ) -> OutgoingConnection:
+        """Open a websocket; raises NetworkError, WrongCertificate and NotAWebsocket among them. `is_mixed`: urgent
+        messages travel beside bulky ones, so little of these may wait where nothing overtakes them any more."""
 
     async def listen(
         self,

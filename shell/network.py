@@ -7,9 +7,10 @@ network, or has an address of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -19,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed as WebsocketClosed
 from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketException
+from websockets.protocol import State
 
 from protocol.env import (
     Access,
@@ -30,6 +32,7 @@ from protocol.env import (
     WrongCertificate,
 )
 from shell.tls import CERTIFICATE_NAME, pinned_context, public_context, server_context, speaks_tls
+from shell.unsent import limit_unsent
 
 MAX_WAITING_MESSAGES = 64
 CONNECT_TIMEOUT_S = 10
@@ -47,10 +50,8 @@ class WebConnection:
         self._websocket = websocket
 
     async def send(self, data: str | bytes) -> None:
-        try:
+        with self._closes():
             await self._websocket.send(data)
-        except WebsocketClosed as error:
-            raise _closed(error) from None
 
     async def recv(self) -> str | bytes:
         try:
@@ -59,13 +60,28 @@ class WebConnection:
             raise _closed(error) from None
 
     async def ping(self) -> float:
-        try:
+        with self._closes():
             return await (await self._websocket.ping())
-        except WebsocketClosed as error:
-            raise _closed(error) from None
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        await self._websocket.close(code, reason)
+        with contextlib.suppress(ConnectionClosed), self._closes():
+            await self._websocket.close(code, reason)
+
+    @contextlib.contextmanager
+    def _closes(self) -> Iterator[None]:
+        """Raises ConnectionClosed for what the library raises once the connection has ended.
+
+        That may be an AttributeError: it aborts the transport then, and asyncio's fails at that if it had been closed
+        with data left to be sent (Python 3.11, `_SelectorTransport._force_close` behind `_call_connection_lost`)."""
+        try:
+            yield
+        except WebsocketClosed as error:
+            raise _closed(error) from None
+        except AttributeError:
+            if self._websocket.state is not State.CLOSED:
+                raise
+            code, reason = self._websocket.close_code, self._websocket.close_reason
+            raise ConnectionClosed(code or 1006, reason or "connection lost") from None
 
 
 class WebListener:
@@ -103,7 +119,9 @@ class WebNetwork:
         self._clients: dict[str, httpx.AsyncClient] = {}
         self._public: ssl.SSLContext | None = None
 
-    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> WebConnection:
+    async def connect(
+        self, url: str, max_size_bytes: int, access: Access = Access(), *, is_mixed: bool = False
+    ) -> WebConnection:
         try:
             trust = await self._trust(urlsplit(url), access.pin)
             websocket = await _ConnectOnce(
@@ -124,6 +142,8 @@ class WebNetwork:
             raise await _no_http(url, error) from None
         except (OSError, WebSocketException, TimeoutError, ValueError) as error:  # ValueError: a port like 99999
             raise NetworkError(f"cannot connect to {url}: {error}") from None
+        if is_mixed:
+            limit_unsent(websocket.transport)
         return WebConnection(websocket)
 
     async def listen(

@@ -33,6 +33,7 @@ from client.agent.events import (
     PoolLost,
     PoolSaid,
     RestartDue,
+    RowsRefused,
     WorkerDied,
     WorkerSaid,
 )
@@ -95,7 +96,7 @@ class Contribution:
         self._weights = WeightStore(
             config.data_dir / "weights", env, self._max_disk_bytes, lambda: self.core.weights_in_use
         )
-        self._peers = Peers(identity.node_id, env, PeerCallbacks(self._frame_in, self._relay, self._peer_lost))
+        self._peers = Peers(identity.node_id, env, self._peer_callbacks())
         self._peer_address = PeerAddress()
         self._prober = Prober(self._peers, env)
         self._probing: asyncio.Task[None] | None = None
@@ -271,6 +272,9 @@ class Contribution:
         self._changed()
         self._woken.set()
 
+    def _peer_callbacks(self) -> PeerCallbacks:
+        return PeerCallbacks(self._frame_in, self._relay, self._peer_lost, self._rows_refused)
+
     def _worker_callbacks(self) -> Callbacks:
         return Callbacks(
             on_message=lambda device_id, message: self._handle(WorkerSaid(device_id, message)),
@@ -296,8 +300,11 @@ class Contribution:
         self._execute(self.core.handle(FrameArrived(frame, None)))
 
     def _relay(self, frame: bytes) -> None:
-        if self._link is not None:
-            self._link.relay(frame)
+        if self._link is not None and not self._link.relay(frame):
+            self._rows_refused(frame)
+
+    def _rows_refused(self, frame: bytes) -> None:
+        self._handle(RowsRefused(frame, is_leaving=True))
 
     def _peer_lost(self, node_id: NodeId) -> None:
         self._handle(PeerLost(node_id))
@@ -318,7 +325,8 @@ class Contribution:
                 case TellWorker(device_id, message):
                     self._workers.tell(device_id, message)
                 case PassFrame(device_id, frame):
-                    self._workers.pass_frame(device_id, frame)
+                    if not self._workers.pass_frame(device_id, frame):
+                        self._handle(RowsRefused(frame, is_leaving=False))
                 case StartWorker(device_id, delay_s):
                     self._spawn(self._start_worker(device_id, delay_s))
                 case EndWorker(device_id, reason):

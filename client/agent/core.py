@@ -36,9 +36,11 @@ from client.agent.events import (
     PoolLost,
     PoolSaid,
     RestartDue,
+    RowsRefused,
     WorkerDied,
     WorkerSaid,
 )
+from client.agent.refused import broken_by
 from client.agent.switch import DTYPE_OF_VARIANT, Gap, Shape, Switch
 from protocol import messages as msg
 from protocol.backoff import doubled_s
@@ -78,6 +80,7 @@ class AgentCore:
             Downloaded: self._downloaded,
             FrameArrived: self._frame_arrived,
             PeerLost: self._peer_lost,
+            RowsRefused: lambda event: [TellPool(broken) for broken in broken_by(self.switch, event)],
         }
         self._pool_handlers: dict[type, Callable[[Any], list[Command]]] = {
             msg.Challenge: lambda message: [],

@@ -88,6 +88,14 @@ class PeerLost:
     node_id: NodeId
 
 
+@dataclass(frozen=True, slots=True)
+class RowsRefused:
+    """More rows wait than may: these were not taken. `is_leaving`: they were on the way out of this node."""
+
+    data: bytes
+    is_leaving: bool
+
+
 Event = (
     WorkerSaid
     | WorkerDied
@@ -100,4 +108,5 @@ Event = (
     | Downloaded
     | FrameArrived
     | PeerLost
+    | RowsRefused
 )

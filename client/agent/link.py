@@ -33,6 +33,8 @@ from protocol.messages import (
     decode_coordinator_message,
     encode_message,
 )
+from protocol.pieces import pieces_of
+from shell.lanes import Lanes, Stuck, send_or_give_up
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,12 @@ M = TypeVar("M")
 Greet = Callable[[Challenge], Hello]
 
 MAX_MESSAGE_BYTES = FrameLimits().max_payload_bytes + 2**20
+MAX_CONTROL_BYTES = 16 * 2**20
+MAX_RELAY_BYTES = 64 * 2**20
+"""Rows that may wait for the coordinator to relay them: a minute of a line of ten megabits per second."""
 WELCOME_TIMEOUT_S = 20.0
+TRY_AGAIN_LATER = 1013
+"""IANA's registry of websocket close codes."""
 LEAVE_TIMEOUT_S = 2.0
 """For the good-bye: a coordinator that does not take it must not keep a volunteer waiting."""
 FINAL_CODES: dict[int, tuple[str, str]] = {
@@ -61,13 +68,18 @@ class Link:
     def __init__(self, connection: OutgoingConnection, welcome: Welcome) -> None:
         self.welcome = welcome
         self._connection = connection
-        self._outbox: asyncio.Queue[str | bytes] = asyncio.Queue()
+        self._lanes = Lanes(MAX_CONTROL_BYTES, MAX_RELAY_BYTES)
+        self._closing: asyncio.Task[None] | None = None
 
     def tell(self, message: NodeMessage) -> None:
-        self._outbox.put_nowait(encode_message(message))
+        """Goes before all rows. A coordinator that takes none of it for long is left."""
+        if not self._lanes.put_urgent(encode_message(message)):
+            self._give_up()
 
-    def relay(self, frame: bytes) -> None:
-        self._outbox.put_nowait(frame)
+    def relay(self, frame: bytes) -> bool:
+        """Whether there was room for it; if not, what it was part of is broken. It goes in pieces, so that no message
+        waits long behind it."""
+        return all(self._lanes.put_bulk(piece) for piece in pieces_of(frame))
 
     async def run(self, on_message: Callable[[CoordinatorMessage], None], on_frame: Callable[[bytes], None]) -> None:
         """Read and write until the connection ends (ConnectionClosed) or the pool refuses us (JoinError)."""
@@ -103,9 +115,17 @@ class Link:
     async def _write(self) -> None:
         try:
             while True:
-                await self._connection.send(await self._outbox.get())
+                await send_or_give_up(self._connection.send, await self._lanes.get())
         except ConnectionClosed:  # the reader sees the same and ends the link
             return
+        except Stuck:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """The reader sees the end, as of any other broken connection."""
+        if self._closing is None:
+            log.warning("the coordinator does not take our messages (%d bytes wait)", self._lanes.num_bytes)
+            self._closing = asyncio.create_task(self._connection.close(TRY_AGAIN_LATER, "nothing is taken"))
 
 
 async def open_link(url: str, link: JoinLink, greet: Greet, env: Env) -> Link:
@@ -135,7 +155,7 @@ async def _welcome(connection: Connection, greet: Greet) -> Welcome:
 
 async def _connect(url: str, link: JoinLink, env: Env) -> OutgoingConnection:
     try:
-        return await env.network.connect(url, MAX_MESSAGE_BYTES, Access(pin=link.pin))
+        return await env.network.connect(url, MAX_MESSAGE_BYTES, Access(pin=link.pin), is_mixed=True)
     except WrongCertificate as error:
         log.info("%s", error)
         raise JoinError("wrong_certificate", _wrong_certificate(link)) from None

@@ -31,6 +31,7 @@ from protocol.errors import CloseCode, FrameError, MessageError
 from protocol.frames import FrameLimits, decode_frame, is_probe
 from protocol.messages import PeerHello, decode_peer_message, encode_message
 from protocol.values import Hop, NodeId
+from shell.lanes import Lanes, Stuck, send_or_give_up
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,10 @@ DIRECT_AGAIN_AFTER_S = 30.0
 RELAY_QUIET_S = 2.0
 """Rows that went through the relay have arrived, or never will, after this long."""
 MAX_FRAME_BYTES = FrameLimits().max_payload_bytes + 2**20
-
+MAX_WAITING_BYTES = 256 * 2**20
+"""Rows that may wait for one neighbour. Prompts of 32,000 tokens, at 8 KiB a row."""
+LINK_ENDED = ""
+"""Wakes a sender that has nothing to send."""
 
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = {False: "0.0.0.0", True: "::"}  # noqa: S104 - neighbours are elsewhere; TLS and a ticket guard the door
@@ -66,18 +70,19 @@ class PeerAddress:
 @dataclass(slots=True)
 class _Outgoing:
     hop: Hop
-    outbox: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
+    outbox: Lanes = field(default_factory=lambda: Lanes(0, MAX_WAITING_BYTES))
     is_sending: bool = False
     task: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PeerCallbacks:
-    """What peers report: frames in, frames for the relay, links lost with rows on them."""
+    """What peers report: frames in, frames for the relay, links lost with rows on them, frames there is no room for."""
 
     on_frame: Callable[[bytes, NodeId], None]
     relay: Callable[[bytes], None]
     on_lost: Callable[[NodeId], None]
+    on_refused: Callable[[bytes], None]
 
 
 class Peers:
@@ -97,7 +102,7 @@ class Peers:
     @property
     def has_waiting(self) -> bool:
         """Whether rows wait here for a neighbour to take them."""
-        return any(outgoing.is_sending or not outgoing.outbox.empty() for outgoing in self._outgoing.values())
+        return any(outgoing.is_sending or not outgoing.outbox.is_empty for outgoing in self._outgoing.values())
 
     @property
     def takes_neighbours(self) -> bool:
@@ -141,7 +146,8 @@ class Peers:
         outgoing = self._outgoing.get(node_id)
         if outgoing is None or outgoing.hop.address != hop.address:
             outgoing = self._open(node_id, hop)
-        outgoing.outbox.put_nowait(frame)
+        if not outgoing.outbox.put_bulk(frame):
+            self._callbacks.on_refused(frame)
 
     def may_connect(self, hop: Hop) -> bool:
         """Whether rows would go there directly.
@@ -179,7 +185,7 @@ class Peers:
         watcher = asyncio.create_task(_until_closed(connection, outgoing.outbox))
         try:
             await _send_all(connection, outgoing)
-        except ConnectionClosed as error:
+        except (ConnectionClosed, Stuck) as error:
             log.warning("direct link to node %s broke: %s", node_id[:8], error)
             self._use_relay(node_id, outgoing)
             self._callbacks.on_lost(node_id)
@@ -199,9 +205,8 @@ class Peers:
         if self._outgoing.get(node_id) is outgoing:
             del self._outgoing[node_id]
         self._relay_until_s[node_id] = self._env.clock.monotonic() + DIRECT_AGAIN_AFTER_S
-        while not outgoing.outbox.empty():
-            if frame := outgoing.outbox.get_nowait():
-                self._callbacks.relay(frame)
+        for frame in outgoing.outbox.take_bulk():
+            self._callbacks.relay(frame)
 
     async def _serve(self, connection: Connection) -> None:
         """A neighbour's link: its hello with our ticket, then frames."""
@@ -287,18 +292,18 @@ def _reason(sentence: str) -> str:
 
 
 async def _send_all(connection: Connection, outgoing: _Outgoing) -> None:
-    """Send what comes; raises ConnectionClosed as soon as the link is gone."""
-    while frame := await outgoing.outbox.get():
+    """Send what comes; raises ConnectionClosed as soon as the link is gone, Stuck if the neighbour takes nothing."""
+    while (frame := await outgoing.outbox.get()) != LINK_ENDED:
         outgoing.is_sending = True
-        await connection.send(frame)
+        await send_or_give_up(connection.send, frame)
         outgoing.is_sending = False
     raise ConnectionClosed(1006, "link closed")
 
 
-async def _until_closed(connection: Connection, outbox: asyncio.Queue[bytes]) -> None:
-    """Notice the end of a link even when there is nothing to send: an empty frame wakes the sender."""
+async def _until_closed(connection: Connection, outbox: Lanes) -> None:
+    """Notice the end of a link even when there is nothing to send, and before what waits."""
     try:
         while True:
             await connection.recv()
     except ConnectionClosed:
-        outbox.put_nowait(b"")
+        outbox.put_urgent(LINK_ENDED)

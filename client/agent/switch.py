@@ -122,6 +122,10 @@ class Switch:
         """Legs whose rows go to that neighbour."""
         return [(session_id, leg) for session_id, leg in self._all() if leg.next.node_id == node_id]
 
+    def legs_of(self, session_id: SessionId) -> list[Leg]:
+        """This node's legs in that session."""
+        return list(self._legs.get(session_id, {}).values())
+
     @property
     def num_sessions(self) -> int:
         return len(self._legs)

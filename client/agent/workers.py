@@ -21,6 +21,7 @@ from client.ipc import (
 )
 from protocol.env import ConnectionClosed, Env, Process
 from protocol.values import DeviceId
+from shell.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ START_LIMIT_S = 180.0
 """For torch to be imported from a cold disk and the device to answer; a worker silent for longer is ended."""
 END_GRACE_S = 3.0
 """For a worker whose socket has closed to end by itself; then it is killed."""
+MAX_CONTROL_BYTES = 64 * 2**20
+"""Messages that may wait for a worker; one that lets more come together is ended. A session's history is the longest
+part of one, and a worker that computes a long prompt reads nothing meanwhile."""
+MAX_ROW_BYTES = 256 * 2**20
+"""Rows that may wait for a worker. Prompts of 32,000 tokens, at 8 KiB a row."""
 NOT_STARTED = 127
 """The status reported for a worker that could not be started: a shell's for a command that it does not find."""
 ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -41,9 +47,9 @@ OnExit = Callable[[DeviceId, int, str], None]
 @dataclass(slots=True)
 class _Worker:
     process: Process
-    outbox: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
+    outbox: Lanes = field(default_factory=lambda: Lanes(MAX_CONTROL_BYTES, MAX_ROW_BYTES))
     reason: str = ""
-    """Why it was told to end."""
+    """Why it was ended, if we did that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +83,17 @@ class Workers:
         task.add_done_callback(self._tasks.discard)
 
     def tell(self, device_id: DeviceId, message: AgentMessage) -> None:
-        """Queue a message; dropped if the worker is gone, which `on_exit` reports anyway."""
-        if device_id in self._workers:
-            self._workers[device_id].outbox.put_nowait(pack_message(message))
+        """Queue a message, before all frames; dropped if the worker is gone, which `on_exit` reports anyway."""
+        worker = self._workers.get(device_id)
+        if worker is not None and not worker.outbox.put_urgent(pack_message(message)) and not worker.reason:
+            worker.reason = "The worker took none of its messages any more"
+            log.error("worker %s takes no messages (%d bytes wait)", device_id, worker.outbox.num_bytes)
+            worker.process.kill()
 
-    def pass_frame(self, device_id: DeviceId, frame: bytes) -> None:
-        if device_id in self._workers:
-            self._workers[device_id].outbox.put_nowait(pack_frame(0, frame))
+    def pass_frame(self, device_id: DeviceId, frame: bytes) -> bool:
+        """Whether there was room for it, or nobody that it could be for."""
+        worker = self._workers.get(device_id)
+        return worker is None or worker.outbox.put_bulk(pack_frame(0, frame))
 
     def end(self, device_id: DeviceId, reason: str) -> None:
         """Kill it; `on_exit` gives this reason. Harmless when it is gone."""
@@ -139,7 +149,7 @@ class Workers:
             return f"The worker did not come up within {START_LIMIT_S:.0f} s"
         finally:
             writer.cancel()
-        return ""
+        return worker.reason
 
     async def _read(self, device_id: DeviceId, worker: _Worker) -> None:
         reader = PacketReader()
@@ -175,6 +185,8 @@ async def _end(process: Process) -> int:
 async def _write(worker: _Worker) -> None:
     try:
         while True:
-            await worker.process.channel.write(await worker.outbox.get())
+            packet = await worker.outbox.get()
+            assert isinstance(packet, bytes), "packets are bytes"
+            await worker.process.channel.write(packet)
     except ConnectionClosed:  # the reader sees the same and cleans up
         return

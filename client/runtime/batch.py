@@ -14,6 +14,10 @@ from client.runtime.attention import Span
 from client.runtime.kv_cache import KvTable
 
 Key = TypeVar("Key", bound=Hashable)
+LEAST_TOKENS = 16
+"""A step is not made smaller than this: so few rows take next to nothing, and one at a time would be slow for all."""
+STEPS_BEFORE_MORE = 256
+"""Steps that must go well after one that did not fit, before twice as many rows are tried again."""
 
 
 def plan_step(waiting: Sequence[tuple[Key, int]], max_tokens: int) -> list[tuple[Key, int]]:
@@ -31,6 +35,28 @@ def plan_step(waiting: Sequence[tuple[Key, int]], max_tokens: int) -> list[tuple
             budget -= taken
     # A budget's last row can cut a chunk down to one row: it joins the single rows.
     return sorted(single + chunks, key=lambda take: take[1] > 1)
+
+
+class BatchBudget:
+    """How many rows a step may have. What did not fit into memory is not tried again at once, nor avoided for ever:
+    what took the memory may be another program."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self._full = max_tokens
+        self._num_worked = 0
+
+    def shrink(self, num_rows: int) -> None:
+        """So many rows were too many."""
+        self.max_tokens = min(self.max_tokens, max(LEAST_TOKENS, num_rows // 2))
+        self._num_worked = 0
+
+    def worked(self) -> None:
+        """A step went well."""
+        if self.max_tokens < self._full:
+            self._num_worked += 1
+            if self._num_worked >= STEPS_BEFORE_MORE:
+                self.max_tokens, self._num_worked = min(self._full, 2 * self.max_tokens), 0
 
 
 @dataclass(frozen=True)

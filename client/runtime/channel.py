@@ -14,6 +14,8 @@ from protocol.frames import Frame, encode_frame
 RECEIVE_BYTES = 2**20
 MAX_UNSENT_BYTES = 32 * 2**20
 """Beyond this the worker waits for its agent instead of computing on."""
+MAX_UNREAD_BYTES = 256 * 2**20
+"""Received while it waits so. Then it does not read either: the agent never waits for us to read before it reads."""
 
 
 class Channel:
@@ -26,6 +28,7 @@ class Channel:
         self._received: list[AgentMessage | FramePacket] = []
         self._unsent: deque[memoryview] = deque()
         self._num_unsent_bytes = 0
+        self._num_unread_bytes = 0
 
     def take(self, wait: bool, at_most_s: float | None = None) -> list[AgentMessage | FramePacket]:
         """All packets that have arrived, in order; with `wait`, at least one, unless none comes in `at_most_s`.
@@ -38,6 +41,7 @@ class Channel:
             self._pump(timeout_s=rest_s)
             wait = rest_s != 0.0
         packets, self._received = self._received, []
+        self._num_unread_bytes = 0
         return packets
 
     def send_message(self, message: WorkerMessage) -> None:
@@ -62,7 +66,8 @@ class Channel:
     def _pump(self, timeout_s: float | None) -> None:
         """Wait until the socket can be read or, if something is unsent, written; then do both."""
         writers = [self._socket] if self._unsent else []
-        readable, writable, _ = select.select([self._socket], writers, [], timeout_s)
+        readers = [self._socket] if self._num_unread_bytes < MAX_UNREAD_BYTES or not writers else []
+        readable, writable, _ = select.select(readers, writers, [], timeout_s)
         if writable:
             self._write()
         if readable:
@@ -77,6 +82,7 @@ class Channel:
             raise ChannelClosedError from error
         if not data:
             raise ChannelClosedError
+        self._num_unread_bytes += len(data)
         self._received.extend(self._reader.from_agent(data))
 
     def _write(self) -> None:

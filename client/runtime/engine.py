@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, perf_counter_ns
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from client.ipc import EndSession, Sampled, SessionFailed, SessionStarted, StartSession
-from client.runtime.batch import StepLayout, lay_out, plan_step
+from client.runtime.batch import BatchBudget, StepLayout, lay_out, plan_step
 from client.runtime.errors import (
     BadTokenError,
     ChannelClosedError,
@@ -59,7 +58,7 @@ class Engine:
         self._stage = stage
         self._outbox = outbox
         self._late: list[Sampled] = []
-        self._max_batch_tokens = max(1, max_batch_tokens)
+        self._budget = BatchBudget(max(1, max_batch_tokens))
 
     @property
     def has_work(self) -> bool:
@@ -156,11 +155,11 @@ class Engine:
 
     def step(self) -> None:
         """Compute one batch of what waits, and send what comes out. Does nothing if nothing waits."""
-        takes = plan_step(self.sessions.waiting(), self._max_batch_tokens)
+        takes = plan_step(self.sessions.waiting(), self._budget.max_tokens)
         if not takes:
             return
         work = [self._take(session_id, num_rows) for session_id, num_rows in takes]
-        self._guarded(work, lambda: self._compute(work))
+        self._guarded(work)
         if not self.has_work:
             self._send_late()
 
@@ -169,19 +168,42 @@ class Engine:
         rows = session.take(num_rows)
         return _Work(session, rows, num_rows, rows.position + num_rows)
 
-    def _guarded(self, work: list[_Work], compute: Callable[[], None]) -> None:
-        """A failed forward costs the sessions in it, never the process."""
+    def _guarded(self, work: list[_Work], *, may_halve: bool = True) -> None:
+        """A failed forward costs the sessions in it, never the process. One that there was no memory for is tried once
+        more in halves before it costs anybody anything."""
+        fault = self._attempt(work, may_halve)
+        if fault is None:
+            self._budget.worked()
+            return
+        if isinstance(fault, DeviceMemoryError | InternalError):  # the error's traceback held what it had allocated
+            self._stage.device.release_cached()
+        if may_halve and _may_be_halved(work, fault):
+            self._in_halves(work)
+            return
+        for item in work:
+            self._fail(item.session, fault)
+
+    def _attempt(self, work: list[_Work], may_halve: bool) -> WorkerError | None:
         try:
-            compute()
+            self._compute(work)
         except ChannelClosedError:
             raise
         except Exception as error:  # torch raises many types, and none of them is worth the other sessions
             fault = as_fault(error)
-            _logger.error("a forward over %d sessions failed", len(work), exc_info=not isinstance(fault, SessionError))
-            for item in work:
-                self._fail(item.session, fault)
-            if isinstance(fault, DeviceMemoryError | InternalError):
-                self._stage.device.release_cached()
+            if may_halve and _may_be_halved(work, fault):
+                _logger.warning("no memory for %d rows at once", _num_rows(work))
+            else:
+                shows = not isinstance(fault, SessionError)
+                _logger.error("a forward over %d sessions failed", len(work), exc_info=shows)
+            return fault
+        return None
+
+    def _in_halves(self, work: list[_Work]) -> None:
+        self._budget.shrink(_num_rows(work))
+        for half in _halves(work):
+            still_open = [item for item in half if item.session in self.sessions]
+            if still_open:
+                self._guarded(still_open, may_halve=False)
 
     def _compute(self, work: list[_Work]) -> None:
         begin = perf_counter_ns()
@@ -268,6 +290,34 @@ class Engine:
     def _send(self, groups: LinkGroups) -> None:
         for link, frame in groups.frames():
             self._outbox.send_frame(link, frame)
+
+
+def _num_rows(work: list[_Work]) -> int:
+    return sum(item.num_rows for item in work)
+
+
+def _may_be_halved(work: list[_Work], fault: WorkerError) -> bool:
+    """Not once something was computed: then it is not the forward that failed, and no row is computed twice."""
+    is_untouched = all(item.session.table.length == item.rows.position for item in work)
+    return isinstance(fault, DeviceMemoryError) and is_untouched and _num_rows(work) > 1
+
+
+def _halves(work: list[_Work]) -> tuple[list[_Work], list[_Work]]:
+    """The first rows, and the others; a chunk that lies across the middle is cut."""
+    first, second, room = list[_Work](), list[_Work](), -(-_num_rows(work) // 2)
+    for item in work:
+        taken = min(room, item.num_rows)
+        room -= taken
+        if taken:
+            first.append(_part(item, 0, taken))
+        if taken < item.num_rows:
+            second.append(_part(item, taken, item.num_rows))
+    return first, second
+
+
+def _part(item: _Work, start: int, stop: int) -> _Work:
+    rows = Rows(item.rows.position + start, item.rows.values[start:stop], item.rows.timing)
+    return _Work(item.session, rows, stop - start, rows.position + stop - start)
 
 
 def _is_sampled(item: _Work) -> bool:

@@ -29,6 +29,8 @@ STATUS_OF_CODE = {
     "model_not_ready": 503,
     "model_unloaded": 503,
     "no_capacity": 503,
+    "overloaded": 503,
+    "failed_poison": 500,
     "bad_key": 401,
     "key_expired": 401,
     "not_found": 404,

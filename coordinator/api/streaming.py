@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from coordinator.api.chat import Answer, Chunk
 from coordinator.api.errors import pool_error_body
 from coordinator.api.resuming import event_id
+from coordinator.api.unread import Unread
 from coordinator.errors import PoolError, RequestRefused
 
 log = logging.getLogger(__name__)
@@ -33,12 +34,12 @@ class Reading:
     cancelled, again at each await, and could not close the generation itself."""
 
     def __init__(self, chunks: AsyncGenerator[Chunk, None]) -> None:
-        self._queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
+        self._unread = Unread()
         self._task = asyncio.create_task(self._read(chunks))
 
     async def next(self) -> Chunk | None:
         """The next chunk, None behind the last. Raises what the answer raises."""
-        item = await self._queue.get()
+        item = await self._unread.get()
         if isinstance(item, Exception):
             raise item
         return item
@@ -51,10 +52,10 @@ class Reading:
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    self._queue.put_nowait(chunk)
-            self._queue.put_nowait(None)
+                    await self._unread.put(chunk)
+            self._unread.end(None)
         except Exception as error:  # noqa: BLE001 - for whoever reads: it is raised by next()
-            self._queue.put_nowait(error)
+            self._unread.end(error)
 
 
 class AnswerStream(StreamingResponse):

@@ -34,6 +34,8 @@ MAX_TRIES = 3
 """Waiting requests per model that may find no chain before the others are left for the next time."""
 RETRY_S = 0.5
 """Who found no chain is tried again after this even if nothing ended meanwhile: link times and trust change."""
+FULL_S = 5.0
+"""A device that was found full gets nothing new for so long; what it still kept for others is mostly gone by then."""
 SURELY = 0.5
 """A deadline cannot be met if even this share of the expected wait is beyond it."""
 LOAD_STEP = 2.0**-20
@@ -100,6 +102,7 @@ class Dispatcher:
         """Grows whenever a device may have more room, or be faster, than before."""
         self._deadlines: list[tuple[float, SessionId]] = []
         """A heap, of requests that need not wait any more, too."""
+        self._full_until_s: dict[DeviceKey, float] = {}
         self._now_s = 0.0
 
     # ------------------------------------------------------------ questions
@@ -185,6 +188,23 @@ class Dispatcher:
             suspect(device, now_s)
             self._router.changed(device)
 
+    def full(self, key: DeviceKey, now_s: float) -> None:
+        """It had no room though there should have been some: nothing new starts there for FULL_S."""
+        device = self._state.devices.get(key)
+        if device is not None:
+            device.num_hidden_tokens = device.num_kv_tokens
+            self._full_until_s[key] = now_s + FULL_S
+            self._router.changed(device)
+
+    def _try_full_ones_again(self, now_s: float) -> None:
+        for key in [key for key, until_s in self._full_until_s.items() if until_s <= now_s]:
+            del self._full_until_s[key]
+            device = self._state.devices.get(key)
+            if device is not None:
+                device.num_hidden_tokens = 0
+                self._num_better += 1
+                self._router.changed(device)
+
     # ------------------------------------------------------------ what happens
 
     def arrive(self, waiting: Waiting, now_s: float) -> list[Command]:
@@ -202,6 +222,7 @@ class Dispatcher:
     def serve_waiting(self, now_s: float) -> list[Command]:
         """Start every waiting request that has a chain, in the queue's order; refuse those whose deadline is over."""
         self._now_s = now_s
+        self._try_full_ones_again(now_s)
         commands = self._past_deadline(now_s)
         for model, queue in self._queues.items():
             if len(queue):

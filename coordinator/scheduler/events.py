@@ -94,6 +94,13 @@ class DeviceBroke:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceFull:
+    """It has less KV room than is known here: nothing new starts there for a moment."""
+
+    device: DeviceKey
+
+
+@dataclass(frozen=True, slots=True)
 class RequestArrived:
     """A request wants a chain: a new one, or a running one that lost its own (`resumed`, which may wait longer).
 
@@ -142,6 +149,7 @@ Event = (
     | StepsSeen
     | LinksSeen
     | DeviceBroke
+    | DeviceFull
     | RequestArrived
     | RequestFinished
     | Replan

@@ -83,6 +83,7 @@ class Scheduler:
             ev.StepsSeen: self._steps_seen,
             ev.LinksSeen: self._links_seen,
             ev.DeviceBroke: self._device_broke,
+            ev.DeviceFull: self._device_full,
             ev.Replan: self._replan,
             ev.RequestArrived: self._request_arrived,
             ev.RequestFinished: self._request_finished,
@@ -234,6 +235,10 @@ class Scheduler:
 
     def _device_broke(self, event: ev.DeviceBroke, now_s: float) -> list[Command]:
         self._dispatcher.broke(event.device, now_s)
+        return []
+
+    def _device_full(self, event: ev.DeviceFull, now_s: float) -> list[Command]:
+        self._dispatcher.full(event.device, now_s)
         return []
 
     def _replan(self, event: ev.Replan, now_s: float) -> list[Command]:

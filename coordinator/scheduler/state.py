@@ -122,6 +122,8 @@ class Device:
     """What it was assigned last: those weights are on its disk, though it may hold them no more."""
     num_kv_tokens: int = 0
     num_reserved_tokens: int = 0
+    num_hidden_tokens: int = 0
+    """KV room that is taken there though nothing here says so: it was found full (dispatcher.py)."""
     num_requests: int = 0
     num_failures: int = 0
     retry_at_s: float = 0.0
@@ -161,7 +163,7 @@ class Device:
         self.model, self.layers = held
         self.last, self.reason, self.assigned_at_s = held, reason, now_s
         self.generation += 1
-        self.num_kv_tokens = 0
+        self.num_kv_tokens = self.num_hidden_tokens = 0
         self.move(Signal.ASSIGN)
 
     def let_go(self, signal: Signal) -> None:
@@ -171,7 +173,8 @@ class Device:
 
     @property
     def num_free_kv_tokens(self) -> int:
-        return self.num_kv_tokens - self.num_reserved_tokens
+        """Negative where more is taken than there is."""
+        return self.num_kv_tokens - self.num_reserved_tokens - self.num_hidden_tokens
 
     def layer_time_s(self, model: str) -> float:
         """Measured decode time of one layer at batch 1; never zero, so that it can divide."""

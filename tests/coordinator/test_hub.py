@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Collection, Sequence
 from contextlib import aclosing
 
@@ -16,15 +17,17 @@ from coordinator.effects import Effect, ToNode
 from coordinator.errors import GenerationFailed, PoolError, RequestRefused
 from coordinator.gate import GateFailed, OpenGate
 from coordinator.handshake import HELLO_TIMEOUT_S, TRY_AGAIN_LATER
-from coordinator.hub import MAX_OUTBOX, SEEN_S, Item, in_one_line
+from coordinator.hub import SEEN_S, Item, in_one_line
 from coordinator.scheduler.state import DeviceState
 from coordinator.sessions import Deliver, Order, Queued, Rerouted
 from coordinator.token_log import MemoryTokenLog
 from protocol import messages as m
 from protocol.env import Connection, ConnectionClosed
 from protocol.errors import CloseCode
+from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
 from protocol.messages import encode_message
-from protocol.values import FinishReason, SessionId
+from protocol.values import FinishReason, NodeId, SessionId
+from shell.lanes import STUCK_S
 from tests.fakes import pool_facts as facts
 from tests.fakes.fake_node import FakeNode, answer_to
 from tests.fakes.hub_driver import HubDriver, hear, order, refusal, running_hub, say
@@ -185,12 +188,13 @@ async def test_a_node_that_goes_silent_loses_its_lease() -> None:
 
 
 @on_virtual_time
-async def test_a_node_that_does_not_read_is_dropped_when_too_much_waits() -> None:
+async def test_a_node_that_does_not_read_is_dropped_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """It must not fill the coordinator's memory, and nobody else notices."""
+    monkeypatch.setattr(hub_module, "MAX_CONTROL_BYTES", 10_000)
     async with running_hub(node(1)) as pool:
         await pool.greeted(facts.hello(2, facts.spec(1)), "deaf")
         await pool.until(lambda: facts.node_id(2) in pool.hub.core.nodes)
-        flood: list[Effect] = [ToNode(facts.node_id(2), m.ReleaseSlice(facts.CPU, 1))] * (MAX_OUTBOX + 200)
+        flood: list[Effect] = [ToNode(facts.node_id(2), m.ReleaseSlice(facts.CPU, 1))] * 500
         pool.hub._apply(flood)
         assert facts.node_id(2) not in pool.hub.core.nodes
         assert await answer(pool, order()) == answer_to((5, 6, 7), 8)
@@ -205,12 +209,15 @@ class OverflowCore(PoolCore):
 
 
 @on_virtual_time
-async def test_what_follows_from_an_overflow_does_not_overtake_what_came_before() -> None:
+async def test_what_follows_from_an_overflow_does_not_overtake_what_came_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub_module, "MAX_CONTROL_BYTES", 10_000)
     async with running_hub() as pool:
         pool.hub.core.__class__ = OverflowCore
         healthy, _ = await pool.welcomed(facts.hello(1, facts.spec(1)), "healthy")
         await pool.welcomed(facts.hello(2, facts.spec(1)), "deaf")
-        flood: list[Effect] = [ToNode(facts.node_id(2), b"x")] * (MAX_OUTBOX + 100)
+        flood: list[Effect] = [ToNode(facts.node_id(2), m.ReleaseSlice(facts.CPU, 1))] * 500
         pool.hub._apply([*flood, ToNode(facts.node_id(1), m.ReleaseSlice(facts.CPU, 7))])
         heard = [await hear(healthy) for _ in range(3)]
         assert [type(message) for message in heard] == [m.MeasureDevice, m.ReleaseSlice, m.CloseSession]
@@ -580,6 +587,40 @@ async def test_the_log_keeps_nothing_of_a_request_that_ended_while_tokens_were_c
 
 
 @on_virtual_time
+async def test_a_thousand_aborts_at_any_moment_leave_nothing_behind() -> None:
+    """While they wait for a chain, while it opens, in the prompt, in the answer, and while they move."""
+    log, rng = SlowLog(), random.Random(4)
+    async with running_hub(token_log=log) as pool:
+        nodes = [node(number, 4, num_kv_tokens=2_000) for number in range(1, 5)]
+        for played in nodes:
+            await pool.join(played)
+        await pool.until_ready()
+        await asyncio.sleep(10)
+        num_moved = 0
+        for batch in range(50):
+            asking = [asyncio.ensure_future(answer(pool, order(1 + 20 * batch + n, num_tokens=300))) for n in range(20)]
+            if batch % 10 == 9:
+                await asyncio.sleep(0.05)
+                num_moved += len(pool.hub.core.sessions)
+                pool.world.network.cut(f"node {1 + batch // 10 % 4}")
+                nodes[batch // 10 % 4].legs.clear()  # as an agent that has lost its pool does
+                await pool.join(nodes[batch // 10 % 4])
+            for task in asking:
+                await asyncio.sleep(rng.expovariate(100))
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.sleep(2)
+        core = pool.hub.core
+        assert num_moved
+        assert (core.sessions, pool.hub.answers.answers, log.tokens) == ({}, {}, {})
+        assert (core.scheduler.state.waiting, core.scheduler.state.running) == ({}, {})
+        assert all(device.num_reserved_tokens == 0 for device in core.scheduler.state.devices.values())
+        assert all(link.outbox.is_empty for link in pool.hub._links.values())
+        assert [played.legs for played in nodes if played.node_id in core.nodes] == [{}] * len(core.nodes)
+        assert await answer(pool, order(5_000)) == answer_to((5, 6, 7), 8)
+
+
+@on_virtual_time
 async def test_a_model_added_later_is_served_too() -> None:
     other = facts.model(4, digest="3d" * 32)
     async with running_hub(node(1)) as pool:
@@ -589,5 +630,84 @@ async def test_a_model_added_later_is_served_too() -> None:
         assert await answer(pool, order()) == answer_to((5, 6, 7), 8)
 
 
-def test_the_outbox_is_bounded() -> None:
-    assert 0 < hub_module.MAX_OUTBOX <= 10_000
+async def stops_reading(pool: HubDriver, connection: Connection, node_id: NodeId) -> None:
+    """It goes on with its heartbeats; what is sent to it fills the pipe."""
+
+    async def never() -> bytes:
+        await asyncio.sleep(100_000)
+        raise AssertionError("not read any more")
+
+    connection.recv = never  # type: ignore[method-assign]
+    pool.hub._apply([ToNode(node_id, m.ReleaseSlice(facts.CPU, 0))] * 100)
+
+
+@on_virtual_time
+async def test_a_node_that_takes_nothing_is_dropped_and_its_answers_go_on() -> None:
+    """Its heartbeats still come: it is not the lease that ends it."""
+    async with running_hub() as pool:
+        nodes = {facts.node_id(number): node(number, 4) for number in range(1, 5)}
+        connections = {node_id: await pool.join(played) for node_id, played in nodes.items()}
+        await pool.until_ready()
+        await asyncio.sleep(10)
+        asked = order(num_tokens=200)
+        asking = asyncio.ensure_future(answer(pool, asked))
+        await pool.until(lambda: pool.hub.core.sessions and pool.hub.core.sessions[asked.session_id].tokens)
+        tail = pool.hub.core.sessions[asked.session_id].chain[-1].device.node_id
+        await stops_reading(pool, connections[tail], tail)
+        await asyncio.sleep(STUCK_S / 2)
+        assert tail in pool.hub.core.nodes
+        assert await asking == answer_to((5, 6, 7), 200)
+        assert tail not in pool.hub.core.nodes
+
+
+@on_virtual_time
+async def test_rows_for_a_node_that_takes_none_move_their_answer_before_they_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub_module, "MAX_RELAY_BYTES", 0)
+    async with running_hub() as pool:
+        nodes = {facts.node_id(number): node(number, 4) for number in range(1, 5)}
+        connections = {node_id: await pool.join(played) for node_id, played in nodes.items()}
+        await pool.until_ready()
+        await asyncio.sleep(10)
+        asked = order(num_tokens=200)
+        asking = asyncio.ensure_future(answer(pool, asked))
+        await pool.until(lambda: pool.hub.core.sessions and pool.hub.core.sessions[asked.session_id].tokens)
+        tail = pool.hub.core.sessions[asked.session_id].chain[-1].device.node_id
+        await stops_reading(pool, connections[tail], tail)
+        while not asking.done():
+            link = pool.hub._links.get(tail)
+            assert link is None or len(link.outbox._bulk.items) <= 1
+            pool.hub._apply([ToNode(tail, late_rows())])
+            await asyncio.sleep(0.5)
+        assert await asking == answer_to((5, 6, 7), 200)
+
+
+def late_rows() -> bytes:
+    segment = Segment(facts.session_id(99), 1, 0, 1, 0, 1, Phase.PREFILL)
+    return encode_frame(Frame(FrameKind.HIDDEN, WireDtype.FLOAT32, 1, (segment,), bytes(4)))
+
+
+@on_virtual_time
+async def test_new_requests_are_refused_while_the_record_is_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "MAX_NEWS", 2)
+
+    class StuckLog(MemoryTokenLog):
+        is_stuck = True
+
+        async def commit(self, entries: Sequence[tuple[SessionId, int, tuple[int, ...]]]) -> None:
+            while self.is_stuck:
+                await asyncio.sleep(0.1)
+            await super().commit(entries)
+
+    log = StuckLog()
+    async with running_hub(node(1), token_log=log) as pool:
+        running = asyncio.ensure_future(answer(pool, order(1, num_tokens=20)))
+        await pool.until(lambda: pool.hub._delivery.num_waiting > 2)
+        with pytest.raises(RequestRefused) as refused:
+            await answer(pool, order(2))
+        assert refused.value.code == "overloaded"
+        assert refused.value.retry_after_s
+        log.is_stuck = False
+        assert await running == answer_to((5, 6, 7), 20)
+        assert await answer(pool, order(3)) == answer_to((5, 6, 7), 8)

@@ -11,7 +11,15 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from coordinator.handshake import MAX_HELLO_BYTES
-from coordinator.server_protocol import BODY_S, HEAD_S, HttpProtocol, Newest, WebsocketProtocol, guarded_http
+from coordinator.server_protocol import (
+    BODY_S,
+    HEAD_S,
+    NOT_TAKEN_S,
+    HttpProtocol,
+    Newest,
+    WebsocketProtocol,
+    guarded_http,
+)
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
 UPGRADE = (
@@ -26,6 +34,10 @@ class PaperTransport(asyncio.Transport):
         self.written = b""
         self.ended = ""
         self.protocol: asyncio.BaseProtocol | None = None
+        self.num_unwritten = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.num_unwritten
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return {"sockname": ("127.0.0.1", 8000), "peername": ("10.0.0.1", 9)}.get(name, default)
@@ -183,6 +195,50 @@ async def test_an_upgrade_that_the_websocket_library_refuses_is_answered_and_clo
     assert transport.ended == "closed"
 
 
+# ---------------------------------------------------------------- who takes nothing
+
+
+def stops_reading(protocol: HttpProtocol, transport: PaperTransport, loop: PaperLoop) -> PaperTimer:
+    """A client that has asked, and whose answer cannot be written any more; the timer that watches it."""
+    protocol.data_received(HEAD + b"\r\nabcd")
+    transport.num_unwritten = 70_000
+    protocol.pause_writing()
+    [timer] = loop.waiting
+    assert timer.delay_s == NOT_TAKEN_S
+    return timer
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut(connect: Connect, loop: PaperLoop) -> None:
+    protocol, transport = connect()
+    stops_reading(protocol, transport, loop).run()
+    assert transport.ended == "aborted", "closing would wait for what is left to be sent"
+
+
+async def test_a_client_that_takes_a_little_is_waited_for_again(connect: Connect, loop: PaperLoop) -> None:
+    protocol, transport = connect()
+    timer = stops_reading(protocol, transport, loop)
+    transport.num_unwritten -= 1
+    timer.run()
+    assert transport.ended == ""
+    loop.waiting[-1].run()
+    assert transport.ended == "aborted"
+
+
+async def test_a_client_that_reads_on_is_left_alone(connect: Connect, loop: PaperLoop) -> None:
+    protocol, transport = connect()
+    stops_reading(protocol, transport, loop)
+    protocol.resume_writing()
+    assert loop.waiting == []
+    assert transport.ended == ""
+
+
+async def test_nobody_watches_a_connection_that_is_gone(connect: Connect, loop: PaperLoop) -> None:
+    protocol, transport = connect()
+    stops_reading(protocol, transport, loop)
+    protocol.connection_lost(None)
+    assert loop.waiting == []
+
+
 # ---------------------------------------------------------------- websockets
 
 
@@ -192,7 +248,7 @@ async def websocket(connect: Connect) -> tuple[WebsocketProtocol, PaperTransport
     protocol.data_received(b"GET" + UPGRADE + b"\r\n")
     websocket = transport.protocol
     assert isinstance(websocket, WebsocketProtocol)
-    websocket.loop = cast(Any, PaperLoop())
+    websocket.loop = websocket.taken._loop = cast(Any, PaperLoop())
     await websocket.send({"type": "websocket.accept", "subprotocol": None, "headers": []})
     assert (await websocket.receive())["type"] == "websocket.connect"
     transport.written = b""
@@ -239,3 +295,16 @@ def test_of_many_the_newest_stay() -> None:
     newest.discard("a")
     newest.discard("z")
     assert (len(newest), newest.add("d")) == (1, None)
+
+
+async def test_a_node_that_takes_nothing_is_cut(websocket: tuple[WebsocketProtocol, PaperTransport]) -> None:
+    protocol, transport = websocket
+    loop = cast(PaperLoop, protocol.loop)
+    before = len(loop.waiting)
+    transport.num_unwritten = 100
+    protocol.pause_writing()
+    protocol.resume_writing()
+    assert len(loop.waiting) == before
+    protocol.pause_writing()
+    loop.waiting[-1].run()
+    assert transport.ended == "aborted"

@@ -44,6 +44,11 @@ class Exchange:
         self._num_read = 0
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._started = asyncio.Event()
+        self.reads = asyncio.Event()
+        """Cleared: the client takes nothing, and sending to it waits."""
+        self.reads.set()
+        self.delay_s = 0.0
+        """What the client takes for each piece of the body."""
         self._gone = asyncio.Event()
         self._task = asyncio.ensure_future(app(scope, self._receive, self._send))
         self._task.add_done_callback(self._ended)
@@ -92,6 +97,9 @@ class Exchange:
             self.reply.headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
             self._started.set()
         elif body := message.get("body", b""):
+            await self.reads.wait()
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
             self.reply.body += body
             self._chunks.put_nowait(body)
 

@@ -204,7 +204,9 @@ class VirtualHost:
         self._network = network
         self._name = name
 
-    async def connect(self, url: str, max_size_bytes: int, access: Access = Access()) -> VirtualConnection:
+    async def connect(
+        self, url: str, max_size_bytes: int, access: Access = Access(), *, is_mixed: bool = False
+    ) -> VirtualConnection:
         parts = urlsplit(url)
         is_secure = parts.scheme == "wss"
         await asyncio.sleep(self._network.rng.uniform(*self._network.latency_s))

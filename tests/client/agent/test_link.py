@@ -28,10 +28,12 @@ from protocol.messages import (
     encode_message,
 )
 from shell import AsyncioEnv
+from shell.lanes import STUCK_S
 from shell.tls import make_certificate
 from tests.client.agent.pool_server import CHALLENGE, NONCE, WELCOME, PoolServer, running_pool
-from tests.client.agent.samples import CPU, IDENTITY, NODE, SESSION
+from tests.client.agent.samples import CPU, IDENTITY, NODE, SESSION, rows, segment
 from tests.client.agent.waiting import until
+from tests.fakes.virtual_loop import on_virtual_time
 
 AUDIENCE = "127.0.0.1"
 HELLO = Hello(PROTOCOL_VERSION, NODE, IDENTITY.public_key, IDENTITY.hello_proof(NONCE, AUDIENCE), "1.0", "node", (CPU,))
@@ -333,3 +335,89 @@ async def test_a_cancellation_that_comes_together_with_the_welcome_is_not_lost(e
     with pytest.raises(asyncio.CancelledError):
         await task
     connection.close.assert_awaited_once()
+
+
+# ---------------------------------------------------------------- a narrow pipe
+
+
+class Pipe:
+    """A connection of so many bytes per second (0: its other side takes nothing), and what came out when."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.arrived: list[tuple[float, str | bytes]] = []
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def send(self, data: str | bytes) -> None:
+        await asyncio.sleep(len(data) / self.bytes_per_s if self.bytes_per_s else 10_000)
+        self.arrived.append((asyncio.get_running_loop().time(), data))
+
+    async def recv(self) -> str | bytes:
+        raise ConnectionClosed(await self.ended, "")
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        if not self.ended.done():
+            self.ended.set_result(code)
+
+    async def ping(self) -> float:
+        return 0.0
+
+
+def running(pipe: Pipe) -> tuple[Link, asyncio.Task[None]]:
+    link = Link(pipe, WELCOME)
+    return link, asyncio.create_task(link.run(ignore, ignore))
+
+
+@on_virtual_time
+async def test_a_pipe_full_of_rows_does_not_hold_up_a_heartbeat() -> None:
+    """On one megabit per second, with 64 MB of rows before it: every heartbeat comes within half a lease."""
+    pipe = Pipe(125_000)
+    link, task = running(pipe)
+    frame = rows(segment(num_tokens=1000), row_width=2048)
+    for _ in range(8):
+        assert link.relay(frame)
+    for number in range(20):
+        link.tell(Heartbeat(number, 0, 0))
+        said_s = asyncio.get_running_loop().time()
+        while not any(data == encode_message(Heartbeat(number, 0, 0)) for _, data in pipe.arrived):
+            await asyncio.sleep(0.05)
+        assert asyncio.get_running_loop().time() - said_s < 2.5
+    task.cancel()
+
+
+@on_virtual_time
+async def test_rows_beyond_the_bound_are_refused_and_messages_are_not() -> None:
+    pipe = Pipe(125_000)
+    link, task = running(pipe)
+    frame = rows(segment(num_tokens=1000), row_width=2048)
+    taken = [link.relay(frame) for _ in range(20)]
+    num_taken = taken.index(False)
+    assert num_taken == link_module.MAX_RELAY_BYTES // len(frame)
+    link.tell(Heartbeat(1, 0, 0))
+    await asyncio.sleep(5)
+    assert [data for _, data in pipe.arrived if isinstance(data, str)] == [encode_message(Heartbeat(1, 0, 0))]
+    task.cancel()
+
+
+@pytest.mark.expected_logs("does not take our messages")
+@on_virtual_time
+async def test_a_coordinator_that_takes_nothing_is_left_for_another_try() -> None:
+    link, task = running(Pipe(0))
+    link.tell(Heartbeat(0, 0, 0))
+    await asyncio.sleep(STUCK_S - 1)
+    assert not task.done()
+    await asyncio.sleep(2)
+    with pytest.raises(ConnectionClosed) as caught:
+        await task
+    assert caught.value.code == link_module.TRY_AGAIN_LATER
+
+
+@pytest.mark.expected_logs("does not take our messages")
+@on_virtual_time
+async def test_too_many_messages_for_a_coordinator_end_the_link_at_once() -> None:
+    link, task = running(Pipe(0))
+    message = encode_message(Heartbeat(0, 0, 0))
+    for _ in range(link_module.MAX_CONTROL_BYTES // len(message) + 2):
+        link.tell(Heartbeat(0, 0, 0))
+    with pytest.raises(ConnectionClosed):
+        await task

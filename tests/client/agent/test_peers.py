@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ class Side:
     frames: list[tuple[bytes, NodeId]] = field(default_factory=list)
     relayed: list[bytes] = field(default_factory=list)
     lost: list[NodeId] = field(default_factory=list)
+    refused: list[bytes] = field(default_factory=list)
     at: PeerAddress = PeerAddress()
 
     @property
@@ -47,7 +49,10 @@ class Side:
     async def make(cls, node_id: NodeId, env: AsyncioEnv, certificate: Certificate | None = None) -> Side:
         side = cls()
         callbacks = PeerCallbacks(
-            lambda frame, sender: side.frames.append((frame, sender)), side.relayed.append, side.lost.append
+            lambda frame, sender: side.frames.append((frame, sender)),
+            side.relayed.append,
+            side.lost.append,
+            side.refused.append,
         )
         side.peers = Peers(node_id, env, callbacks)
         await side.peers.listen(HOST, certificate)
@@ -79,6 +84,10 @@ async def here(there: Side, env: AsyncioEnv) -> AsyncIterator[Side]:
     side = await Side.make(NODE, env)
     yield side
     await side.peers.close()
+
+
+def ignore(*what: object) -> None:
+    """Nothing is asserted about it."""
 
 
 async def close_code(connection: ClientConnection) -> int | None:
@@ -134,7 +143,7 @@ async def test_rows_never_leave_this_machine_without_a_certificate_to_expect(her
 
 async def test_a_node_that_takes_no_direct_links_makes_none(there: Side, env: AsyncioEnv) -> None:
     relayed: list[bytes] = []
-    peers = Peers(NODE, env, PeerCallbacks(lambda frame, sender: None, relayed.append, lambda node_id: None))
+    peers = Peers(NODE, env, PeerCallbacks(ignore, relayed.append, ignore, ignore))
     assert peers.address_at(HOST) == PeerAddress()
     peers.send(there.hop(), b"frame")
     assert relayed == [b"frame"]
@@ -223,6 +232,40 @@ async def test_closing_does_not_wait_for_a_neighbour_that_is_stuck(here: Side, m
     async with asyncio.timeout(5):
         await here.peers.close()
     writer.close()
+
+
+async def test_rows_beyond_the_bound_are_refused_and_those_before_arrive(
+    here: Side, there: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers_module, "MAX_WAITING_BYTES", 1000)
+    frames = [bytes([number]) * 400 for number in range(1, 5)]
+    for frame in frames:
+        here.peers.send(there.hop(), frame)
+    assert here.refused == frames[2:]
+    await until(lambda: len(there.frames) == 2)
+    here.peers.send(there.hop(), b"later")
+    await until(lambda: len(there.frames) == 3)
+    assert here.lost == []
+
+
+@pytest.mark.expected_logs("broke")
+async def test_a_neighbour_that_takes_nothing_counts_as_lost(
+    here: Side, env: AsyncioEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shell.lanes.STUCK_S", 0.2)
+    monkeypatch.setattr("shell.lanes.SLOWEST_BYTES_PER_S", 2**40)
+
+    async def greet_and_sleep(connection: Connection) -> None:
+        await asyncio.sleep(600)
+
+    listener = await env.network.listen(HOST, 0, greet_and_sleep, 2**30)
+    for _ in range(80):  # more than the library's and the kernel's buffers take
+        here.peers.send(Hop(RIGHT, 1, f"ws://{HOST}:{listener.port}", "ticket-1"), bytes(2**20))
+    await until(lambda: here.lost == [RIGHT])
+    await here.peers.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(5):
+            await listener.close()
 
 
 # ---------------------------------------------------------------- taking

@@ -222,7 +222,9 @@ async def test_giving_up_closes_every_link() -> None:
 
 async def test_two_nodes_on_real_sockets_find_each_other(env: AsyncioEnv) -> None:
     frames: list[bytes] = []
-    callbacks = PeerCallbacks(lambda frame, sender: frames.append(frame), frames.append, lambda node_id: None)
+    callbacks = PeerCallbacks(
+        lambda frame, sender: frames.append(frame), frames.append, lambda node_id: None, frames.append
+    )
     here, there = Peers(NODE, env, callbacks), Peers(RIGHT, env, callbacks)
     for peers in (here, there):
         await peers.listen("127.0.0.1")

@@ -89,6 +89,41 @@ async def test_messages_and_frames_go_there_and_back_in_order(crew: Crew) -> Non
     assert [frame for _, _, frame in crew.journal.frames] == [bytes([number]) * 100_000 for number in range(20)]
 
 
+async def test_what_the_worker_is_told_overtakes_the_frames_that_wait(crew: Crew) -> None:
+    """An end of a session must not wait behind the rows that it makes needless."""
+    crew.workers.start(CPU)
+    await until(crew.journal.ready)
+    for _ in range(20):
+        assert crew.workers.pass_frame(CPU, bytes(2**20))
+    crew.workers.tell(CPU, ipc.PlanSlice("{}", LayerRange(7, 8), ()))
+    await until(lambda: [m for _, m in crew.journal.messages if isinstance(m, ipc.SlicePlanned)])
+    assert len(crew.journal.frames) < 20
+    await until(lambda: len(crew.journal.frames) == 20)
+
+
+async def test_frames_beyond_the_bound_are_refused(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "MAX_ROW_BYTES", 1000)
+    crew.workers.start(CPU)
+    await until(crew.journal.ready)
+    taken = [crew.workers.pass_frame(CPU, bytes(400)) for _ in range(5)]
+    assert taken == [True, True, False, False, False]
+    await until(lambda: len(crew.journal.frames) == 2)
+    assert crew.workers.pass_frame(CPU, bytes(400))
+
+
+@pytest.mark.expected_logs("takes no messages")
+async def test_a_worker_that_takes_no_messages_is_ended_with_the_reason(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "MAX_CONTROL_BYTES", 2**20)
+    crew.use(worker_command("deaf")).start(CPU)
+    await until(crew.journal.ready)
+    for number in range(100):
+        crew.workers.tell(CPU, ipc.PlanSlice("{}" * 2**16, LayerRange(number, number + 1), ()))
+    await until(lambda: crew.journal.exits)
+    assert crew.journal.exits == [(CPU, -signal.SIGKILL, "The worker took none of its messages any more")]
+
+
 async def test_two_devices_have_two_workers(crew: Crew) -> None:
     crew.workers.start(CPU)
     crew.workers.start(GPU)

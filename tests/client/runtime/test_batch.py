@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.runtime.batch import lay_out, plan_step
+from client.runtime.batch import LEAST_TOKENS, STEPS_BEFORE_MORE, BatchBudget, lay_out, plan_step
 from client.runtime.kv_cache import KvTable
 
 waiting_rows = st.lists(st.integers(1, 40), max_size=20).map(lambda rows: list(enumerate(rows)))
@@ -76,3 +76,29 @@ def test_no_two_rows_of_a_step_share_a_slot(sessions: list[tuple[int, int]]) -> 
     layout = lay_out([(table, rows) for table, (_, rows) in zip(tables, sessions, strict=True)])
     assert len(torch.unique(layout.slots)) == layout.num_rows
     assert layout.positions.tolist() == [at for length, rows in sessions for at in range(length, length + rows)]
+
+
+def test_a_budget_is_halved_by_what_did_not_fit_and_grows_back_after_many_steps_that_did() -> None:
+    budget = BatchBudget(512)
+    budget.shrink(300)
+    assert budget.max_tokens == 150
+    for _ in range(STEPS_BEFORE_MORE - 1):
+        budget.worked()
+    assert budget.max_tokens == 150
+    budget.worked()
+    assert budget.max_tokens == 300
+    for _ in range(2 * STEPS_BEFORE_MORE):
+        budget.worked()
+    assert budget.max_tokens == 512
+
+
+def test_a_budget_never_grows_by_a_failure_nor_falls_below_a_few_rows() -> None:
+    budget = BatchBudget(40)
+    budget.shrink(400)
+    assert budget.max_tokens == 40
+    for _ in range(5):
+        budget.shrink(2)
+    assert budget.max_tokens == LEAST_TOKENS
+    small = BatchBudget(3)
+    small.shrink(3)
+    assert small.max_tokens == 3

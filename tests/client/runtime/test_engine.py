@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from client.ipc import Sampled, SessionFailed, SessionStarted, StartSession
-from client.runtime.errors import ChannelClosedError
+from client.runtime import batch
+from client.runtime.batch import StepLayout
+from client.runtime.errors import ChannelClosedError, DeviceMemoryError
 from protocol.errors import FrameFault
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
 from protocol.values import FinishReason, Sampling, SessionId, StopRule
@@ -236,7 +238,8 @@ def test_logits_that_are_not_finite_end_the_session(chain: BuildChain) -> None:
     assert one.tokens(0) == []
 
 
-@pytest.mark.expected_logs("a forward over 2 sessions failed")
+@pytest.mark.expected_logs("a forward over")
+@pytest.mark.allowed_logs("no memory for")
 @pytest.mark.parametrize(
     ("error", "code"),
     [(torch.OutOfMemoryError("no room"), "out_of_memory"), (ValueError("a bug"), "internal")],
@@ -257,6 +260,75 @@ def test_a_failed_forward_ends_its_sessions_and_the_next_ones_are_served(
         one.run()
     assert one.failures() == [(session_id(0), code), (session_id(1), code)]
     assert len(one.generate([PROMPT], 4)[0]) == 4
+
+
+def without_memory(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool]
+) -> list[tuple[int, bool]]:
+    """Stage 0's forwards fail for want of memory where `fails` (number of the call, rows) says so; what was tried."""
+    stage = chain.stages[0]
+    forward, calls = stage.forward, list[tuple[int, bool]]()
+
+    def guarded(layout: StepLayout, *rest: object) -> torch.Tensor:
+        has_failed = fails(len(calls), layout.num_rows)
+        calls.append((layout.num_rows, has_failed))
+        if has_failed:
+            raise DeviceMemoryError
+        return forward(layout, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "forward", guarded)
+    return calls
+
+
+@pytest.mark.expected_logs("no memory for")
+@pytest.mark.parametrize("failing", range(6))
+@pytest.mark.parametrize("cuts", [(0, 6), (0, 3, 6)])
+def test_a_forward_without_memory_is_done_in_halves_and_no_answer_changes(
+    failing: int, cuts: tuple[int, ...], chain: BuildChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [PROMPT, PROMPT[:5], PROMPT[3:10]]
+    wanted = chain(cuts=cuts, max_batch_tokens=16).generate(prompts, 6)
+    short = chain(cuts=cuts, max_batch_tokens=16)
+    calls = without_memory(short, monkeypatch, lambda number, _: number == failing)
+    assert short.generate(prompts, 6) == wanted
+    assert short.failures() == []
+    num_rows = calls[failing][0]
+    assert [calls[failing + 1][0], calls[failing + 2][0]] == [-(-num_rows // 2), num_rows // 2]
+
+
+@pytest.mark.expected_logs("no memory for", "a forward over")
+def test_what_does_not_fit_in_halves_either_costs_its_sessions_and_no_others(
+    chain: BuildChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = chain().generate([PROMPT[:2]], 4)[0]
+    one = chain(max_batch_tokens=14)
+    without_memory(one, monkeypatch, lambda _, num_rows: num_rows > 5)
+    one.start(0, 2, 4)
+    one.start(1, len(PROMPT), 4)
+    one.prompt(0, PROMPT[:2])
+    one.prompt(1, PROMPT)
+    one.run()
+    assert {session for session, code in one.failures() if code == "out_of_memory"} <= {session_id(0), session_id(1)}
+    assert one.failures()
+    one.end(0)
+    one.end(1)
+    assert one.stages[0].cache.num_free_tokens == one.stages[0].cache.num_tokens
+    assert one.generate([PROMPT[:2]], 4)[0] == wanted
+
+
+@pytest.mark.expected_logs("no memory for")
+def test_after_many_steps_that_fit_larger_ones_are_tried_again(
+    chain: BuildChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "STEPS_BEFORE_MORE", 4)
+    one = chain(max_batch_tokens=40)
+    calls = without_memory(one, monkeypatch, lambda number, _: number == 0)
+    prompt = [*PROMPT, *PROMPT, *PROMPT, *PROMPT]
+    one.generate([prompt], 12)
+    one.end(0)
+    one.generate([prompt], 2)
+    assert [rows for rows, _ in calls[:5]] == [40, 20, 20, 8, 1]
+    assert (40, False) in calls[5:]
 
 
 def test_a_closed_channel_is_not_mistaken_for_a_failed_forward(
@@ -293,6 +365,20 @@ def test_an_ended_session_frees_its_room_and_its_late_frames_are_dropped(chain: 
     assert all(stage.cache.num_free_tokens == stage.cache.num_tokens for stage in two.stages)
 
 
+def test_of_a_prompt_that_is_given_up_no_further_chunk_is_computed(
+    chain: BuildChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = chain(max_batch_tokens=4)
+    calls = without_memory(one, monkeypatch, lambda number, rows: False)
+    one.start(0, len(PROMPT), 4)
+    one.prompt(0, PROMPT)
+    one.step()
+    one.end(0)
+    one.run()
+    assert [rows for rows, _ in calls] == [4]
+    assert one.stages[0].cache.num_free_tokens == one.stages[0].cache.num_tokens
+
+
 def test_many_sessions_coming_and_going_leak_nothing(chain: BuildChain) -> None:
     two = chain(cuts=(0, 3, 6), max_batch_tokens=24)
     prompts = reference.random_prompts(range(1, 20), seed=2)
@@ -320,7 +406,7 @@ def test_forwards_and_what_they_carry_are_counted(chain: BuildChain) -> None:
         assert done.compute_s > 0
 
 
-@pytest.mark.expected_logs("a forward over 1 sessions failed")
+@pytest.mark.expected_logs("a forward over 1 sessions failed", "no memory for")
 def test_a_failed_forward_is_no_work(chain: BuildChain, monkeypatch: pytest.MonkeyPatch) -> None:
     one = chain()
     one.start(0, len(PROMPT), 4)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.api import unread as unread_module
 from coordinator.api.streaming import DONE, KEEP_ALIVE, KEEP_ALIVE_S, event
 from coordinator.core import LEASE_S
 from tests.fakes import pool_facts as facts
@@ -172,6 +173,41 @@ async def test_a_client_that_leaves_before_its_request_has_a_chain_is_noticed(st
             assert exchange._task.exception() is None
         await blocker
         await api.pool.until(lambda: api.num_open_sessions() == 0)
+
+
+@pytest.mark.expected_logs("broke off: not_read")
+@on_virtual_time
+async def test_a_client_that_stops_reading_is_cut_and_nothing_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unread_module, "MAX_UNREAD_BYTES", 2000)
+    node = speaker(text="word " * 500)
+    async with running_api(node) as api:
+        async with api.client.exchange("POST", CHAT, body(stream=True, max_tokens=900), JSON) as exchange:
+            chunks = exchange.chunks()
+            for _ in range(5):
+                await anext(chunks)
+            exchange.reads.clear()
+            await asyncio.sleep(unread_module.NOT_READ_S - 5)
+            assert api.pool.hub.answers.answers
+            await asyncio.sleep(10)
+            assert not api.pool.hub.answers.answers
+            assert api.num_open_sessions() == 0
+            exchange.reads.set()
+            reply = await exchange.finished()
+        assert events_of(reply.body)[-1]["error"]["code"] == "not_read"
+        node.rule = says(TEXT)
+        await api.still_works()
+
+
+@on_virtual_time
+async def test_a_client_that_reads_in_bursts_has_its_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_module, "MAX_UNREAD_BYTES", 500)
+    async with running_api(speaker(text="word " * 60)) as api:
+        async with api.client.exchange("POST", CHAT, body(stream=True, max_tokens=900), JSON) as exchange:
+            exchange.delay_s = unread_module.NOT_READ_S / 20
+            reply = await exchange.finished()
+        assert text_of(events_of(reply.body)) == "word " * 60
 
 
 # ---------------------------------------------------------------- errors in mid-stream
