@@ -6,16 +6,17 @@ that a whole pool runs on virtual time in tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from coordinator.affinity import affinity_of
 from coordinator.effects import DropNode, Effect, ToNode, ToUser
-from coordinator.neighbours import ask_links, contacts, hear_links
+from coordinator.neighbours import ask_links, hear_links
 from coordinator.nodes import DeviceView, NodeView
 from coordinator.poison import CrashBook
 from coordinator.queue_news import QueueNews
 from coordinator.relaying import relay_target
+from coordinator.rerouting import Ask, Move, Rerouting
 from coordinator.scheduler import Scheduler
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
@@ -48,6 +49,7 @@ from protocol.messages import (
     MeasureDevice,
     NodeMessage,
     ReleaseSlice,
+    RowsAt,
     SessionBroken,
     SessionOpened,
     SliceProgress,
@@ -62,6 +64,8 @@ LEASE_S = 4.0
 machine is out of the view and out of all chains within 5 s."""
 HEARTBEAT_S = 1.0
 TICK_S = 0.5
+MAX_STALL_S = 0.25
+"""A coordinator that wakes up so much too late was itself stopped, and judges nobody by the time that it missed."""
 MAX_FAULTS = 100
 WORKER_DIED = "worker_died"
 """Code of DeviceFailed: the device's program crashed."""
@@ -80,7 +84,9 @@ class PoolCore:
         self._models: dict[str, ModelFacts] = {}
         self._queue_news = QueueNews()
         self._crashes = CrashBook()
-        self._last_tick_s: float | None = None
+        self._looked_s: float | None = None
+        self.rerouting = Rerouting(self.scheduler, self.sessions, self.nodes, _arrival)
+        self.lateness = self.rerouting.lateness
         self._message_handlers: dict[type, Callable[[NodeId, Any, float], list[Effect]]] = {
             DeviceMeasured: self._device_measured,
             DeviceFailed: self._device_failed,
@@ -91,6 +97,7 @@ class PoolCore:
             TokensSampled: self._tokens_sampled,
             Heartbeat: self._heartbeat,
             LinksMeasured: self._links_measured,
+            RowsAt: self._rows_at,
             Leaving: self._leaving,
         }
 
@@ -143,11 +150,13 @@ class PoolCore:
         """A control message of a node that has joined. Raises MessageError for one that does not belong here."""
         if isinstance(message, Hello):
             raise MessageError(MessageFault.UNEXPECTED, "a second hello on one connection")
+        self._forgive_stall(now_s)
         self.nodes[node_id].heard_at_s = now_s
         return [*self._message_handlers[type(message)](node_id, message, now_s), *self._next_suspect(now_s)]
 
     def node_relayed(self, node_id: NodeId, data: bytes, now_s: float) -> list[Effect]:
         """A data frame for another node that the sender cannot reach directly."""
+        self._forgive_stall(now_s)
         self.nodes[node_id].heard_at_s = now_s
         try:
             target = relay_target(self.sessions, node_id, decode_frame(data))
@@ -190,12 +199,25 @@ class PoolCore:
     def tick(self, now_s: float) -> list[Effect]:
         """Time passed (about every TICK_S)."""
         self._forgive_stall(now_s)
+        self._looked_s = now_s
         silent = [n for n, view in self.nodes.items() if now_s - view.heard_at_s > LEASE_S]
         effects: list[Effect] = []
         for node_id in silent:
             effects += [*self.node_lost(node_id, now_s), DropNode(node_id, f"silent for {LEASE_S:.0f} s")]
+        effects += self._reroute([*self.rerouting.look(now_s), *self.rerouting.slow(now_s)], now_s)
         effects += [*self._schedule(ev.TimePassed(), now_s), *self._next_suspect(now_s)]
         return [*effects, *self._news_of_queue(now_s)]
+
+    def look(self, now_s: float) -> list[Effect]:
+        """Look after late answers only: to be called at `next_look_s`, between ticks."""
+        self._forgive_stall(now_s)
+        self._looked_s = now_s
+        return self._reroute(self.rerouting.look(now_s), now_s)
+
+    @property
+    def next_look_s(self) -> float:
+        """No answer is late before this; inf if none ever is."""
+        return self.lateness.next_s
 
     # ------------------------------------------------------------ what nodes say
 
@@ -271,8 +293,12 @@ class PoolCore:
         device = DeviceKey(node_id, work.device_id)
         if not work.generation or not self.scheduler.is_current(device, work.generation):
             return []
+        self.nodes[node_id].devices[work.device_id].worked(work)
         counts = (work.num_steps, work.num_decode_rows, work.num_prompt_tokens, work.compute_s)
         return self._schedule(ev.StepsSeen(device, work.generation, *counts), now_s)
+
+    def _rows_at(self, node_id: NodeId, message: RowsAt, now_s: float) -> list[Effect]:
+        return self._reroute(self.rerouting.heard(node_id, message, now_s), now_s)
 
     def _links_measured(self, node_id: NodeId, message: LinksMeasured, now_s: float) -> list[Effect]:
         """Only what was asked for counts."""
@@ -299,7 +325,7 @@ class PoolCore:
         match command:
             case cmd.StartChain(session_id, chain):
                 session = self.sessions[session_id]
-                return self._act(session, session.start(chain, contacts(self.nodes, chain)), now_s)
+                return self._act(session, session.start(chain, self.rerouting.contacts(chain, now_s)), now_s)
             case cmd.RefuseRequest(session_id, code, message, retry_after_s):
                 session = self.sessions[session_id]
                 return self._act(session, session.fail(code, message, retry_after_s), now_s)
@@ -359,6 +385,7 @@ class PoolCore:
                     if isinstance(action, Deliver):
                         self._crashes.progressed(session.order.session_id)
         session_id = session.order.session_id
+        self.lateness.follow(session, now_s)
         if session.state is not SessionState.QUEUED:
             self._queue_news.forget(session_id)
         if session.state is SessionState.ENDED and session_id in self.sessions:
@@ -376,6 +403,20 @@ class PoolCore:
     def _next_suspect(self, now_s: float) -> list[Effect]:
         alone = self._crashes.next_alone()
         return self._need_chain(self.sessions[alone], self.sessions[alone].avoid, now_s) if alone else []
+
+    def _reroute(self, found: Sequence[Ask | Move], now_s: float) -> list[Effect]:
+        """Carry out what is to be done about late and slow answers."""
+        effects: list[Effect] = []
+        for each in found:
+            if isinstance(each, Ask):
+                effects.append(ToNode(each.node_id, each.message))
+                continue
+            for news in each.news:
+                effects += self._schedule(news, now_s)
+            session = self.sessions.get(each.session_id)
+            if each.avoid is not None and session is not None and session.epoch == each.epoch:
+                effects += self._act(session, session.move_away(each.avoid), now_s)
+        return effects
 
     def _news_of_queue(self, now_s: float) -> list[ToUser]:
         return self._queue_news.changes(self.scheduler.queue_places(), now_s) if self._queue_news.told else []
@@ -405,9 +446,10 @@ class PoolCore:
         """A coordinator that was itself stopped must not judge others by the time it missed.
 
         What was read since it woke was heard now; nobody is heard in the future."""
-        lag_s = now_s - self._last_tick_s - TICK_S if self._last_tick_s is not None else 0.0
-        self._last_tick_s = now_s
-        if lag_s > TICK_S:
+        lag_s = now_s - self._looked_s - TICK_S if self._looked_s is not None else 0.0
+        if lag_s > MAX_STALL_S:
+            self._looked_s = now_s
+            self.lateness.forgive(lag_s)
             for view in self.nodes.values():
                 view.heard_at_s = min(now_s, view.heard_at_s + lag_s)
 
@@ -425,6 +467,7 @@ class PoolCore:
         assert set(state.waiting) | set(state.running) == scheduled
         assert {key.node_id for key in state.devices} == set(self.nodes)
         assert all(view.is_draining == (node_id in state.draining) for node_id, view in self.nodes.items())
+        self.lateness.validate()
         assert self._queue_news.told <= set(state.waiting)
         assert set(self._models) == set(state.models)
 

@@ -36,6 +36,7 @@ SEEN_S = 60.0
 TOKEN_BYTES = 32
 LIFE_BITS = 16
 """Of a session's epoch: each coordinator that works on it has 65,536 of its own (frames have 32 bits for them)."""
+LEAST_SLEEP_S = 0.01
 MAX_CONTROL_BYTES = 32 * 2**20
 """Messages that may wait for one node. A node that falls further behind is dropped: its sessions move elsewhere."""
 MAX_RELAY_BYTES = 64 * 2**20
@@ -339,10 +340,17 @@ class Hub:
             task.add_done_callback(self._closing.discard)
 
     async def _tick(self) -> None:
+        tick_at_s = self._now() + TICK_S
         while True:
-            await self._env.clock.sleep(TICK_S)
-            self._apply(self.core.tick(self._now()))
-            for answer in self.answers.overdue(self._now()):
+            next_s = min(tick_at_s, self.core.next_look_s)
+            await self._env.clock.sleep(max(LEAST_SLEEP_S, next_s - self._now()))
+            now_s = self._now()
+            if now_s < tick_at_s:
+                self._apply(self.core.look(now_s))
+                continue
+            tick_at_s = now_s + TICK_S
+            self._apply(self.core.tick(now_s))
+            for answer in self.answers.overdue(now_s):
                 self._end(answer)
 
     def _now(self) -> float:

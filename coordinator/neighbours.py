@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from itertools import pairwise
 
 from coordinator.nodes import NodeView
 from coordinator.scheduler import commands as cmd
@@ -14,9 +15,18 @@ from protocol.values import Hop, LinkTime, NodeId
 Nodes = Mapping[NodeId, NodeView]
 
 
-def contacts(nodes: Nodes, chain: tuple[cmd.ChainStage, ...]) -> dict[NodeId, Contact]:
-    """How the nodes of a chain are reached."""
-    hellos = {node_id: nodes[node_id].hello for node_id in {stage.device.node_id for stage in chain}}
+def pairs_of(chain: tuple[cmd.ChainStage, ...]) -> list[tuple[NodeId, NodeId]]:
+    """Who sends rows or tokens to whom."""
+    nodes = [stage.device.node_id for stage in chain]
+    return [pair for pair in [*pairwise(nodes), (nodes[-1], nodes[0])] if pair[0] != pair[1]]
+
+
+def contacts(
+    nodes: Nodes, chain: tuple[cmd.ChainStage, ...], only_relayed: Set[NodeId] = frozenset()
+) -> dict[NodeId, Contact]:
+    """How the nodes of a chain are reached. Those in `only_relayed` are not to be tried directly."""
+    reached = {stage.device.node_id for stage in chain} - only_relayed
+    hellos = {node_id: nodes[node_id].hello for node_id in reached}
     return {
         node_id: Contact(hello.peer_address, hello.peer_ticket, hello.peer_fingerprint)
         for node_id, hello in hellos.items()
@@ -31,6 +41,12 @@ def ask_links(nodes: Nodes, command: cmd.MeasureLinks) -> MeasureLinks | None:
         return None
     nodes[command.node_id].asked_links = frozenset(targets)
     return MeasureLinks(tuple(_hop(target, nodes[target]) for target in targets))
+
+
+def relayed_link(nodes: Nodes, source: NodeId, target: NodeId) -> LinkSeen | None:
+    """The way through the coordinator; None: not known how long it takes."""
+    own_s, other_s = nodes[source].pool_rtt_s, nodes[target].pool_rtt_s
+    return None if own_s is None or other_s is None else LinkSeen(source, target, own_s + other_s)
 
 
 def hear_links(nodes: Nodes, node_id: NodeId, message: LinksMeasured) -> tuple[LinkSeen, ...]:
@@ -50,8 +66,7 @@ def _link_seen(nodes: Nodes, source: NodeId, link: LinkTime) -> LinkSeen | None:
         return None
     if link.is_direct:
         return None if link.rtt_s is None else LinkSeen(source, target_id, link.rtt_s, link.bytes_per_s)
-    own_s, other_s = nodes[source].pool_rtt_s, target.pool_rtt_s
-    return None if own_s is None or other_s is None else LinkSeen(source, target_id, own_s + other_s)
+    return relayed_link(nodes, source, target_id)
 
 
 def _hop(node_id: NodeId, view: NodeView) -> Hop:

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from coordinator.deadlines import StepTimes
 from coordinator.scheduler.commands import Assign, Measure
 from coordinator.scheduler.state import Device
 from protocol import RECOVERY_VERSION
 from protocol.messages import Heartbeat, Hello, ReleaseSlice, SliceProgress
-from protocol.values import DeviceId, DeviceSpec, NodeId
+from protocol.values import DeviceId, DeviceSpec, DeviceWork, NodeId
 
 SPEED_WINDOW_S = 10.0
 """Tokens per second are counted over about this time."""
@@ -39,6 +40,8 @@ class DeviceView:
     reason: str = ""
     done_bytes: int = 0
     total_bytes: int = 0
+    steps: StepTimes = field(default_factory=StepTimes)
+    """What its steps took on average between two heartbeats, with the slice that it has now."""
 
     def measure(self, command: Measure) -> None:
         self.activity, self.manifest_hash = DeviceActivity.MEASURING, command.manifest_hash
@@ -47,6 +50,12 @@ class DeviceView:
         self.activity, self.manifest_hash = DeviceActivity.DOWNLOADING, command.manifest_hash
         self.layers, self.reason = str(command.layers), command.reason
         self.done_bytes = self.total_bytes = 0
+        self.steps = StepTimes()
+
+    def worked(self, work: DeviceWork) -> None:
+        """It has done steps since its last heartbeat."""
+        if work.num_steps:
+            self.steps.add(work.compute_s / work.num_steps)
 
     def progress(self, message: SliceProgress) -> None:
         self.activity = DeviceActivity.LOADING if message.loading else DeviceActivity.DOWNLOADING

@@ -8,6 +8,7 @@ still says is dropped, so that no token is lost, repeated or changed (ARCHITECTU
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -210,6 +211,10 @@ class Session:
         """Devices are gone; if the session ran over one of them it moves, and avoids those that are `to_blame`."""
         hit = lost & {stage.device for stage in self.chain}
         return self._lose(hit if to_blame else set()) if hit and self._has_chain() else []
+
+    def move_away(self, avoid: Collection[DeviceKey]) -> list[Action]:
+        """It waits in vain where it is: another chain, without these devices if that is possible."""
+        return self._lose(set(avoid)) if self._has_chain() else []
 
     def fail(self, code: str, message: str, retry_after_s: float | None = None) -> list[Action]:
         """Give up: close what is open and tell the user."""

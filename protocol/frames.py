@@ -136,6 +136,20 @@ def decode_frame(data: bytes | bytearray | memoryview, limits: FrameLimits = Fra
     return Frame(kind, dtype, header.row_width, segments, view[HEADER.size + SEGMENT.size * header.num_segments :])
 
 
+def segments_of(data: bytes | bytearray | memoryview) -> tuple[Segment, ...]:
+    """The segments of a frame whose payload does not matter now. Raises FrameError.
+
+    Neither the check sum nor the payload is looked at, so this is for frames of this program's own parts only."""
+    view = memoryview(data)
+    if len(view) < HEADER.size:
+        raise FrameError(FrameFault.SHORT_HEADER, f"{len(view)} bytes, a header has {HEADER.size}")
+    header = _Header(*HEADER.unpack_from(view))
+    _checked_kinds(header)
+    if len(view) < HEADER.size + SEGMENT.size * header.num_segments:
+        raise FrameError(FrameFault.LENGTH_MISMATCH, f"{len(view)} bytes have no room for the segments")
+    return _segments(header, view)
+
+
 def is_probe(data: bytes) -> bool:
     """Whether it claims to be a PROBE frame, without a look at the rest."""
     return data[: len(MAGIC)] == MAGIC and data[KIND_OFFSET : KIND_OFFSET + 1] == bytes((FrameKind.PROBE,))

@@ -163,8 +163,9 @@ class LinksMeasured(_Message, frozen=True):
 class RowsAt(_Message, frozen=True, omit_defaults=True):
     """The answer to WhereAreRows, from the agent: what has passed it, whatever its worker does. Since version 4.
 
-    Positions below `num_received` have come in for this stage, those below `num_sent` have gone on to the next one;
-    `waiting_s` is how long the oldest row between them has been here (0 if there is none)."""
+    Positions below `num_received` have come in for this stage, those below `num_sent` have gone on to the next one
+    (from the tail to the head: the tokens); `waiting_s` is for how long rows have been here while none went on (0 if
+    none are here)."""
 
     session_id: Hex32
     epoch: Count

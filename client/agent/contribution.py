@@ -268,7 +268,7 @@ class Contribution:
     def _handle(self, event: Event) -> None:
         if self._is_leaving:
             return
-        self._execute(self.core.handle(event))
+        self._execute(self.core.handle(event, self._now()))
         self._changed()
         self._woken.set()
 
@@ -288,16 +288,17 @@ class Contribution:
 
     def _frame_out(self, device_id: DeviceId, link: int, frame: bytes) -> None:
         hop = self.core.switch.neighbour(link)
+        self.core.switch.passed_on(device_id, frame, self._now())
         if hop.node_id == self._node_id:
             self._frame_in(frame, self._node_id)
         else:
             self._peers.send(hop, frame)
 
     def _frame_in(self, frame: bytes, sender: NodeId) -> None:
-        self._execute(self.core.handle(FrameArrived(frame, sender)))
+        self._execute(self.core.handle(FrameArrived(frame, sender), self._now()))
 
     def _frame_from_pool(self, frame: bytes) -> None:
-        self._execute(self.core.handle(FrameArrived(frame, None)))
+        self._execute(self.core.handle(FrameArrived(frame, None), self._now()))
 
     def _relay(self, frame: bytes) -> None:
         if self._link is not None and not self._link.relay(frame):
@@ -308,6 +309,9 @@ class Contribution:
 
     def _peer_lost(self, node_id: NodeId) -> None:
         self._handle(PeerLost(node_id))
+
+    def _now(self) -> float:
+        return self._env.clock.monotonic()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

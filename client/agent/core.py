@@ -65,6 +65,7 @@ class AgentCore:
         self._offered = devices
         self.switch = Switch(node_id, FrameLimits())
         self.num_tokens = 0
+        self._now_s = 0.0
         self._manifests: dict[str, Manifest] = {}
         self._work: dict[tuple[DeviceId, int], DeviceWork] = {}
         """By device and generation, since the pool was told last."""
@@ -90,6 +91,7 @@ class AgentCore:
             msg.MeasureLinks: lambda message: [MeasureLinks(message.targets)],
             msg.AssignSlice: self._take_job,
             msg.ReleaseSlice: self._release,
+            msg.WhereAreRows: self._where_are_rows,
             msg.OpenSession: self._open_session,
             msg.CloseSession: self._close_session,
         }
@@ -106,8 +108,10 @@ class AgentCore:
             ipc.WorkDone: self._work_done,
         }
 
-    def handle(self, event: Event) -> list[Command]:
-        """Take one event and say what is to be done about it."""
+    def handle(self, event: Event, now_s: float = 0.0) -> list[Command]:
+        """Take one event and say what is to be done about it. `now_s`, of any clock that does not go back, only
+        matters for how long rows have been here."""
+        self._now_s = now_s
         return self._handlers[type(event)](event)
 
     def validate(self) -> None:
@@ -194,6 +198,15 @@ class AgentCore:
         moved = self.switch.displaced(message)
         commands: list[Command] = [TellWorker(*moved)] if moved else []
         return [*commands, TellWorker(message.device_id, self.switch.open(message, shape))]
+
+    def _where_are_rows(self, message: msg.WhereAreRows) -> list[Command]:
+        """The worker is not asked: it may be what hangs."""
+        rows_at = self.switch.where(message, self._now_s)
+        if rows_at is not None:
+            return [TellPool(rows_at)]
+        sentence = "The session is not open here."
+        broken = msg.SessionBroken(message.session_id, message.epoch, message.stage, "not_open", sentence)
+        return [TellPool(broken)]
 
     def _close_session(self, message: msg.CloseSession) -> list[Command]:
         ended = self.switch.close(SessionId(message.session_id), message.epoch)
@@ -358,8 +371,10 @@ class AgentCore:
         return [TellPool(broken)]
 
     def _sampled(self, device: Device, message: ipc.Sampled) -> list[Command]:
-        if self.switch.leg(SessionId(message.session_id), message.epoch, device.spec.device_id) is None:
+        leg = self.switch.leg(SessionId(message.session_id), message.epoch, device.spec.device_id)
+        if leg is None:
             return []  # the session was closed, or moved on to another epoch, while the worker sampled
+        leg.flow.went_on(message.position + len(message.tokens), self._now_s)
         self.num_tokens += len(message.tokens)
         sampled = msg.TokensSampled(
             message.session_id,
@@ -386,7 +401,7 @@ class AgentCore:
         return []
 
     def _frame_arrived(self, event: FrameArrived) -> list[Command]:
-        deliveries, gaps = self.switch.admit(event.data, event.sender)
+        deliveries, gaps = self.switch.admit(event.data, event.sender, self._now_s)
         passed = [PassFrame(delivery.device_id, delivery.frame) for delivery in deliveries]
         return [*passed, *(TellPool(_gap(gap)) for gap in gaps)]
 

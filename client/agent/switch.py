@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from client.agent.flow import Flow
 from client.ipc import EndSession, IpcError, StartSession
 from protocol.errors import FrameError, FrameFault
-from protocol.frames import Frame, FrameKind, FrameLimits, Segment, WireDtype, decode_frame, encode_frame
-from protocol.messages import OpenSession
+from protocol.frames import Frame, FrameKind, FrameLimits, Segment, WireDtype, decode_frame, encode_frame, segments_of
+from protocol.messages import OpenSession, RowsAt, WhereAreRows
 from protocol.values import DeviceId, Hop, NodeId, SessionId, Variant
 
 DTYPE_OF_VARIANT = {Variant.FLOAT32: WireDtype.FLOAT32, Variant.BFLOAT16: WireDtype.BFLOAT16}
@@ -41,6 +42,7 @@ class Leg:
     next_position: int = 0
     has_gap: bool = False
     """Rows were lost, and that was reported: it can never be right again."""
+    flow: Flow = field(default_factory=Flow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Switch:
         """Register a leg; the answer is what its worker is told."""
         session_id, stage = SessionId(message.session_id), message.stage
         leg = Leg(message.device_id, message.epoch, stage, NodeId(message.previous.node_id), message.next, shape)
+        leg.flow = _flow(message)
         self._legs.setdefault(session_id, {})[stage] = leg
         alone = message.num_stages == 1
         return StartSession(
@@ -149,7 +152,32 @@ class Switch:
             raise IpcError(f"frame for link {link} of {len(self._links)}")
         return self._links[link]
 
-    def admit(self, data: bytes, sender: NodeId | None) -> tuple[list[Delivery], list[Gap]]:
+    def where(self, message: WhereAreRows, now_s: float) -> RowsAt | None:
+        """How far the session's rows have come through that stage; None if it is not open here in that epoch."""
+        leg = self._legs.get(SessionId(message.session_id), {}).get(message.stage)
+        if leg is None or leg.epoch != message.epoch:
+            return None
+        return RowsAt(
+            message.session_id,
+            message.epoch,
+            message.stage,
+            leg.next_position,
+            leg.flow.num_sent,
+            leg.flow.waiting_s(now_s),
+        )
+
+    def passed_on(self, device_id: DeviceId, data: bytes, now_s: float) -> None:
+        """The device's worker has given this frame out for a neighbour. Raises IpcError for what is no frame."""
+        try:
+            segments = segments_of(data)
+        except FrameError as error:
+            raise IpcError(f"what the worker sent is no frame: {error}") from None
+        for segment in segments:
+            leg = self.leg(segment.session_id, segment.epoch, device_id)
+            if leg is not None:
+                leg.flow.went_on(segment.position + segment.num_tokens, now_s)
+
+    def admit(self, data: bytes, sender: NodeId | None, now_s: float = 0.0) -> tuple[list[Delivery], list[Gap]]:
         """Check a frame from a neighbour (None: the coordinator, which has checked the sender itself).
 
         Returns what the workers get and the sessions that lost rows. Anything wrong is counted, nothing is raised."""
@@ -162,7 +190,7 @@ class Switch:
         gaps: list[Gap] = []
         for segment in frame.segments:
             try:
-                targets.append(self._check(frame, segment, sender))
+                targets.append(self._check(frame, segment, sender, now_s))
             except FrameError as error:
                 targets.append(None)
                 gaps += self._refuse(segment, error)
@@ -171,7 +199,7 @@ class Switch:
         devices = [device for device in Counter(targets) if device is not None]
         return [Delivery(device, _select(frame, [t == device for t in targets])) for device in devices], gaps
 
-    def _check(self, frame: Frame, segment: Segment, sender: NodeId | None) -> DeviceId:
+    def _check(self, frame: Frame, segment: Segment, sender: NodeId | None, now_s: float) -> DeviceId:
         """The device this segment is for; raises FrameError. Takes note of the position."""
         leg = self._legs.get(segment.session_id, {}).get(segment.stage)
         if leg is None:
@@ -187,6 +215,7 @@ class Switch:
         if segment.position != leg.next_position:
             raise FrameError(FrameFault.POSITION, f"position {segment.position}, expected {leg.next_position}")
         leg.next_position += segment.num_tokens
+        leg.flow.came_in(leg.next_position, now_s)
         return leg.device_id
 
     def _refuse(self, segment: Segment, error: FrameError) -> list[Gap]:
@@ -218,6 +247,13 @@ class Switch:
         if not legs:
             del self._legs[session_id]
         return leg.device_id, EndSession(session_id, leg.epoch)
+
+
+def _flow(message: OpenSession) -> Flow:
+    """A tail says nothing about the prompt's rows but the last, and then the token that comes after each row."""
+    if message.stage == message.num_stages - 1:
+        return Flow(num_silent=message.num_prompt_tokens - 1, lead=1)
+    return Flow(num_sent=message.next_from)
 
 
 def _select(frame: Frame, keep: Sequence[bool]) -> bytes:

@@ -80,9 +80,9 @@ def suspicion(device: Device, now_s: float) -> float:
     return float(device.suspicion * 0.5 ** ((now_s - device.suspected_at_s) / SUSPICION_HALVES_S))
 
 
-def suspect(device: Device, now_s: float) -> None:
+def suspect(device: Device, now_s: float, weight: float = 1.0) -> None:
     """A chain has broken at it."""
-    device.suspicion = suspicion(device, now_s) + 1.0
+    device.suspicion = suspicion(device, now_s) + weight
     device.suspected_at_s = now_s
 
 

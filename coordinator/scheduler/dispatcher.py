@@ -181,11 +181,11 @@ class Dispatcher:
         self._sessions_on.pop(device.key, None)
         self._router.gone(device)
 
-    def broke(self, key: DeviceKey, now_s: float) -> None:
+    def broke(self, key: DeviceKey, now_s: float, weight: float = 1.0) -> None:
         """A chain broke at this device: it is trusted less for a while, however idle it looks."""
         device = self._state.devices.get(key)
         if device is not None:
-            suspect(device, now_s)
+            suspect(device, now_s, weight)
             self._router.changed(device)
 
     def full(self, key: DeviceKey, now_s: float) -> None:
@@ -269,6 +269,23 @@ class Dispatcher:
         for waiting in overdue:
             self.free(waiting.session_id)
         return overdue
+
+    def elsewhere(self, waiting: Waiting, now_s: float) -> Route | None:
+        """The chain that this running request would be given if it gave its own back; None if none is free that keeps
+        away from `waiting.avoid`."""
+        running = self._state.running.get(waiting.session_id)
+        if running is None:
+            return None
+        self._count_all(running, -1)
+        request = self._request(waiting, waiting.avoid)
+        routes = [self._router.route(request, variant, now_s) for variant in Variant]
+        self._count_all(running, 1)
+        best = min((route for route in routes if route is not None), key=lambda route: route.tpot_s, default=None)
+        return None if best is None or self._is_crowded(best) else best
+
+    def _count_all(self, running: Running, sign: int) -> None:
+        for key in running.devices:
+            self._count(self._state.devices[key], running.load, running.num_tokens, sign)
 
     # ------------------------------------------------------------ the queue
 

@@ -88,9 +88,12 @@ class LinksSeen:
 
 @dataclass(frozen=True, slots=True)
 class DeviceBroke:
-    """A chain broke at this device though the device itself goes on: it is trusted less for a while."""
+    """A chain broke at this device though the device itself goes on: it is trusted less for a while.
+
+    `weight` is what that counts: so much times its cost is added for new requests; it halves every 30 s."""
 
     device: DeviceKey
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

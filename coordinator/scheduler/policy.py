@@ -41,6 +41,8 @@ class Route:
     """Time per token that is expected under the present load; 0 where the router does not predict it."""
     idle_tpot_s: float = 0.0
     """The same if nothing else ran there: waiting cannot make it less."""
+    ttft_s: float = 0.0
+    """Time to the first token, or of a session that moves to the next one."""
 
 
 class Router(Protocol):

@@ -265,7 +265,7 @@ class ChainRouter:
         tpot_s, idle_s = ring_s + sum(token_s), ring_s + sum(idle_token_s)
         ttft_s = delay_s + prefill_s(prompt_s, [row_bytes * hop[1] for hop in hops], num_prompt)
         duration_s = ttft_s + max(1, num_new) * tpot_s
-        return Route(devices, 1.0 / tpot_s, num_prompt / duration_s, tpot_s, idle_s)
+        return Route(devices, 1.0 / tpot_s, num_prompt / duration_s, tpot_s, idle_s, ttft_s)
 
 
 def exact_chain(

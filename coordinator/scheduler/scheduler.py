@@ -5,11 +5,12 @@ What an event means is here; the planner (phase 1) and the dispatcher (phase 2) 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from coordinator.scheduler import events as ev
 from coordinator.scheduler.allocation import LaneAllocator
+from coordinator.scheduler.chain_times import ChainTimes, chain_times
 from coordinator.scheduler.commands import Assign, Command, MeasureLinks, RefuseRequest, Release
 from coordinator.scheduler.cost import model_cost
 from coordinator.scheduler.coverage import missing_layers
@@ -17,7 +18,7 @@ from coordinator.scheduler.departed import Departed
 from coordinator.scheduler.dispatcher import Dispatcher
 from coordinator.scheduler.explain import PoolPlan, plan_of
 from coordinator.scheduler.planner import Planner
-from coordinator.scheduler.policy import Policy, SchedulerConfig
+from coordinator.scheduler.policy import Policy, Route, SchedulerConfig
 from coordinator.scheduler.queue_forecast import QueuePlace
 from coordinator.scheduler.returning import Returning, adopt
 from coordinator.scheduler.routing import ChainRouter
@@ -142,6 +143,14 @@ class Scheduler:
         """The most tokens that a request could have on an idle pool."""
         return self._dispatcher.largest_request(manifest_hash)
 
+    def elsewhere(self, request: ev.RequestArrived, now_s: float) -> Route | None:
+        """The chain that a running request would get if it came back with this; None if there is no other now."""
+        return self._dispatcher.elsewhere(_waiting(request, now_s), now_s)
+
+    def chain_times(self, manifest_hash: str, chain: Sequence[DeviceKey]) -> ChainTimes:
+        """What steps over these devices are expected to take."""
+        return chain_times(self.state, manifest_hash, chain)
+
     def queue_places(self) -> dict[SessionId, QueuePlace]:
         """Of everybody who waits, counted per model."""
         return self._dispatcher.queue_places()
@@ -234,7 +243,7 @@ class Scheduler:
         return []
 
     def _device_broke(self, event: ev.DeviceBroke, now_s: float) -> list[Command]:
-        self._dispatcher.broke(event.device, now_s)
+        self._dispatcher.broke(event.device, now_s, event.weight)
         return []
 
     def _device_full(self, event: ev.DeviceFull, now_s: float) -> list[Command]:
@@ -272,18 +281,7 @@ class Scheduler:
 
     def _request_arrived(self, event: ev.RequestArrived, now_s: float) -> list[Command]:
         self._dispatcher.free(event.session_id)
-        waiting = Waiting(
-            event.session_id,
-            event.manifest_hash,
-            event.num_tokens,
-            event.resumed,
-            event.avoid,
-            now_s + QUEUE_TTL_S,
-            event.num_prompt_tokens,
-            event.tenant,
-            event.affinity,
-            None if event.deadline_s is None else now_s + event.deadline_s,
-        )
+        waiting = _waiting(event, now_s)
         if not event.resumed:
             self.workloads.seen(event.manifest_hash, event.num_prompt_tokens, event.num_tokens, now_s)
         refusal = self._refusal(waiting)
@@ -390,6 +388,21 @@ class Scheduler:
         cuts = [0, *(device.layers.stop for device in chain if device.layers)]
         assert [device.layers.start for device in chain if device.layers] == cuts[:-1], running
         assert cuts[-1] == self.state.models[running.manifest_hash].num_layers, running
+
+
+def _waiting(event: ev.RequestArrived, now_s: float) -> Waiting:
+    return Waiting(
+        event.session_id,
+        event.manifest_hash,
+        event.num_tokens,
+        event.resumed,
+        event.avoid,
+        now_s + QUEUE_TTL_S,
+        event.num_prompt_tokens,
+        event.tenant,
+        event.affinity,
+        None if event.deadline_s is None else now_s + event.deadline_s,
+    )
 
 
 _BUSY = (DeviceState.MEASURING, DeviceState.ASSIGNED, DeviceState.READY)

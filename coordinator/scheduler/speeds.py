@@ -8,7 +8,7 @@ from coordinator.scheduler.state import Device, DeviceKey
 from protocol.values import LayerRange
 
 MIN_STEPS = 8
-"""A report of fewer forwards says too little."""
+"""Fewer forwards say too little: they wait for the next reports', or the slowest devices would never be seen."""
 NEWEST_WEIGHT = 0.3
 LEAST, MOST = 0.25, 20.0
 """Of a slowdown; what is beyond is a broken clock, or a broken device that other rules find."""
@@ -22,15 +22,20 @@ class Speeds:
 
     def __init__(self) -> None:
         self._announced: dict[DeviceKey, float] = {}
+        self._few: dict[DeviceKey, StepsSeen] = {}
+        """What was reported of less than MIN_STEPS forwards so far."""
 
     def seen(self, device: Device, model: ModelCost, event: StepsSeen) -> bool:
         """Learn from a report of the slice that the device holds now; true when its speed is news.
 
-        Reports with too few forwards, and those of a slice that it does not hold, change nothing."""
+        Too few forwards are kept until there are more; those of a slice that it does not hold change nothing."""
         manifest_hash = model.facts.manifest_hash
-        if event.num_steps < MIN_STEPS or event.compute_s <= 0.0 or device.layers is None:
+        if event.compute_s <= 0.0 or device.layers is None:
             return False
         if device.model != manifest_hash or event.generation != device.generation:
+            return False
+        event = self._with_few(event)
+        if event.num_steps < MIN_STEPS:
             return False
         benchmark = device.benchmarks.get(manifest_hash)
         if benchmark is None:
@@ -45,6 +50,24 @@ class Speeds:
             return False
         self._announced[device.key] = device.slowdown
         return True
+
+    def _with_few(self, event: StepsSeen) -> StepsSeen:
+        """With what was kept of this generation. If that is still too little, all of it is kept."""
+        few = self._few.pop(event.device, None)
+        if few is not None and few.generation == event.generation:
+            event = StepsSeen(
+                event.device,
+                event.generation,
+                few.num_steps + event.num_steps,
+                few.num_decode_rows + event.num_decode_rows,
+                few.num_prompt_tokens + event.num_prompt_tokens,
+                few.compute_s + event.compute_s,
+            )
+        if event.num_steps < MIN_STEPS:
+            self._few[event.device] = event
+            while len(self._few) > MAX_DEVICES:
+                del self._few[next(iter(self._few))]
+        return event
 
 
 def expected_s(speed: Speed, model: ModelCost, layers: LayerRange, event: StepsSeen) -> float:

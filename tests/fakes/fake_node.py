@@ -49,7 +49,8 @@ class Leg:
 
 
 class FakeNode:
-    """One node. `silent` makes it a hung one: it hears and says nothing; `loads` False: it never becomes ready."""
+    """One node. `silent` makes it a stopped one: it hears and says nothing; `hangs`: only its worker does nothing any
+    more; `loads` False: it never becomes ready."""
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class FakeNode:
         self.num_kv_tokens = num_kv_tokens
         self.loads = True
         self.silent = False
+        self.hangs = False
         self.heard: list[m.CoordinatorMessage | bytes] = []
         self.legs: dict[tuple[SessionId, int], Leg] = {}
         self.num_refused_rows = 0
@@ -81,6 +83,9 @@ class FakeNode:
         if self.silent:
             return []
         self.heard.append(data)
+        if self.hangs:
+            asked = data if isinstance(data, m.WhereAreRows) else None
+            return [m.RowsAt(asked.session_id, asked.epoch, asked.stage, 0, 0, 3600.0)] if asked else []
         match data:
             case bytes():
                 return self._receive(decode_frame(data))
@@ -92,6 +97,8 @@ class FakeNode:
             case m.OpenSession():
                 self.legs[SessionId(data.session_id), data.stage] = Leg(data)
                 return [m.SessionOpened(data.session_id, data.epoch, data.stage)]
+            case m.WhereAreRows():
+                return [self._where(data)]
             case m.CloseSession(session_id, epoch):
                 for key, leg in list(self.legs.items()):
                     if key[0] == session_id and leg.order.epoch <= epoch:
@@ -120,6 +127,15 @@ class FakeNode:
         is_same = before is not None and msgspec.structs.replace(before, generation=order.generation) == held
         self.num_loads += not is_same
         return [progress, ready]
+
+    def _where(self, asked: m.WhereAreRows) -> m.NodeMessage:
+        """It computes in no time: nothing ever waits here."""
+        leg = self.legs.get((SessionId(asked.session_id), asked.stage))
+        if leg is None or leg.order.epoch != asked.epoch:
+            return m.SessionBroken(asked.session_id, asked.epoch, asked.stage, "not_open", "It is not open here.")
+        has_all = len(leg.kv) >= leg.order.num_prompt_tokens
+        num_sent = (len(leg.kv) + 1) * has_all if leg.is_tail else len(leg.kv)
+        return m.RowsAt(asked.session_id, asked.epoch, asked.stage, len(leg.kv), num_sent, 0.0)
 
     def _receive(self, frame: Frame) -> list[m.NodeMessage | bytes]:
         answers: list[m.NodeMessage | bytes] = []

@@ -121,6 +121,10 @@ class PoolDriver:
                 case DropNode(node_id):
                     self.dropped.append(effect)
                     self.nodes.pop(node_id, None)
+        self.validate()
+
+    def validate(self) -> None:
+        """After everything that happens."""
         self.core.validate()
 
     # ------------------------------------------------------------ what the user saw

@@ -29,6 +29,7 @@ from protocol.frames import (
     encode_frame,
     is_probe,
     probe_frame,
+    segments_of,
 )
 from protocol.values import SessionId
 
@@ -282,3 +283,16 @@ def test_the_largest_probe_is_taken_and_a_larger_one_by_nobody() -> None:
     with pytest.raises(FrameError) as caught:
         decode_frame(encode_frame(larger), FrameLimits())
     assert caught.value.code in (FrameFault.TOO_LARGE, FrameFault.BAD_SHAPE)
+
+
+@given(frames())
+def test_segments_are_read_without_a_look_at_the_payload(frame: Frame) -> None:
+    data = encode_frame(frame)
+    assert segments_of(data) == frame.segments
+    assert segments_of(data[: HEADER.size + SEGMENT.size * len(frame.segments)]) == frame.segments
+
+
+@given(st.binary(max_size=200))
+def test_segments_of_random_bytes_are_a_frame_error(data: bytes) -> None:
+    with pytest.raises(FrameError):
+        segments_of(data)

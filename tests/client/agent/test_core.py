@@ -27,6 +27,7 @@ from client.agent.events import (
     PoolSaid,
     RestartDue,
     WorkerDied,
+    WorkerSaid,
 )
 from protocol import messages as msg
 from protocol.pause import PoolDefaults
@@ -39,6 +40,7 @@ from tests.client.agent.samples import (
     GPU_1,
     LAYER_BYTES,
     LEFT,
+    NODE,
     OTHER_SESSION,
     RIGHT,
     SESSION,
@@ -596,3 +598,32 @@ def test_another_pool_hears_nothing_of_the_work_for_the_last_one() -> None:
     node.worker(ipc.WorkDone(1, 1, 0, 0.5))
     node.handle(PoolLost())
     assert node.core.take_work() == ()
+
+
+# ---------------------------------------------------------------- where rows are
+
+
+def where_in(node: Node, now_s: float, stage: int = 1, epoch: int = 1) -> list[object]:
+    return list(node.core.handle(PoolSaid(msg.WhereAreRows(SESSION, epoch, stage)), now_s))
+
+
+def test_the_agent_says_where_rows_are_without_its_worker() -> None:
+    node = serving(open_session())
+    node.core.handle(FrameArrived(rows(segment(num_tokens=2)), LEFT), 3.0)
+    assert where_in(node, 7.5) == [TellPool(msg.RowsAt(SESSION, 1, 1, 2, 0, 4.5))]
+
+
+def test_a_tail_that_is_alone_has_answered_with_what_it_sampled() -> None:
+    node = serving(open_session(stage=0, num_stages=1, previous=NODE))
+    node.core.handle(FrameArrived(tokens(segment(num_tokens=4, stage=0)), None), 1.0)
+    assert where_in(node, 2.0, stage=0) == [TellPool(msg.RowsAt(SESSION, 1, 0, 4, 0, 1.0))]
+    node.core.handle(WorkerSaid(CPU.device_id, ipc.Sampled(SESSION, 1, 4, (9,), None, StepTiming())), 2.5)
+    assert where_in(node, 9.0, stage=0) == [TellPool(msg.RowsAt(SESSION, 1, 0, 4, 5, 0.0))]
+
+
+def test_a_session_that_is_not_open_here_is_told_as_broken_in_the_epoch_that_was_asked_for() -> None:
+    node = serving(open_session(epoch=1))
+    [answer] = where_in(node, 0.0, epoch=2)
+    assert isinstance(answer, TellPool)
+    assert isinstance(answer.message, msg.SessionBroken)
+    assert (answer.message.epoch, answer.message.stage, answer.message.code) == (2, 1, "not_open")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from client.agent.switch import Delivery, Gap, Shape, Switch
 from client.ipc import EndSession, IpcError
 from protocol.frames import FrameLimits, WireDtype, decode_frame
-from protocol.messages import OpenSession
+from protocol.messages import OpenSession, RowsAt, WhereAreRows
 from protocol.values import Hop, NodeId
 from tests.client.agent.samples import (
     CPU,
@@ -259,3 +260,67 @@ def test_legs_towards_a_neighbour_are_those_whose_rows_go_there() -> None:
     switch = switch_with(open_session(), open_session(OTHER_SESSION, following=Hop(LEFT, 2)))
     assert [session_id for session_id, _ in switch.legs_towards(RIGHT)] == [SESSION]
     assert switch.legs_towards(NodeId("e" * 32)) == []
+
+
+# ---------------------------------------------------------------- where rows are
+
+
+def asked(stage: int = 1, epoch: int = 1) -> WhereAreRows:
+    return WhereAreRows(SESSION, epoch, stage)
+
+
+def test_a_stage_says_what_came_in_what_went_on_and_for_how_long_the_rest_has_been_here() -> None:
+    switch = switch_with(open_session())
+    switch.admit(rows(segment(num_tokens=4)), LEFT, 10.0)
+    assert switch.where(asked(), 12.0) == RowsAt(SESSION, 1, 1, 4, 0, 2.0)
+    switch.passed_on(CPU.device_id, rows(segment(num_tokens=4, stage=2)), 13.0)
+    assert switch.where(asked(), 20.0) == RowsAt(SESSION, 1, 1, 4, 4, 0.0)
+
+
+def test_a_tail_owes_a_token_once_it_has_the_whole_prompt() -> None:
+    switch = switch_with(open_session(stage=2))
+    switch.admit(rows(segment(num_tokens=3, stage=2)), LEFT, 0.0)
+    assert switch.where(asked(2), 9.0) == RowsAt(SESSION, 1, 2, 3, 0, 0.0)
+    switch.admit(rows(segment(position=3, stage=2)), LEFT, 10.0)
+    assert switch.where(asked(2), 11.0) == RowsAt(SESSION, 1, 2, 4, 0, 1.0)
+    switch.passed_on(CPU.device_id, tokens(segment(position=4, stage=0)), 12.0)
+    assert switch.where(asked(2), 20.0) == RowsAt(SESSION, 1, 2, 4, 5, 0.0)
+
+
+def test_rows_that_were_refused_did_not_come_in() -> None:
+    switch = switch_with(open_session())
+    switch.admit(rows(segment(position=3)), LEFT, 0.0)
+    switch.admit(rows(segment()), RIGHT, 0.0)
+    assert switch.where(asked(), 5.0) == RowsAt(SESSION, 1, 1, 0, 0, 0.0)
+
+
+def test_what_the_next_stage_holds_already_counts_as_sent() -> None:
+    switch = switch_with(msgspec.structs.replace(open_session(), num_kept_tokens=3, next_from=2))
+    answer = switch.where(asked(), 5.0)
+    assert answer is not None
+    assert (answer.num_sent, answer.waiting_s) == (2, 0.0)
+
+
+def test_of_two_sessions_in_a_frame_each_has_gone_on_as_far_as_its_own_rows() -> None:
+    switch = switch_with(open_session(), open_session(OTHER_SESSION))
+    switch.passed_on(CPU.device_id, rows(segment(num_tokens=3, stage=2), segment(OTHER_SESSION, stage=2)), 0.0)
+    sent = [switch.where(WhereAreRows(name, 1, 1), 0.0) for name in (SESSION, OTHER_SESSION)]
+    assert [answer.num_sent for answer in sent if answer] == [3, 1]
+
+
+def test_late_rows_of_an_older_epoch_or_of_another_device_say_nothing() -> None:
+    switch = switch_with(open_session(epoch=2))
+    switch.passed_on(CPU.device_id, rows(segment(num_tokens=3, stage=2, epoch=1)), 0.0)
+    switch.passed_on(GPU.device_id, rows(segment(num_tokens=3, stage=2, epoch=2)), 0.0)
+    assert switch.where(asked(epoch=2), 0.0) == RowsAt(SESSION, 2, 1, 0, 0, 0.0)
+
+
+@pytest.mark.parametrize(("stage", "epoch"), [(0, 1), (1, 2), (1, 0)])
+def test_of_a_stage_or_an_epoch_that_is_not_here_nothing_is_known(stage: int, epoch: int) -> None:
+    assert switch_with(open_session()).where(asked(stage, epoch), 0.0) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"DLLM", bytes(100), rows(segment())[:50]])
+def test_a_worker_that_sends_no_frames_is_of_another_build(data: bytes) -> None:
+    with pytest.raises(IpcError):
+        switch_with(open_session()).passed_on(CPU.device_id, data, 0.0)

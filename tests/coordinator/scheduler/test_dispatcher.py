@@ -16,7 +16,7 @@ from coordinator.scheduler.policy import RouteRequest, SchedulerConfig
 from coordinator.scheduler.queue_forecast import QueuePlace
 from coordinator.scheduler.routing import ChainRouter
 from coordinator.scheduler.scheduler import QUEUE_TTL_S
-from coordinator.scheduler.state import IDLE, DeviceState, Signal
+from coordinator.scheduler.state import IDLE, DeviceState, Signal, Waiting
 from protocol.values import LayerRange, Variant
 from tests.fakes import chain_pool as pools
 from tests.fakes import pool_facts as facts
@@ -514,3 +514,63 @@ class AnyOrderOfRequests(RuleBasedStateMachine):
 
 TestAnyOrderOfRequests = AnyOrderOfRequests.TestCase
 TestAnyOrderOfRequests.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+# ---------------------------------------------------------------- elsewhere
+
+
+def elsewhere(pool: ChainPool, number: int, *avoid: int, num_tokens: int = 100) -> list[int] | None:
+    """The chain that the running request would be given away from those."""
+    waiting = Waiting(
+        facts.session_id(number), DIGEST, num_tokens, True, frozenset(pools.key(n) for n in avoid), pool.now_s + 120.0
+    )
+    before = [(d.num_requests, d.num_reserved_tokens, d.load) for d in pool.state.devices.values()]
+    route = pool.dispatcher.elsewhere(waiting, pool.now_s)
+    pool.dispatcher.validate()
+    assert before == [(d.num_requests, d.num_reserved_tokens, d.load) for d in pool.state.devices.values()]
+    return None if route is None else [pools.number_of(device.key) for device in route.devices]
+
+
+def test_a_running_request_hears_of_another_chain_without_moving() -> None:
+    pool = ChainPool()
+    for number in (1, 2):
+        pool.hold(number, 0, 8)
+    [[at]] = chains(pool.arrive(1))
+    assert elsewhere(pool, 1, at) == [3 - at]
+    assert pool.device(at).num_requests == 1
+
+
+def test_there_is_nowhere_else_if_no_other_device_holds_the_layers_or_has_room() -> None:
+    pool = ChainPool()
+    pool.hold(1, 0, 8)
+    pool.arrive(1)
+    assert elsewhere(pool, 1, 1) is None
+    pool.hold(2, 0, 8, room=50)
+    assert elsewhere(pool, 1, 1) is None
+
+
+def test_what_a_request_has_reserved_itself_is_room_for_it() -> None:
+    """Its other stages stay where they are, however full they are with itself."""
+    pool = ChainPool()
+    pool.hold(1, 0, 4, room=100)
+    pool.hold(2, 4, 8, room=100)
+    pool.hold(3, 4, 8, layer_s=0.02, room=100)
+    assert chains(pool.arrive(1)) == [[1, 2]]
+    assert elsewhere(pool, 1, 2) == [1, 3]
+
+
+def test_a_request_that_does_not_run_has_no_elsewhere() -> None:
+    pool = ChainPool()
+    pool.hold(1, 0, 8)
+    assert elsewhere(pool, 1) is None
+
+
+def test_a_device_that_hung_is_avoided_though_it_is_three_times_as_fast() -> None:
+    pool = ChainPool()
+    pool.hold(1, 0, 8, layer_s=0.01)
+    pool.hold(2, 0, 8, layer_s=0.03)
+    assert pool.route() == [1]
+    pool.dispatcher.broke(pools.key(1), pool.now_s, 3.0)
+    assert pool.route() == [2]
+    pool.now_s += 120.0
+    assert pool.route() == [1]

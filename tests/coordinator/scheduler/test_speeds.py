@@ -133,3 +133,19 @@ def test_what_was_announced_is_bounded(device: Device, model: ModelCost, monkeyp
         other = dataclasses.replace(device, key=facts.key(number))
         assert speeds.seen(other, model, report(9 * 4.4, device=facts.key(number)))
     assert len(speeds._announced) == 3
+
+
+def test_a_device_so_slow_that_each_report_has_few_steps_is_seen_all_the_same(device: Device, model: ModelCost) -> None:
+    speeds = Speeds()
+    few = report(5 * 10 * 4 * 0.011, num_steps=5, num_decode_rows=5)
+    told = [speeds.seen(device, model, few) for _ in range(40)]
+    assert any(told)
+    assert device.slowdown == pytest.approx(10.0, rel=0.05)
+
+
+def test_few_steps_of_an_older_slice_are_not_added_to_those_of_the_next(device: Device, model: ModelCost) -> None:
+    speeds = Speeds()
+    speeds.seen(device, model, report(5 * 10 * 4 * 0.011, num_steps=5, num_decode_rows=5))
+    device.generation = 4
+    speeds.seen(device, model, report(5 * 4 * 0.011, num_steps=5, num_decode_rows=5, generation=4))
+    assert device.slowdown == 1.0
