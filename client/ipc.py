@@ -31,7 +31,7 @@ from protocol.values import (
     Variant,
 )
 
-IPC_VERSION = 2
+IPC_VERSION = 3
 """GUI, agent and worker may be of different builds: they refuse each other by this number."""
 
 PACKET = struct.Struct("<IBI")
@@ -78,7 +78,8 @@ class StartSession(_Message, frozen=True):
     """Open a session at this epoch, ending an older epoch of it. Answer: SessionStarted or SessionFailed.
 
     `next_link` is where this stage's rows (the tail: the sampled tokens, for the head) go; None when this stage is
-    head and tail in one. `num_reserved_tokens` is the KV room to reserve. Only the tail has the last three."""
+    head and tail in one. `num_reserved_tokens` is the KV room to reserve. Only the tail has `sampling`, `stop` and
+    `history`. `num_kept_tokens` and `next_from` are as in messages.OpenSession."""
 
     session_id: Hex32
     epoch: Count
@@ -91,6 +92,8 @@ class StartSession(_Message, frozen=True):
     sampling: Sampling | None = None
     stop: StopRule | None = None
     history: tuple[Token, ...] = ()
+    num_kept_tokens: Count = 0
+    next_from: Count = 0
 
 
 class EndSession(_Message, frozen=True):

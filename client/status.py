@@ -116,7 +116,10 @@ class SessionReading(msgspec.Struct, frozen=True, tag="session"):
 
 
 class Quit(msgspec.Struct, frozen=True, tag="quit"):
-    """Leave the pool cleanly and end the agent. End-of-file on its standard input means the same."""
+    """Leave the pool cleanly and end the agent. End-of-file on its standard input means the same, `at_once`: nobody is
+    there to wait until all that runs here has been handed over."""
+
+    at_once: bool = False
 
 
 Report = Status | History

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from coordinator.affinity import affinity_of
+from coordinator.arrivals import arrival_of
 from coordinator.effects import DropNode, Effect, ToNode, ToUser
-from coordinator.neighbours import ask_links, hear_links
+from coordinator.neighbours import ask_links, hear_links, keepers
 from coordinator.nodes import DeviceView, NodeView
+from coordinator.orders import assign, measure
 from coordinator.poison import CrashBook
 from coordinator.queue_news import QueueNews
 from coordinator.relaying import relay_target
@@ -35,18 +36,17 @@ from coordinator.sessions import (
     SendMessage,
     Session,
     SessionState,
+    WantMove,
 )
 from protocol.errors import CloseCode, FrameError, MessageError, MessageFault
 from protocol.frames import decode_frame
 from protocol.messages import (
-    AssignSlice,
     DeviceFailed,
     DeviceMeasured,
     Heartbeat,
     Hello,
     Leaving,
     LinksMeasured,
-    MeasureDevice,
     NodeMessage,
     ReleaseSlice,
     RowsAt,
@@ -85,7 +85,7 @@ class PoolCore:
         self._queue_news = QueueNews()
         self._crashes = CrashBook()
         self._looked_s: float | None = None
-        self.rerouting = Rerouting(self.scheduler, self.sessions, self.nodes, _arrival)
+        self.rerouting = Rerouting(self.scheduler, self.sessions, self.nodes)
         self.lateness = self.rerouting.lateness
         self._message_handlers: dict[type, Callable[[NodeId, Any, float], list[Effect]]] = {
             DeviceMeasured: self._device_measured,
@@ -118,9 +118,11 @@ class PoolCore:
 
     def drain_node(self, node_id: NodeId, on: bool, now_s: float) -> list[Effect]:
         """Nothing new for this node, or all of it again. It is remembered for a node that is not connected now."""
-        if node_id in self.nodes:
-            self.nodes[node_id].is_draining = on
-        return self._schedule(ev.NodeDraining(node_id, on), now_s)
+        view = self.nodes.get(node_id)
+        if view is not None:
+            view.drains_anyway, view.is_draining = on, on or view.is_leaving
+        is_on = on if view is None else view.is_draining
+        return self._schedule(ev.NodeDraining(node_id, is_on), now_s)
 
     def remove_node(self, node_id: NodeId, reason: str, now_s: float) -> list[Effect]:
         """The operator does not want it here. Harmless for a node that is not connected."""
@@ -132,7 +134,9 @@ class PoolCore:
         """A node said hello. An older connection of the same node counts as lost."""
         node_id = NodeId(hello.node_id)
         effects = self.node_lost(node_id, now_s) if node_id in self.nodes else []
-        self.nodes[node_id] = NodeView(hello, now_s, is_draining=node_id in self.scheduler.state.draining)
+        self._looked_s = now_s if self._looked_s is None else self._looked_s
+        drains = node_id in self.scheduler.state.draining
+        self.nodes[node_id] = NodeView(hello, now_s, is_draining=drains, drains_anyway=drains)
         planned = self._schedule(ev.NodeJoined(node_id, hello.devices, hello.held), now_s)
         unused = self.nodes[node_id].hold(self.scheduler.held_by(node_id))
         return [*effects, *(ToNode(node_id, release) for release in unused), *planned]
@@ -144,6 +148,8 @@ class PoolCore:
             return []
         lost = {DeviceKey(node_id, device_id) for device_id in view.devices}
         effects = self._schedule(ev.NodeLeft(node_id), now_s)
+        if view.is_draining and not view.drains_anyway:
+            effects += self._schedule(ev.NodeDraining(node_id, False), now_s)
         return [*effects, *self._move_sessions(lost, now_s)]
 
     def node_said(self, node_id: NodeId, message: NodeMessage, now_s: float) -> list[Effect]:
@@ -178,14 +184,14 @@ class PoolCore:
     def request(self, order: Order, now_s: float) -> list[Effect]:
         """A user wants an answer. What this session's user hears first is Queued, Rerouted or Failed."""
         session = self.sessions[order.session_id] = Session(order)
-        effects = self._schedule(_arrival(session), now_s)
+        effects = self._schedule(arrival_of(session), now_s)
         place = self.queue_place(order.session_id)
         return [*effects, self._queue_news.tell(order.session_id, place, now_s)] if place else effects
 
     def restore(self, order: Order, tokens: tuple[int, ...], epoch: int, now_s: float) -> list[Effect]:
         """An answer of a coordinator before this one goes on behind these tokens; `epoch` is above all of its."""
         session = self.sessions[order.session_id] = Session(order, tokens=list(tokens), epoch=epoch)
-        return self._schedule(_arrival(session, resumed=True), now_s)
+        return self._schedule(arrival_of(session, resumed=True), now_s)
 
     def queue_place(self, session_id: SessionId) -> QueuePlace | None:
         """Where it stands in the queue; None if it does not wait."""
@@ -204,6 +210,8 @@ class PoolCore:
         effects: list[Effect] = []
         for node_id in silent:
             effects += [*self.node_lost(node_id, now_s), DropNode(node_id, f"silent for {LEASE_S:.0f} s")]
+        for node_id in [node_id for node_id, view in self.nodes.items() if view.is_leaving]:
+            effects += self._clear(node_id, now_s)
         effects += self._reroute([*self.rerouting.look(now_s), *self.rerouting.slow(now_s)], now_s)
         effects += [*self._schedule(ev.TimePassed(), now_s), *self._next_suspect(now_s)]
         return [*effects, *self._news_of_queue(now_s)]
@@ -258,7 +266,7 @@ class PoolCore:
         view = self._current_view(node_id, message.device_id, message.generation)
         if view is None:
             return []
-        view.serve()
+        view.serve(can_truncate=message.can_truncate)
         device = DeviceKey(node_id, message.device_id)
         return self._schedule(ev.SliceReady(device, message.generation, message.num_kv_tokens), now_s)
 
@@ -311,7 +319,20 @@ class PoolCore:
         return self._schedule(ev.LinksSeen(links, pool_rtts_s), now_s) if links or pool_rtts_s else []
 
     def _leaving(self, node_id: NodeId, message: Leaving, now_s: float) -> list[Effect]:
-        return [*self.node_lost(node_id, now_s), DropNode(node_id, "left")]
+        """At once, or as soon as what runs there runs elsewhere: the node goes when nothing is left on it."""
+        if not message.within_s:
+            return [*self.node_lost(node_id, now_s), DropNode(node_id, "left")]
+        view = self.nodes[node_id]
+        view.is_leaving = view.is_draining = True
+        return [*self._schedule(ev.NodeDraining(node_id, True), now_s), *self._clear(node_id, now_s)]
+
+    def _clear(self, node_id: NodeId, now_s: float) -> list[Effect]:
+        """Its sessions look for other chains: now, or after their next token."""
+        effects: list[Effect] = []
+        for session in list(self.sessions.values()):
+            if any(stage.device.node_id == node_id for stage in session.chain):
+                effects += self._act(session, session.move_soon(), now_s)
+        return effects
 
     # ------------------------------------------------------------ tying the parts together
 
@@ -325,42 +346,27 @@ class PoolCore:
         match command:
             case cmd.StartChain(session_id, chain):
                 session = self.sessions[session_id]
-                return self._act(session, session.start(chain, self.rerouting.contacts(chain, now_s)), now_s)
+                found = self.rerouting.contacts(chain, now_s), keepers(self.nodes, chain)
+                return self._act(session, session.start(chain, *found), now_s)
+            case cmd.LetGo(session_id):
+                session = self.sessions[session_id]
+                return self._act(session, session.let_go(), now_s)
             case cmd.RefuseRequest(session_id, code, message, retry_after_s):
                 session = self.sessions[session_id]
                 return self._act(session, session.fail(code, message, retry_after_s), now_s)
             case cmd.Measure():
-                return [self._measure(command)]
+                return [measure(self.nodes, command)]
             case cmd.MeasureLinks():
                 return self._measure_links(command)
             case cmd.Assign():
-                return [self._assign(command)]
+                return [assign(self.nodes, command, self._models[command.manifest_hash])]
             case cmd.Release():
                 return self._release(command, now_s)
-
-    def _measure(self, command: cmd.Measure) -> Effect:
-        device = command.device
-        self.nodes[device.node_id].devices[device.device_id].measure(command)
-        return ToNode(device.node_id, MeasureDevice(device.device_id, command.manifest_hash, command.variant))
 
     def _measure_links(self, command: cmd.MeasureLinks) -> list[Effect]:
         """Asks those that know how, about others that know what a probe is."""
         asked = ask_links(self.nodes, command)
         return [ToNode(command.node_id, asked)] if asked else []
-
-    def _assign(self, command: cmd.Assign) -> Effect:
-        device, model = command.device, self._models[command.manifest_hash]
-        self.nodes[device.node_id].devices[device.device_id].assign(command)
-        message = AssignSlice(
-            device.device_id,
-            command.generation,
-            model.name,
-            command.manifest_hash,
-            command.variant,
-            command.layers,
-            model.num_layers,
-        )
-        return ToNode(device.node_id, message)
 
     def _release(self, command: cmd.Release, now_s: float) -> list[Effect]:
         """Who lets a slice go ends what runs over it, so sessions move first. That is no fault of the device."""
@@ -378,8 +384,12 @@ class PoolCore:
                     effects.append(ToNode(node_id, message))
                 case SendFrame(node_id, frame):
                     effects.append(ToNode(node_id, frame))
-                case NeedChain(_, avoid):
-                    effects += self._need_chain(session, avoid, now_s)
+                case NeedChain(_, avoid, kept):
+                    arrival = arrival_of(session, resumed=True, avoid=avoid, kept=kept)
+                    effects += self._need_chain(session, arrival, now_s)
+                case WantMove(_, avoid):
+                    wanted = ev.MoveWanted(arrival_of(session, resumed=True, avoid=avoid))
+                    effects += self._schedule(wanted, now_s)
                 case Deliver() | Rerouted() | Failed():
                     effects.append(ToUser(session.order.session_id, action))
                     if isinstance(action, Deliver):
@@ -394,15 +404,21 @@ class PoolCore:
             effects += self._schedule(ev.RequestFinished(session_id, len(session.tokens)), now_s)
         return effects
 
-    def _need_chain(self, session: Session, avoid: frozenset[DeviceKey], now_s: float) -> list[Effect]:
+    def _need_chain(self, session: Session, arrival: ev.RequestArrived, now_s: float) -> list[Effect]:
         """Where workers crash with it, it may have to wait until it can be tried without others."""
-        if self._crashes.waits(session.order.session_id):
-            return self._schedule(ev.RequestFinished(session.order.session_id), now_s)
-        return self._schedule(_arrival(session, resumed=True, avoid=avoid), now_s)
+        if not self._crashes.waits(arrival.session_id):
+            return self._schedule(arrival, now_s)
+        return [
+            *self._act(session, session.let_go(), now_s),
+            *self._schedule(ev.RequestFinished(arrival.session_id), now_s),
+        ]
 
     def _next_suspect(self, now_s: float) -> list[Effect]:
         alone = self._crashes.next_alone()
-        return self._need_chain(self.sessions[alone], self.sessions[alone].avoid, now_s) if alone else []
+        session = self.sessions[alone] if alone else None
+        return (
+            self._need_chain(session, arrival_of(session, resumed=True, avoid=session.avoid), now_s) if session else []
+        )
 
     def _reroute(self, found: Sequence[Ask | Move], now_s: float) -> list[Effect]:
         """Carry out what is to be done about late and slow answers."""
@@ -470,21 +486,3 @@ class PoolCore:
         self.lateness.validate()
         assert self._queue_news.told <= set(state.waiting)
         assert set(self._models) == set(state.models)
-
-
-def _arrival(
-    session: Session, *, resumed: bool = False, avoid: frozenset[DeviceKey] = frozenset()
-) -> ev.RequestArrived:
-    """What the scheduler hears of a session that needs a chain. One that ran already waits for as long as it takes."""
-    order, log = session.order, session.log
-    return ev.RequestArrived(
-        order.session_id,
-        order.manifest_hash,
-        order.num_tokens,
-        resumed,
-        avoid,
-        num_prompt_tokens=len(log),
-        tenant=order.tenant,
-        affinity=affinity_of(log, order.tenant),
-        deadline_s=None if resumed else order.deadline_s,
-    )

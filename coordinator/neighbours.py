@@ -8,6 +8,7 @@ from itertools import pairwise
 from coordinator.nodes import NodeView
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler.links import LinkSeen
+from coordinator.scheduler.state import DeviceKey
 from coordinator.sessions import Contact
 from protocol.messages import MAX_LINK_TARGETS, LinksMeasured, MeasureLinks
 from protocol.values import Hop, LinkTime, NodeId
@@ -31,6 +32,14 @@ def contacts(
         node_id: Contact(hello.peer_address, hello.peer_ticket, hello.peer_fingerprint)
         for node_id, hello in hellos.items()
     }
+
+
+def keepers(nodes: Nodes, chain: tuple[cmd.ChainStage, ...]) -> frozenset[DeviceKey]:
+    """The devices of a chain that can keep a session's KV from one epoch to the next."""
+    views = {stage.device: nodes[stage.device.node_id] for stage in chain}
+    return frozenset(
+        key for key, view in views.items() if view.can_recover and view.devices[key.device_id].can_truncate
+    )
 
 
 def ask_links(nodes: Nodes, command: cmd.MeasureLinks) -> MeasureLinks | None:

@@ -42,6 +42,7 @@ class DeviceView:
     total_bytes: int = 0
     steps: StepTimes = field(default_factory=StepTimes)
     """What its steps took on average between two heartbeats, with the slice that it has now."""
+    can_truncate: bool = False
 
     def measure(self, command: Measure) -> None:
         self.activity, self.manifest_hash = DeviceActivity.MEASURING, command.manifest_hash
@@ -61,13 +62,13 @@ class DeviceView:
         self.activity = DeviceActivity.LOADING if message.loading else DeviceActivity.DOWNLOADING
         self.done_bytes, self.total_bytes = message.done_bytes, message.total_bytes
 
-    def hold(self, device: Device) -> None:
+    def hold(self, device: Device, *, can_truncate: bool) -> None:
         """It came with these layers loaded."""
         self.manifest_hash, self.layers, self.reason = device.model or "", str(device.layers), device.reason
-        self.activity = DeviceActivity.SERVING
+        self.serve(can_truncate=can_truncate)
 
-    def serve(self) -> None:
-        self.activity = DeviceActivity.SERVING
+    def serve(self, *, can_truncate: bool) -> None:
+        self.activity, self.can_truncate = DeviceActivity.SERVING, can_truncate
 
     def idle(self) -> None:
         self.activity, self.layers, self.reason = DeviceActivity.IDLE, "", ""
@@ -83,9 +84,15 @@ class NodeView:
     hello: Hello
     heard_at_s: float
     is_draining: bool = False
+    is_leaving: bool = False
+    """It has said that it will go: it gets nothing new, and its sessions move elsewhere as long as it stays."""
+    drains_anyway: bool = False
+    """The operator wants it drained, whether it leaves or not."""
     devices: dict[DeviceId, DeviceView] = field(init=False)
     num_faults: int = 0
     num_tokens: int = 0
+    num_prompt_tokens: int = 0
+    """That it has computed here, those after a change of the chain included."""
     num_sessions: int = 0
     pool_rtt_s: float | None = None
     """A round trip between the node and the coordinator, as it measured last."""
@@ -113,6 +120,7 @@ class NodeView:
     def beat(self, message: Heartbeat, now_s: float) -> None:
         """The node has said how it is doing."""
         self.num_sessions, self.num_tokens = message.num_sessions, message.num_tokens
+        self.num_prompt_tokens += sum(work.num_prompt_tokens for work in message.work)
         self.hear_pool_rtt(message.pool_rtt_s)
         self._beats.append((now_s, message.num_tokens))
         while len(self._beats) > 2 and self._beats[1][0] <= now_s - SPEED_WINDOW_S:
@@ -126,8 +134,9 @@ class NodeView:
     def hold(self, ready: Iterable[Device]) -> list[ReleaseSlice]:
         """It came with these devices ready. What it holds beside them is not wanted: it is told so."""
         used = {device.key.device_id: device for device in ready}
+        can_truncate = {held.device_id: held.can_truncate for held in self.hello.held}
         for device_id, device in used.items():
-            self.devices[device_id].hold(device)
+            self.devices[device_id].hold(device, can_truncate=can_truncate[device_id])
         unused = [held for held in self.hello.held if held.device_id not in used]
         return [ReleaseSlice(held.device_id, held.generation) for held in unused]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
+from coordinator.arrivals import arrival_of
 from coordinator.bad_links import BadLinks
 from coordinator.lateness import Late, Lateness
 from coordinator.neighbours import contacts, pairs_of, relayed_link
@@ -25,12 +25,6 @@ HANG_WEIGHT = 3.0
 """A device that hangs is no better for being idle: four times as expensive at first."""
 MOVE_MARGIN_S, MOVE_FACTOR = 1.0, 1.5
 """A slow session moves for a gain of so much more than computing it anew is expected to take."""
-
-
-class Arrival(Protocol):
-    """What the scheduler would hear if the session came back to it now."""
-
-    def __call__(self, session: Session, *, resumed: bool, avoid: frozenset[DeviceKey]) -> ev.RequestArrived: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +53,9 @@ class Rerouting:
         scheduler: Scheduler,
         sessions: Mapping[SessionId, Session],
         nodes: Mapping[NodeId, NodeView],
-        arrival: Arrival,
     ) -> None:
         self.lateness = Lateness(sessions, nodes, scheduler.chain_times)
-        self._scheduler, self._sessions, self._nodes, self._arrival = scheduler, sessions, nodes, arrival
+        self._scheduler, self._sessions, self._nodes = scheduler, sessions, nodes
         self._bad_links = BadLinks()
 
     def contacts(self, chain: tuple[cmd.ChainStage, ...], now_s: float) -> dict[NodeId, Contact]:
@@ -115,13 +108,13 @@ class Rerouting:
         tries even that."""
         if not late.blamed or self.lateness.deadlines.is_impatient(late.session_id):
             return False
-        arrival = self._arrival(self._sessions[late.session_id], resumed=True, avoid=late.avoid)
+        arrival = arrival_of(self._sessions[late.session_id], resumed=True, avoid=late.avoid)
         return self._scheduler.elsewhere(arrival, now_s) is None
 
     # ------------------------------------------------------------ slow
 
     def _is_better_off_elsewhere(self, session: Session, now_s: float) -> bool:
-        route = self._scheduler.elsewhere(self._arrival(session, resumed=True, avoid=frozenset()), now_s)
+        route = self._scheduler.elsewhere(arrival_of(session, resumed=True, avoid=frozenset()), now_s)
         if route is None or [device.key for device in route.devices] == [stage.device for stage in session.chain]:
             return False
         gain_s = self.lateness.gain_s(session, route.tpot_s, self._num_to_come(session))

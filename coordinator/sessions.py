@@ -1,19 +1,21 @@
 """One generation each: token log, epoch, chain, recovery by replay. Pure: what happened in, actions out.
 
 The log (prompt + committed tokens) is the truth about a session; a chain is only the place where its KV happens to
-be. Losing a chain means: new epoch, new chain, the log as the new prompt. The epoch fences: whatever an older chain
-still says is dropped, so that no token is lost, repeated or changed (ARCHITECTURE.md, one chat request).
+be. Losing a chain means: new epoch, new chain, the log as the new prompt; stages that are in both chains keep their KV
+(survivors.py). The epoch fences: whatever an older chain still says is dropped, so that no token is lost, repeated or
+changed (ARCHITECTURE.md, one chat request).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from coordinator.scheduler.commands import ChainStage
 from coordinator.scheduler.state import DeviceKey
+from coordinator.survivors import HARMLESS_TO_KV, LINK_LOST, NOTHING_KEPT, Survivors
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
 from protocol.messages import CloseSession, OpenSession, TokensSampled
 from protocol.values import FinishReason, Hop, NodeId, Sampling, SessionId, StepTiming, StopRule
@@ -44,8 +46,10 @@ TRANSITIONS: dict[tuple[SessionState, SessionSignal], SessionState] = {
     (SessionState.QUEUED, SessionSignal.CHAIN): SessionState.OPENING,
     (SessionState.QUEUED, SessionSignal.END): SessionState.ENDED,
     (SessionState.OPENING, SessionSignal.OPENED): SessionState.RUNNING,
+    (SessionState.OPENING, SessionSignal.CHAIN): SessionState.OPENING,
     (SessionState.OPENING, SessionSignal.LOST): SessionState.QUEUED,
     (SessionState.OPENING, SessionSignal.END): SessionState.ENDED,
+    (SessionState.RUNNING, SessionSignal.CHAIN): SessionState.OPENING,
     (SessionState.RUNNING, SessionSignal.LOST): SessionState.QUEUED,
     (SessionState.RUNNING, SessionSignal.END): SessionState.ENDED,
 }
@@ -136,13 +140,23 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class NeedChain:
-    """Ask the scheduler for a chain, away from these devices if that is possible."""
+    """Ask the scheduler for a chain, away from these devices if that is possible. Devices in `kept` still hold the
+    session's KV."""
+
+    session_id: SessionId
+    avoid: frozenset[DeviceKey]
+    kept: tuple[DeviceKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WantMove:
+    """Now is a good moment for another chain, if there is one: the session runs on over its own until then."""
 
     session_id: SessionId
     avoid: frozenset[DeviceKey]
 
 
-Action = SendMessage | SendFrame | Deliver | Rerouted | Failed | NeedChain
+Action = SendMessage | SendFrame | Deliver | Rerouted | Failed | NeedChain | WantMove
 
 
 @dataclass(slots=True)
@@ -158,23 +172,40 @@ class Session:
     num_breaks: int = 0
     num_full: int = 0
     avoid: frozenset[DeviceKey] = frozenset()
+    survivors: Survivors = field(default_factory=Survivors)
+    num_kept: tuple[int, ...] = ()
+    """Per stage of the chain: rows that are not computed again."""
+    has_committed: bool = False
+    """In this epoch."""
+    wants_move: bool = False
 
     @property
     def log(self) -> tuple[int, ...]:
         """Prompt and committed tokens."""
         return (*self.order.prompt, *self.tokens)
 
-    def start(self, chain: tuple[ChainStage, ...], contacts: dict[NodeId, Contact]) -> list[Action]:
-        """A chain was found: open the session on its stages, tail first, so that rows never arrive before it."""
+    def start(
+        self,
+        chain: tuple[ChainStage, ...],
+        contacts: dict[NodeId, Contact],
+        keepers: frozenset[DeviceKey] = frozenset(),
+    ) -> list[Action]:
+        """A chain was found: open the session on its stages, tail first, so that rows never arrive before it.
+
+        `keepers`: devices of the chain that can keep KV over epochs. What was open elsewhere is closed after that, as
+        a node may have stages of both chains."""
         self._move(SessionSignal.CHAIN)
+        left = [stage for stage in (*self.chain, *self.survivors.open) if stage not in chain]
+        closes = self._closes(left)
         self.epoch += 1
-        self.chain = chain
+        self.chain, self.num_kept = chain, self.survivors.start(chain, keepers)
+        self.has_committed = self.wants_move = False
         self.opened.clear()
         opens = [self._open(stage, contacts) for stage in reversed(range(len(chain)))]
-        return [Rerouted(self.order.session_id, chain), *opens]
+        return [Rerouted(self.order.session_id, chain), *opens, *closes]
 
     def stage_opened(self, node_id: NodeId, epoch: int, stage: int) -> list[Action]:
-        """Once every stage is open the head gets the log."""
+        """Once every stage is open the head gets the log, or what it has not kept of it."""
         if epoch != self.epoch or self.state is not SessionState.OPENING or not self._is_stage(node_id, stage):
             return []
         self.opened.add(stage)
@@ -192,25 +223,46 @@ class Session:
         if len(self.tokens) + len(message.tokens) > self.order.max_new_tokens:
             return self.broken(node_id, self.epoch, len(self.chain) - 1, "too_many_tokens", "the tail did not stop")
         self.tokens += message.tokens
+        self.has_committed = True
+        self.survivors.committed(message.position)
         finish = message.finish_reason
         if finish is None and len(self.tokens) == self.order.max_new_tokens:
             finish = FinishReason.LENGTH  # a tail that forgot to say so must not leave the user waiting
         deliver = Deliver(self.order.session_id, message.position, message.tokens, finish, message.timing)
-        return [deliver, *self.end()] if finish else [deliver]
+        return [deliver, *self.end()] if finish else [deliver, *self._move_now()]
+
+    def move_soon(self) -> list[Action]:
+        """A node of the chain wants to go. Between two tokens nothing is lost; before the first one, nothing yet."""
+        self.wants_move = self._has_chain()
+        return [] if self.has_committed else self._move_now()
 
     def broken(self, node_id: NodeId, epoch: int, stage: int, code: str, message: str) -> list[Action]:
-        """A stage cannot go on. Another chain is tried, up to a limit."""
+        """A stage cannot go on. Another chain is tried, up to a limit. That a stage has not kept what it should is
+        nobody's fault: it computes everything anew, and so do those before it, which have not kept more."""
         if epoch != self.epoch or not self._has_chain() or not self._is_stage(node_id, stage):
             return []
+        if code == NOTHING_KEPT and self.num_kept[stage]:
+            self.survivors.forget(set(self.chain[: stage + 1]))
+            return self._lose(set())
         if not self._may_try_again(code):
             num_tries = self.num_full if code == KV_FULL else self.num_breaks
             return self.fail(code, f"{num_tries} chains in turn could not compute this answer; last: {message}")
-        return self._lose({self.chain[stage].device})
+        if code not in HARMLESS_TO_KV:
+            self.survivors.forget({self.chain[stage]})
+        return self._lose({self._culprit(stage, code)})
 
     def devices_lost(self, lost: set[DeviceKey], *, to_blame: bool = True) -> list[Action]:
         """Devices are gone; if the session ran over one of them it moves, and avoids those that are `to_blame`."""
+        self.survivors.lost(lost)
         hit = lost & {stage.device for stage in self.chain}
-        return self._lose(hit if to_blame else set()) if hit and self._has_chain() else []
+        return self._lose(hit if to_blame else set(), hit) if hit and self._has_chain() else []
+
+    def let_go(self) -> list[Action]:
+        """It has waited for so long that what stages keep for it is given up."""
+        closes = [] if self._has_chain() else self._closes(self.survivors.open)
+        if closes:
+            self.survivors = Survivors()
+        return closes
 
     def move_away(self, avoid: Collection[DeviceKey]) -> list[Action]:
         """It waits in vain where it is: another chain, without these devices if that is possible."""
@@ -223,7 +275,7 @@ class Session:
 
     def end(self) -> list[Action]:
         """Finished or cancelled: the chain is closed."""
-        closes = self._closes() if self._has_chain() else []
+        closes = self._closes((*self.chain, *self.survivors.open)) if self.state is not SessionState.ENDED else []
         self._move(SessionSignal.END)
         return closes
 
@@ -252,13 +304,24 @@ class Session:
             self.num_breaks += 1
         return self.num_full < MAX_FULL and self.num_breaks < MAX_BREAKS
 
-    def _lose(self, culprits: set[DeviceKey]) -> list[Action]:
-        closes = self._closes()
+    def _lose(self, culprits: set[DeviceKey], gone: Collection[DeviceKey] = ()) -> list[Action]:
+        """The chain is no more. Nodes that hold something worth keeping are closed when the next chain is known."""
         self._move(SessionSignal.LOST)
+        closes = self._closes(self.survivors.leave(self.chain, gone))
         self.avoid |= culprits
-        self.chain = ()
+        self.chain = self.num_kept = ()
+        self.has_committed = self.wants_move = False
         self.opened.clear()
-        return [*closes, NeedChain(self.order.session_id, self.avoid)]
+        kept = tuple(stage.device for stage in self.survivors.open)
+        return [*closes, NeedChain(self.order.session_id, self.avoid, kept)]
+
+    def _move_now(self) -> list[Action]:
+        wanted, self.wants_move = self.wants_move, False
+        return [WantMove(self.order.session_id, self.avoid)] if wanted else []
+
+    def _culprit(self, stage: int, code: str) -> DeviceKey:
+        """Of a lost link the far end: the near one is there to tell of it."""
+        return self.chain[(stage + (code == LINK_LOST)) % len(self.chain)].device
 
     def _open(self, stage: int, contacts: dict[NodeId, Contact]) -> SendMessage:
         place, last = self.chain[stage], len(self.chain) - 1
@@ -277,6 +340,8 @@ class Session:
             sampling=self.order.sampling if tail else None,
             stop=StopRule(self.order.num_tokens, self.order.stop_tokens) if tail else None,
             history=self.log if tail else (),
+            num_kept_tokens=self.num_kept[stage],
+            next_from=0 if tail else self.num_kept[stage + 1],
         )
         return SendMessage(place.device.node_id, message)
 
@@ -287,16 +352,16 @@ class Session:
 
     def _prompt_frames(self) -> list[bytes]:
         log, frames = self.log, []
-        for seq, start in enumerate(range(0, len(log), MAX_ROWS_PER_FRAME)):
+        for seq, start in enumerate(range(self.num_kept[0], len(log), MAX_ROWS_PER_FRAME)):
             tokens = log[start : start + MAX_ROWS_PER_FRAME]
             segment = Segment(self.order.session_id, self.epoch, start, len(tokens), seq, 0, Phase.PREFILL)
             payload = struct.pack(f"<{len(tokens)}i", *tokens)
             frames.append(encode_frame(Frame(FrameKind.TOKENS, WireDtype.INT32, 1, (segment,), payload)))
         return frames
 
-    def _closes(self) -> list[Action]:
+    def _closes(self, stages: Iterable[ChainStage]) -> list[Action]:
         message = CloseSession(self.order.session_id, self.epoch)
-        return [SendMessage(node_id, message) for node_id in dict.fromkeys(s.device.node_id for s in self.chain)]
+        return [SendMessage(node_id, message) for node_id in dict.fromkeys(s.device.node_id for s in stages)]
 
     def _has_chain(self) -> bool:
         return self.state in (SessionState.OPENING, SessionState.RUNNING)
@@ -312,3 +377,8 @@ class Session:
         assert bool(self.chain) == self._has_chain() or self.state is SessionState.ENDED, self
         assert len(self.tokens) <= self.order.max_new_tokens, self
         assert self.opened <= set(range(len(self.chain))), self
+        if self.state is not SessionState.ENDED:
+            assert len(self.num_kept) == len(self.chain), self
+            assert all(num < len(self.log) for num in self.num_kept), self
+            assert not (self.survivors.open and self._has_chain()), self
+        self.survivors.validate()

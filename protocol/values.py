@@ -39,6 +39,10 @@ MEMORY_FOR_ACTIVATIONS = 0.1
 """Share of a device's memory that is neither weights nor KV: activations, the allocator's own. Planner and node reckon
 with the same, or a slice that was planned to fit would not."""
 
+KV_BLOCK_TOKENS = 16
+"""A worker's KV room is given out in whole blocks of so many tokens. The scheduler reserves them so, too, or what it
+has counted as room would be taken already."""
+
 
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every value and message: frozen, strict, no unknown fields within a negotiated version."""

@@ -47,6 +47,11 @@ from protocol.pause import PoolDefaults
 log = logging.getLogger(__name__)
 
 MIN_STATUS_INTERVAL_S = 0.25
+HARD_LEAVE_S = 1.0
+"""The memory is wanted back at once: so long running sessions may take to go on elsewhere, mostly a token's time."""
+QUIT_LEAVE_S = 8.0
+"""Less than the app and the service manager wait for the agent's end. Whoever says it twice is in a hurry."""
+SOFT_LEAVE_S = 30.0
 
 WriteLine = Callable[[bytes], None]
 
@@ -64,6 +69,7 @@ class Agent:
         self._changed = asyncio.Event()
         self._turned = asyncio.Event()
         self._is_quitting = False
+        self._is_in_a_hurry = False
         self._is_asked_again = False
         self._contribution: Contribution | None = None
         self._idle_status = Status(AgentState.CONNECTING, "Starting.")
@@ -72,7 +78,8 @@ class Agent:
     def command(self, command: Command) -> None:
         """Carried out at once: the last one counts. What the desktop session tells shows in the next readings."""
         match command:
-            case Quit():
+            case Quit(at_once):
+                self._is_in_a_hurry = at_once or self._is_quitting
                 self._is_quitting = True
             case SessionReading():
                 self._senses.hear(command)
@@ -149,9 +156,10 @@ class Agent:
         end = asyncio.create_task(self._until(lambda: not self._may_serve))
         try:
             await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
+            if self._contribution is not None and not work.done():
+                await self._hand_over(self._contribution, work)
         finally:
-            if self._contribution is not None and self._guard.verdict.reasons:
-                self._contribution.good_bye = ", ".join(self._guard.verdict.reasons)
+            self._say_why()
             work.cancel()
             end.cancel()
             await asyncio.gather(work, end, return_exceptions=True)
@@ -159,6 +167,35 @@ class Agent:
         failure = None if work.cancelled() else _failure(work.exception())
         if failure is not None and self._may_serve:
             await self._fail(failure)
+
+    def _say_why(self) -> None:
+        if self._contribution is not None and self._guard.verdict.reasons:
+            self._contribution.good_bye = ", ".join(self._guard.verdict.reasons)
+
+    async def _hand_over(self, contribution: Contribution, work: asyncio.Task[None]) -> None:
+        """What runs here goes on elsewhere before its memory is freed, as far as there is time."""
+        self._say_why()
+        within_s = self._leave_within_s
+        handing = asyncio.create_task(contribution.hand_over(within_s))
+        hurry = asyncio.create_task(self._until(lambda: self._leave_within_s < within_s))
+        try:
+            await asyncio.wait({work, handing, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            is_cut_short = hurry.done() and not handing.done()
+        finally:
+            handing.cancel()
+            hurry.cancel()
+            await asyncio.gather(handing, hurry, return_exceptions=True)
+        if is_cut_short:
+            self._say_why()
+            await contribution.hand_over(self._leave_within_s)
+
+    @property
+    def _leave_within_s(self) -> float:
+        """How long whatever ends the contribution can wait."""
+        if self._is_quitting:
+            return HARD_LEAVE_S if self._is_in_a_hurry else QUIT_LEAVE_S
+        verdict = self._guard.verdict
+        return SOFT_LEAVE_S if verdict.serve or verdict.is_soft else HARD_LEAVE_S
 
     async def _work(self) -> None:
         """What one contribution takes, in order: devices, what their workers run in, who we are, the stay in the pool.
@@ -266,7 +303,7 @@ async def obey_lines(agent: Agent, reader: asyncio.StreamReader) -> None:
         while (command := await _read_command(reader)) is not None:
             agent.command(command)
     finally:
-        agent.command(Quit())
+        agent.command(Quit(at_once=True))
 
 
 async def _read_command(reader: asyncio.StreamReader) -> Command | None:

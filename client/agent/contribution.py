@@ -124,6 +124,18 @@ class Contribution:
         finally:
             await self._leave()
 
+    async def hand_over(self, within_s: float) -> None:
+        """Have the pool move what runs here, and serve on until nothing does or the time is up; then cancel `run`."""
+        link = self._link
+        if link is None or not self.core.switch.num_sessions:
+            return
+        link.tell(Leaving(self.good_bye, within_s))
+        try:
+            async with asyncio.timeout(within_s):
+                await self._until(lambda: not self.core.switch.num_sessions or self._link is not link)
+        except TimeoutError:
+            log.info("%d sessions are left behind", self.core.switch.num_sessions)
+
     def status(self) -> Status:
         """The truth at this moment."""
         if self._link is None:

@@ -195,9 +195,7 @@ class AgentCore:
             return [TellPool(_broken(message, "not_serving", "The device does not serve this slice any more."))]
         manifest = self._manifests[job.manifest_hash]
         shape = Shape(manifest.hidden_size, DTYPE_OF_VARIANT[job.variant])
-        moved = self.switch.displaced(message)
-        commands: list[Command] = [TellWorker(*moved)] if moved else []
-        return [*commands, TellWorker(message.device_id, self.switch.open(message, shape))]
+        return [TellWorker(message.device_id, self.switch.open(message, shape))]
 
     def _where_are_rows(self, message: msg.WhereAreRows) -> list[Command]:
         """The worker is not asked: it may be what hangs."""

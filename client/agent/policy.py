@@ -81,6 +81,10 @@ class Readings:
     is_locked: bool | None = None
 
 
+SOFT_REASONS = frozenset({PauseReason.HOURS, PauseReason.BATTERY})
+"""Half a minute more or less does not matter to these."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Serve, or pause with reasons; neither (no reasons) only before the first verdict, while the machine is looked at.
@@ -93,6 +97,11 @@ class Verdict:
     detail: str = ""
     until_s: float | None = None
     resumes_at_s: float | None = None
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether nothing that pauses the machine is in a hurry."""
+        return bool(self.reasons) and SOFT_REASONS.issuperset(self.reasons)
 
 
 LOOKING = Verdict(serve=False)

@@ -69,19 +69,23 @@ class Switch:
     node_id: NodeId
     limits: FrameLimits = field(default_factory=FrameLimits)
     num_refused: int = 0
-    _legs: dict[SessionId, dict[int, Leg]] = field(default_factory=dict)
-    """By session and stage: a node may have several stages of a session, each on a device of its own."""
+    _legs: dict[SessionId, dict[DeviceId, Leg]] = field(default_factory=dict)
+    """By session and device: a node may have several stages of a session, each on a device of its own. In the next
+    epoch a device may have another stage."""
     _links: list[Hop] = field(default_factory=list)
     _link_of: dict[NodeId, int] = field(default_factory=dict)
 
     # ------------------------------------------------------------ sessions
 
     def open(self, message: OpenSession, shape: Shape) -> StartSession:
-        """Register a leg; the answer is what its worker is told."""
+        """Register a leg; the answer is what its worker is told. A worker ends, or goes on with, an older epoch by
+        itself."""
         session_id, stage = SessionId(message.session_id), message.stage
-        leg = Leg(message.device_id, message.epoch, stage, NodeId(message.previous.node_id), message.next, shape)
-        leg.flow = _flow(message)
-        self._legs.setdefault(session_id, {})[stage] = leg
+        leg = Leg(
+            message.device_id, message.epoch, stage, NodeId(message.previous.node_id), message.next, shape,
+            message.num_kept_tokens, flow=_flow(message),
+        )  # fmt: skip
+        self._legs.setdefault(session_id, {})[message.device_id] = leg
         alone = message.num_stages == 1
         return StartSession(
             session_id=message.session_id,
@@ -95,31 +99,24 @@ class Switch:
             sampling=message.sampling,
             stop=message.stop,
             history=message.history,
+            num_kept_tokens=message.num_kept_tokens,
+            next_from=message.next_from,
         )
 
     def close(self, session_id: SessionId, epoch: int) -> list[tuple[DeviceId, EndSession]]:
         """Forget the session's legs up to that epoch; what their workers are told."""
-        ended = [stage for stage, leg in self._legs.get(session_id, {}).items() if leg.epoch <= epoch]
-        return [self._end(session_id, stage) for stage in ended]
-
-    def displaced(self, message: OpenSession) -> tuple[DeviceId, EndSession] | None:
-        """Another device that has this stage now and, as the session moves on, must be told so.
-
-        The same device needs no word: a worker ends an older epoch by itself when it opens a newer one."""
-        leg = self._legs.get(SessionId(message.session_id), {}).get(message.stage)
-        if leg is None or leg.device_id == message.device_id:
-            return None
-        return leg.device_id, EndSession(message.session_id, leg.epoch)
+        ended = [device_id for device_id, leg in self._legs.get(session_id, {}).items() if leg.epoch <= epoch]
+        return [self._end(session_id, ended_id) for ended_id in ended]
 
     def close_all(self, device_id: DeviceId | None = None) -> list[tuple[DeviceId, EndSession]]:
         """Forget every leg (of one device); what the workers are told."""
-        ended = [(session_id, leg.stage) for session_id, leg in self._all() if device_id in (None, leg.device_id)]
-        return [self._end(session_id, stage) for session_id, stage in ended]
+        ended = [(session_id, leg.device_id) for session_id, leg in self._all() if device_id in (None, leg.device_id)]
+        return [self._end(session_id, ended_id) for session_id, ended_id in ended]
 
     def leg(self, session_id: SessionId, epoch: int, device_id: DeviceId) -> Leg | None:
         """The device's leg in that session and epoch."""
-        legs = self._legs.get(session_id, {}).values()
-        return next((leg for leg in legs if leg.epoch == epoch and leg.device_id == device_id), None)
+        leg = self._legs.get(session_id, {}).get(device_id)
+        return leg if leg is not None and leg.epoch == epoch else None
 
     def legs_towards(self, node_id: NodeId) -> list[tuple[SessionId, Leg]]:
         """Legs whose rows go to that neighbour."""
@@ -141,7 +138,7 @@ class Switch:
     def validate(self) -> None:
         """What must hold between events (AssertionError)."""
         assert all(self._legs.values()), "a session without a leg is forgotten"
-        assert all(leg.stage == stage for legs in self._legs.values() for stage, leg in legs.items())
+        assert all(leg.device_id == device_id for legs in self._legs.values() for device_id, leg in legs.items())
         assert self._link_of == {NodeId(hop.node_id): link for link, hop in enumerate(self._links)}, "links are 1:1"
 
     # ------------------------------------------------------------ frames
@@ -154,8 +151,9 @@ class Switch:
 
     def where(self, message: WhereAreRows, now_s: float) -> RowsAt | None:
         """How far the session's rows have come through that stage; None if it is not open here in that epoch."""
-        leg = self._legs.get(SessionId(message.session_id), {}).get(message.stage)
-        if leg is None or leg.epoch != message.epoch:
+        legs = self._legs.get(SessionId(message.session_id), {}).values()
+        leg = next((leg for leg in legs if (leg.stage, leg.epoch) == (message.stage, message.epoch)), None)
+        if leg is None:
             return None
         return RowsAt(
             message.session_id,
@@ -201,7 +199,7 @@ class Switch:
 
     def _check(self, frame: Frame, segment: Segment, sender: NodeId | None, now_s: float) -> DeviceId:
         """The device this segment is for; raises FrameError. Takes note of the position."""
-        leg = self._legs.get(segment.session_id, {}).get(segment.stage)
+        leg = self._leg_for(segment)
         if leg is None:
             raise FrameError(FrameFault.UNKNOWN_SESSION, f"stage {segment.stage}")
         if segment.epoch != leg.epoch:
@@ -220,7 +218,7 @@ class Switch:
 
     def _refuse(self, segment: Segment, error: FrameError) -> list[Gap]:
         self.num_refused += 1
-        leg = self._legs.get(segment.session_id, {}).get(segment.stage)
+        leg = self._leg_for(segment)
         is_gap = error.code is FrameFault.POSITION and leg is not None and segment.position > leg.next_position
         if not is_gap or leg is None or leg.has_gap:
             return []
@@ -228,6 +226,11 @@ class Switch:
         return [Gap(segment.session_id, segment.epoch, segment.stage)]
 
     # ------------------------------------------------------------ parts
+
+    def _leg_for(self, segment: Segment) -> Leg | None:
+        """The newest leg at that stage: one of an older epoch may wait to be closed."""
+        legs = [leg for leg in self._legs.get(segment.session_id, {}).values() if leg.stage == segment.stage]
+        return max(legs, key=lambda leg: leg.epoch, default=None)
 
     def _link(self, hop: Hop) -> int:
         """The number of the link to that neighbour; its address is refreshed, as it may have come back elsewhere."""
@@ -241,9 +244,9 @@ class Switch:
     def _all(self) -> Iterator[tuple[SessionId, Leg]]:
         return ((session_id, leg) for session_id, legs in self._legs.items() for leg in legs.values())
 
-    def _end(self, session_id: SessionId, stage: int) -> tuple[DeviceId, EndSession]:
+    def _end(self, session_id: SessionId, device_id: DeviceId) -> tuple[DeviceId, EndSession]:
         legs = self._legs[session_id]
-        leg = legs.pop(stage)
+        leg = legs.pop(device_id)
         if not legs:
             del self._legs[session_id]
         return leg.device_id, EndSession(session_id, leg.epoch)

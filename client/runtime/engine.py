@@ -36,6 +36,8 @@ from protocol.values import SessionId, StepTiming
 
 _logger = logging.getLogger(__name__)
 NEW_TRIP = StepTiming()
+ROWS_SENT_AGAIN = 512
+"""In one frame: the next stage begins to compute while the others are on their way."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,6 +148,20 @@ class Engine:
             session.push(rows)
         except SessionError as fault:
             self._fail(session, fault)
+        else:
+            self._send_again(session)
+
+    def _send_again(self, session: Session) -> None:
+        """What the next stage lacks, once the first row of this epoch is here: before that, it may not be open yet."""
+        if not session.sends_again:
+            return
+        session.sends_again = False
+        start = session.start
+        kept = self.sessions.sent.read(session.session_id, start.next_from, start.num_kept_tokens, ROWS_SENT_AGAIN)
+        for position, values in kept:
+            groups = LinkGroups(FrameKind.HIDDEN)
+            groups.add(session, Rows(position, values, NEW_TRIP))
+            self._send(groups)
 
     def _drop(self, error: FrameError) -> None:
         self.num_dropped[error.code] += 1
@@ -231,7 +247,7 @@ class Engine:
 
     def _deliver_hidden(self, work: list[_Work], layout: StepLayout, output: Tensor, compute_us: int) -> None:
         begin = perf_counter_ns()
-        output = output.to(device="cpu", dtype=self._stage.dtype)
+        output = output.to(device="cpu", dtype=self._stage.dtype, copy=True)  # a graph's output is written to again
         is_finite = torch.isfinite(output).all(dim=-1)
         copy_us = _us_since(begin)
         groups = LinkGroups(FrameKind.HIDDEN)
@@ -240,8 +256,11 @@ class Engine:
             if not bool(is_finite[rows].all()):
                 self._fail(item.session, NonFiniteError())
                 continue
-            timing = _later(item.rows.timing, compute_us, copy_us)
-            groups.add(item.session, Rows(span.position, output[rows], timing))
+            self.sessions.sent.add(item.session.session_id, span.position, output[rows])
+            num_had = min(max(0, item.session.start.next_from - span.position), span.num_rows)
+            if num_had < span.num_rows:
+                timing = _later(item.rows.timing, compute_us, copy_us)
+                groups.add(item.session, Rows(span.position + num_had, output[rows][num_had:], timing))
         self._send(groups)
 
     def _deliver_tokens(self, work: list[_Work], logits: Tensor, compute_us: int) -> int:

@@ -117,6 +117,17 @@ class StaleEpochError(SessionError):
         return f"epoch {self.epoch} of this session is over, the current one is {self.current}"
 
 
+class NothingKeptError(SessionError):
+    code = "nothing_kept"
+
+    def __init__(self, num_wanted: int) -> None:
+        super().__init__(num_wanted)
+        self.num_wanted = num_wanted
+
+    def __str__(self) -> str:
+        return f"the first {self.num_wanted} rows of this session are not kept here, or not as they were sent"
+
+
 class SliceReplacedError(SessionError):
     code = "slice_replaced"
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from client.ipc import StartSession
-from client.runtime.errors import KvFullError, StaleEpochError
+from client.runtime.errors import KvFullError, NothingKeptError, StaleEpochError
 from client.runtime.kv_cache import KvCache, KvTable
+from client.runtime.send_log import SendLog
 from protocol.errors import FrameError, FrameFault
 from protocol.frames import Phase, Segment
 from protocol.values import SessionId, StepTiming
@@ -33,13 +34,16 @@ class Rows:
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One generation on this stage. Positions below `num_received` have arrived, below `table.length` are computed."""
+    """One generation on this stage. Positions below `num_received` have arrived, below `table.length` are computed.
+
+    `sends_again`: the next stage has not got all rows that were kept here from the epoch before."""
 
     start: StartSession
     table: KvTable
     num_received: int = 0
     next_seq: int = 0
     is_finished: bool = False
+    sends_again: bool = False
     waiting: deque[Rows] = field(default_factory=deque)
 
     @property
@@ -92,6 +96,7 @@ class SessionBook:
     """All open sessions of a slice, and their places in the KV pool."""
 
     def __init__(self, cache: KvCache) -> None:
+        self.sent = SendLog()
         self._cache = cache
         self._sessions: dict[SessionId, Session] = {}
         self._queue: dict[SessionId, None] = {}
@@ -108,15 +113,36 @@ class SessionBook:
         return any(session.waiting for session in self._sessions.values())
 
     def open(self, start: StartSession) -> Session:
-        """Open a session, ending an older epoch of it. Raises StaleEpochError or KvFullError."""
+        """Open a session, ending an older epoch of it, or going on with what is to be kept of that.
+
+        Raises StaleEpochError, KvFullError or NothingKeptError; of the older epoch nothing is left then."""
         current = self._sessions.get(SessionId(start.session_id))
+        if current is not None and current.start.epoch > start.epoch:
+            raise StaleEpochError(start.epoch, current.start.epoch)
+        if current is not None and start.num_kept_tokens and self._has_kept(current, start):
+            return self._go_on(current, start)
         if current is not None:
-            if current.start.epoch > start.epoch:
-                raise StaleEpochError(start.epoch, current.start.epoch)
             self.close(current)
+        if start.num_kept_tokens:
+            raise NothingKeptError(start.num_kept_tokens)
         session = Session(start, self._cache.open(start.num_reserved_tokens))
         self._sessions[session.session_id] = session
         self._queue[session.session_id] = None
+        return session
+
+    def _has_kept(self, current: Session, start: StartSession) -> bool:
+        """The reservation is the same in all epochs of a session."""
+        kept, table = start.num_kept_tokens, current.table
+        has_rows = kept <= table.length and start.num_reserved_tokens <= table.capacity
+        return has_rows and (not _sends_again(start) or self.sent.num_rows(current.session_id) >= kept)
+
+    def _go_on(self, current: Session, start: StartSession) -> Session:
+        """What waited was of the older epoch. The rows that were computed beyond the kept ones come again."""
+        kept = start.num_kept_tokens
+        current.table.truncate(kept)
+        self.sent.cut(current.session_id, kept)
+        session = Session(start, current.table, num_received=kept, sends_again=_sends_again(start))
+        self._sessions[session.session_id] = session
         return session
 
     def close(self, session: Session) -> bool:
@@ -125,6 +151,7 @@ class SessionBook:
             return False
         del self._sessions[session.session_id], self._queue[session.session_id]
         self._cache.close(session.table)
+        self.sent.forget(session.session_id)
         return True
 
     def end(self, session_id: str, epoch: int) -> None:
@@ -154,3 +181,9 @@ class SessionBook:
         del self._queue[session_id]
         self._queue[session_id] = None
         return self._sessions[session_id]
+
+
+def _sends_again(start: StartSession) -> bool:
+    """Whether the next stage lacks rows that are not computed again here. The tail's rows are its own business."""
+    is_tail = start.stage == start.num_stages - 1
+    return not is_tail and start.next_from < start.num_kept_tokens

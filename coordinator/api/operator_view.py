@@ -100,5 +100,5 @@ def _facts(node_id: str, record: NodeRecord | None, node: NodeView | None, now_s
 
 def _gone(record: NodeRecord, now_s: float) -> dict[str, Any]:
     state = "blocked" if record.is_blocked else "offline"
-    nothing = {"name": record.name, "state": state, "devices": [], "num_tokens": 0}
+    nothing = {"name": record.name, "state": state, "devices": [], "num_tokens": 0, "num_prompt_tokens": 0}
     return nothing | _facts(record.node_id, record, None, now_s)

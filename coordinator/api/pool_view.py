@@ -77,6 +77,7 @@ def node_view(
         "state": state,
         "is_draining": node.is_draining,
         "num_tokens": node.num_tokens,
+        "num_prompt_tokens": node.num_prompt_tokens,
         "devices": devices,
     }
 

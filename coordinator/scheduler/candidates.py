@@ -35,13 +35,15 @@ MANY = 8
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request in the index' terms. `penalties_s` are added to these devices' costs."""
+    """A request in the index' terms. `penalties_s` are added to these devices' costs; those in `kept` hold the
+    request's KV already."""
 
     num_new_tokens: float
     num_prompt_tokens: float
     num_reserved_tokens: int
     avoid: frozenset[DeviceKey] = frozenset()
     penalties_s: tuple[tuple[DeviceKey, float], ...] = ()
+    kept: frozenset[DeviceKey] = frozenset()
 
 
 class Run(NamedTuple):
@@ -304,16 +306,16 @@ class Candidates:
         token, prompt = self._times[:, pick]
         costs = ask.num_new_tokens * token + self.prompt_weight(ask.num_prompt_tokens) * prompt
         costs[self._rooms[pick] < ask.num_reserved_tokens] = np.inf
-        if ask.avoid or ask.penalties_s:
+        if ask.avoid or ask.penalties_s or ask.kept:
             self._amend(costs, ask, among)
         return np.asarray(costs)
 
     def have_room(self, ask: Ask) -> bool:
         """Whether some whole chain has room for the request, at whatever cost."""
         has_room = self._rooms[: len(self.devices)] >= ask.num_reserved_tokens
-        for key in ask.avoid:
-            if key in self.slots:
-                has_room[self.slots[key]] = False
+        for keys, has in ((ask.kept, True), (ask.avoid, False)):
+            for key in keys & self.slots.keys():
+                has_room[self.slots[key]] = has
         reached = {0}
         for start, stop in sorted({self._pieces[slot] for slot in has_room.nonzero()[0].tolist()}):
             if start in reached:
@@ -330,6 +332,12 @@ class Candidates:
 
     def _amend(self, costs: Floats, ask: Ask, among: Ints | None) -> None:
         place = {int(slot): i for i, slot in enumerate(among)} if among is not None else None
+        for key in ask.kept & self.slots.keys():  # of what is kept only the last row is computed again
+            kept = self.slots[key]
+            at = kept if place is None else place.get(kept)
+            if at is not None:
+                token_s, prompt_s = self._times[:, kept]
+                costs[at] = ask.num_new_tokens * token_s + prompt_s
         for key, extra_s in [*((key, np.inf) for key in ask.avoid), *ask.penalties_s]:
             slot = self.slots.get(key)
             at = slot if slot is None or place is None else place.get(slot)

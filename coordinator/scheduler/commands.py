@@ -64,4 +64,11 @@ class RefuseRequest:
     retry_after_s: float | None
 
 
-Command = Measure | MeasureLinks | Assign | Release | StartChain | RefuseRequest
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """The request has waited for so long that what devices keep for it is wanted by others."""
+
+    session_id: SessionId
+
+
+Command = Measure | MeasureLinks | Assign | Release | StartChain | LetGo | RefuseRequest

@@ -9,19 +9,20 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.scheduler.candidates import suspect
-from coordinator.scheduler.commands import ChainStage, Command, RefuseRequest, StartChain
+from coordinator.scheduler.commands import ChainStage, Command, LetGo, RefuseRequest, StartChain
 from coordinator.scheduler.cost import Workload
-from coordinator.scheduler.coverage import roomiest_chain
 from coordinator.scheduler.fair_queue import MAX_PASSED, FairQueue, Place
+from coordinator.scheduler.kept import KEEP_S, KeptRoom
 from coordinator.scheduler.policy import Route, Router, RouteRequest, SchedulerConfig
 from coordinator.scheduler.queue_forecast import QueueForecast, QueuePlace
+from coordinator.scheduler.room import IdleRoom
 from coordinator.scheduler.state import Device, DeviceKey, DeviceState, Load, Running, State, Waiting
-from protocol.values import NodeId, SessionId, Variant
+from protocol.values import SessionId, Variant
 
 MAX_WAITING = 256
 """Requests per model. A longer queue would only make people wait for what they will have given up by then."""
@@ -60,18 +61,6 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Whole:
-    """A chain through an idle pool, and its tightest stage's KV room; -1 if there is no chain.
-
-    `is_roomiest`: no chain is roomier; when other devices have changed since it was looked for, nobody knows."""
-
-    as_of: object
-    chain: tuple[Device, ...]
-    room: int
-    is_roomiest: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Stuck:
     """What was found when waiting requests of a model were tried last, good as long as no device is better off."""
 
@@ -96,7 +85,8 @@ class Dispatcher:
         self._num_running: Counter[str] = Counter()
         self._sessions_on: defaultdict[DeviceKey, dict[SessionId, None]] = defaultdict(dict)
         self._sessions_of: defaultdict[str, dict[SessionId, None]] = defaultdict(dict)
-        self._whole: dict[str, _Whole] = {}
+        self._kept = KeptRoom(state, self._reserve)
+        self.room = IdleRoom(state)
         self._stuck: dict[str, _Stuck] = {}
         self._num_better = 0
         """Grows whenever a device may have more room, or be faster, than before."""
@@ -106,23 +96,6 @@ class Dispatcher:
         self._now_s = 0.0
 
     # ------------------------------------------------------------ questions
-
-    def has_chain(self, manifest_hash: str) -> bool:
-        """Could an idle pool serve a short request to this model now?"""
-        return self.fits(manifest_hash, 0)
-
-    def fits(self, manifest_hash: str, num_tokens: int) -> bool:
-        """Could an idle pool serve a request that reserves so many tokens? Cheap while the last answer's chain is."""
-        known = self._known_whole(manifest_hash)
-        if known is None or (known.room < num_tokens and not known.is_roomiest):
-            known = self._roomiest(manifest_hash)
-        return known.room >= num_tokens
-
-    def largest_request(self, manifest_hash: str) -> int:
-        """The most tokens that a request could have on an idle pool: no chain is roomier than its tightest stage.
-
-        It may look at every device; `fits` rarely does."""
-        return max(0, self._roomiest(manifest_hash).room)
 
     def queue_places(self) -> dict[SessionId, QueuePlace]:
         """Of everybody who waits, counted per model."""
@@ -136,43 +109,14 @@ class Dispatcher:
     def _expected_wait_s(self, model: str, number: int) -> float | None:
         return self._forecasts[model].expected_wait_s(number, self._now_s)
 
-    def _known_whole(self, model: str) -> _Whole | None:
-        """The chain that was looked up last, if it is still there."""
-        known, as_of = self._whole.get(model), self._pool_now()
-        if known is None or known.as_of == as_of:
-            return known
-        if not known.chain or not all(self._holds(device, model) for device in known.chain):
-            return None
-        self._whole[model] = known = _Whole(as_of, known.chain, known.room, is_roomiest=False)
-        return known
-
-    def _roomiest(self, model: str) -> _Whole:
-        known, as_of = self._whole.get(model), self._pool_now()
-        if known is not None and known.as_of == as_of and known.is_roomiest:
-            return known
-        ready = [d for d in self._state.holders(model) if d.state is DeviceState.READY]
-        facts = self._state.models.get(model)
-        num_layers = facts.num_layers if facts is not None else 0
-        chains = [roomiest_chain([d for d in ready if d.spec.variant is v], num_layers) for v in Variant]
-        rooms = [min((device.num_kv_tokens for device in chain), default=-1) for chain in chains]
-        room = max(rooms)
-        self._whole[model] = known = _Whole(as_of, tuple(chains[rooms.index(room)]), room, is_roomiest=True)
-        return known
-
-    def _pool_now(self) -> tuple[int, frozenset[NodeId]]:
-        """Equal as long as the same devices are ready on nodes that do not drain."""
-        return self._state.devices.num_changes, frozenset(self._state.draining)
-
-    def _holds(self, device: Device, model: str) -> bool:
-        is_here = self._state.devices.get(device.key) is device and device.key.node_id not in self._state.draining
-        return is_here and device.state is DeviceState.READY and device.model == model
-
     # ------------------------------------------------------------ devices
 
     def changed(self, device: Device) -> None:
         """Ready, or not any more; another slice, speed or KV room; its node drains, or does not any more."""
         if device.model is not None:
-            self._whole.pop(device.model, None)
+            self.room.changed(device.model)
+        if device.state is not DeviceState.READY:
+            self._kept.lost([device.key])
         self._num_better += 1
         self._router.changed(device)
 
@@ -207,9 +151,12 @@ class Dispatcher:
 
     # ------------------------------------------------------------ what happens
 
-    def arrive(self, waiting: Waiting, now_s: float) -> list[Command]:
-        """A new request is started, queued, or refused if it would be in vain; a resumed one is not refused."""
+    def arrive(self, waiting: Waiting, now_s: float, kept: Sequence[DeviceKey] = ()) -> list[Command]:
+        """A new request is started, queued, or refused if it would be in vain; a resumed one is not refused.
+
+        `kept`: devices that still hold its KV. Their room stays reserved for it for KEEP_S."""
         self.free(waiting.session_id)
+        self._kept.keep(waiting.session_id, kept, waiting.num_tokens, now_s + KEEP_S)
         self._state.waiting[waiting.session_id] = waiting
         self._queues[waiting.manifest_hash].add(waiting, now_s)
         if waiting.deadline_at_s is not None:
@@ -237,8 +184,28 @@ class Dispatcher:
             self._forecasts[running.manifest_hash].ended(now_s)
         self.free(session_id)
 
+    def move(self, waiting: Waiting, now_s: float) -> list[Command]:
+        """A running request goes over another chain if there is one now. That others are slower there is no reason to
+        stay where it cannot stay."""
+        self._now_s = now_s
+        running = self._state.running.get(waiting.session_id)
+        if running is None:
+            return []
+        self._count_all(running, -1)  # its own load is no reason to go elsewhere
+        found = self._find(waiting, now_s)
+        self._count_all(running, 1)
+        if found is None:
+            return []
+        self.free(waiting.session_id)
+        return [self._start(waiting, found.route, now_s)]
+
+    def let_go(self, now_s: float) -> list[Command]:
+        """Who still waits has kept others from this room for long enough."""
+        return [LetGo(session_id) for session_id in self._kept.overdue(now_s)]
+
     def free(self, session_id: SessionId) -> None:
-        """It neither waits nor runs now."""
+        """It neither waits nor runs now, and nothing is kept for it."""
+        self._kept.release(session_id)
         waiting = self._state.waiting.pop(session_id, None)
         if waiting is not None:
             self._queues[waiting.manifest_hash].remove(session_id)
@@ -247,9 +214,14 @@ class Dispatcher:
             self._stop(session_id, running)
 
     def drop_requests_on(self, devices: Collection[DeviceKey]) -> None:
-        """These requests have no chain any more; their sessions come back with RequestArrived(resumed)."""
+        """These requests have no chain any more; their sessions come back with RequestArrived(resumed).
+
+        Until then what they have reserved elsewhere stays so: the nodes there have not been told yet."""
+        self._kept.lost(devices)
         for session_id in {s: None for key in devices for s in self._sessions_on.get(key, ())}:
+            running = self._state.running[session_id]
             self.free(session_id)
+            self._kept.keep(session_id, [key for key in running.devices if key not in devices], running.num_tokens)
 
     def drop_model(self, manifest_hash: str) -> list[SessionId]:
         """Nobody waits for it or uses it any more; these did."""
@@ -259,7 +231,7 @@ class Dispatcher:
             self.free(session_id)
         self._forecasts.pop(manifest_hash, None)
         self._queues.pop(manifest_hash, None)
-        self._whole.pop(manifest_hash, None)
+        self.room.changed(manifest_hash)
         self._stuck.pop(manifest_hash, None)
         return dropped
 
@@ -310,14 +282,14 @@ class Dispatcher:
         num_tries = 0
         for place in queue.order() if too_large > 0.0 else ():
             waiting = place.waiting
-            if waiting.num_tokens < too_large:
+            if waiting.num_tokens < too_large or waiting.session_id in self._state.kept:
                 found = self._find(waiting, now_s)
                 if found is not None and found.is_crowded:
                     return starts, 0.0  # others would be as slow
                 if found is not None:
                     starts.append((self._start(waiting, found.route, now_s), list(passed)))
                     continue
-                too_large, num_tries = waiting.num_tokens, num_tries + 1
+                too_large, num_tries = min(too_large, waiting.num_tokens), num_tries + 1
             passed.append(place)
             if num_tries >= MAX_TRIES or self._blocks(model, place):
                 break
@@ -325,7 +297,7 @@ class Dispatcher:
 
     def _blocks(self, model: str, place: Place) -> bool:
         """Whether it has let enough others pass; one that no room will ever suffice for may be passed for ever."""
-        return place.num_passed >= MAX_PASSED and self.fits(model, place.waiting.num_tokens)
+        return place.num_passed >= MAX_PASSED and self.room.fits(model, place.waiting.num_tokens)
 
     def _past_deadline(self, now_s: float) -> list[Command]:
         over: list[Waiting] = []
@@ -386,23 +358,26 @@ class Dispatcher:
 
     def _request(self, waiting: Waiting, avoid: frozenset[DeviceKey]) -> RouteRequest:
         num_most = max(1, waiting.num_tokens - waiting.num_prompt_tokens)
+        holds = self._state.running.get(waiting.session_id) or self._state.kept.get(waiting.session_id)
         expected = self._workloads.workload(waiting.manifest_hash).num_answer_tokens
         num_new = max(1, min(num_most, round(expected)))
         return RouteRequest(
             waiting.session_id, waiting.manifest_hash, waiting.num_prompt_tokens, num_new, waiting.num_tokens,
-            avoid, waiting.affinity, self._apart_from(waiting.tenant),
+            avoid, waiting.affinity, self._apart_from(waiting), frozenset(holds.devices if holds else ()),
         )  # fmt: skip
 
-    def _apart_from(self, tenant: str) -> frozenset[DeviceKey]:
-        if not self._config.keeps_apart or not tenant:
+    def _apart_from(self, waiting: Waiting) -> frozenset[DeviceKey]:
+        """Where the tenant's other requests run; not where it runs itself, should it move."""
+        if not self._config.keeps_apart or not waiting.tenant:
             return NOBODY
-        running = self._state.running
-        return frozenset(key for session_id in self._sessions_of.get(tenant, ()) for key in running[session_id].devices)
+        others = [s for s in self._sessions_of.get(waiting.tenant, ()) if s != waiting.session_id]
+        return frozenset(key for session_id in others for key in self._state.running[session_id].devices)
 
     def _start(self, waiting: Waiting, route: Route, now_s: float) -> StartChain:
         """Everything but that it leaves the queue."""
         session_id, model = waiting.session_id, waiting.manifest_hash
-        del self._state.waiting[session_id]
+        self._state.waiting.pop(session_id, None)
+        self._kept.release(session_id)
         keys = tuple(device.key for device in route.devices)
         load = Load(
             _in_steps(route.rows_per_s, MAX_ROWS_PER_S), _in_steps(route.prompt_tokens_per_s, MAX_PROMPT_TOKENS_PER_S)
@@ -432,6 +407,11 @@ class Dispatcher:
                 del self._sessions_on[key]
             self._count(self._state.devices[key], running.load, running.num_tokens, -1)
 
+    def _reserve(self, device: Device, num_tokens: int) -> None:
+        device.num_reserved_tokens += num_tokens
+        self._num_better += num_tokens < 0
+        self._router.changed(device)
+
     def _count(self, device: Device, load: Load, num_tokens: int, sign: int) -> None:
         before = device.load
         device.num_requests += sign
@@ -449,10 +429,13 @@ class Dispatcher:
         for device in self._state.devices.values():
             mine = [r for r in running.values() if device.key in r.devices]
             assert device.num_requests == len(mine), device
-            assert device.num_reserved_tokens == sum(r.num_tokens for r in mine) <= max(0, device.num_kv_tokens), device
+            kept = sum(k.num_tokens for k in self._state.kept.values() if device.key in k.devices)
+            num_reserved = kept + sum(r.num_tokens for r in mine)
+            assert device.num_reserved_tokens == num_reserved <= max(0, device.num_kv_tokens), device
             assert device.load == _sum_of(r.load for r in mine), device
         assert {s: None for queue in self._queues.values() for s in _sessions(queue)}.keys() == waiting.keys()
         assert {s for on in self._sessions_on.values() for s in on} == set(running)
+        assert not self._state.kept.keys() & running.keys()
         assert +self._num_running == Counter(r.manifest_hash for r in running.values())
 
 

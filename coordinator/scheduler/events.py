@@ -109,7 +109,8 @@ class RequestArrived:
 
     `num_tokens` is the KV room it reserves: prompt and the most that it may answer. `tenant` is who asks (fairness is
     between tenants). `affinity` are running hashes of the prompt's blocks, longest prefix last: chains that have seen
-    them may have them cached. `deadline_s`: after so long in the queue the answer is wanted no more."""
+    them may have them cached. `deadline_s`: after so long in the queue the answer is wanted no more. `kept`: devices
+    that still hold the session's KV and its reservation."""
 
     session_id: SessionId
     manifest_hash: str
@@ -120,6 +121,15 @@ class RequestArrived:
     tenant: str = ""
     affinity: tuple[int, ...] = ()
     deadline_s: float | None = None
+    kept: tuple[DeviceKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MoveWanted:
+    """A running request had better run elsewhere, as a node of its chain wants to go: another chain if there is one
+    now, else it stays where it is."""
+
+    request: RequestArrived
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +164,7 @@ Event = (
     | DeviceBroke
     | DeviceFull
     | RequestArrived
+    | MoveWanted
     | RequestFinished
     | Replan
     | TimePassed

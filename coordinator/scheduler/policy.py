@@ -28,6 +28,8 @@ class RouteRequest:
     affinity: tuple[int, ...] = ()
     apart_from: frozenset[DeviceKey] = frozenset()
     """Where the same tenant's other requests run: better elsewhere, if diversity is wanted and there is elsewhere."""
+    kept: frozenset[DeviceKey] = frozenset()
+    """Devices that hold the request's KV, and room for it, already: its prompt is not to be computed there again."""
 
 
 @dataclass(frozen=True, slots=True)

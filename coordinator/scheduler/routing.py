@@ -165,6 +165,8 @@ class ChainRouter:
     def _way(self, table: Table, request: RouteRequest, now_s: float) -> tuple[Way | None, int]:
         """And how many tokens of the prompt are to be computed."""
         ask = self._ask(request)
+        if ask.kept:
+            return self._over_survivors(table, ask), request.num_prompt_tokens
         way = self._cheapest(table, ask, now_s)
         if request.affinity:
             cached = self._over_a_cached_prefix(table, ask, request.affinity)
@@ -194,7 +196,12 @@ class ChainRouter:
         drained = (key for node_id in self._state.draining for key in self._keys_of.get(node_id, ()))
         avoid = request.avoid.union(drained, self._state.retiring)
         apart = tuple((key, APART_PENALTY_S) for key in request.apart_from) if self._config.keeps_apart else ()
-        return Ask(request.num_new_tokens, request.num_prompt_tokens, request.num_reserved_tokens, avoid, apart)
+        kept = request.kept
+        return Ask(request.num_new_tokens, request.num_prompt_tokens, request.num_reserved_tokens, avoid, apart, kept)
+
+    def _over_survivors(self, table: Table, ask: Ask) -> Way | None:
+        """In a shortlist of its own: these devices are cheap for this request only."""
+        return cheapest_way(self._net(table, ask), table.candidates, ask, looks_twice=True)
 
     def _cheapest(self, table: Table, ask: Ask, now_s: float) -> Way | None:
         """In the kept shortlist if there is a chain in it, else in one made for this request."""
@@ -215,13 +222,16 @@ class ChainRouter:
         return is_old or is_worn or table.version != table.candidates.version
 
     def _shortlist(self, table: Table, ask: Ask, now_s: float) -> Net:
+        table.version, table.num_routed, table.made_at_s = table.candidates.version, 0, now_s
+        if len(table.candidates) > SMALL_POOL and now_s - table.regions_at_s >= NEW_REGIONS_AFTER_S:
+            table.regions_at_s = now_s
+            table.candidates.regroup()
+        return self._net(table, ask)
+
+    def _net(self, table: Table, ask: Ask) -> Net:
         candidates, keeps_apart = table.candidates, self._config.keeps_apart
-        table.version, table.num_routed, table.made_at_s = candidates.version, 0, now_s
         if len(candidates) <= SMALL_POOL:
             return make_net(candidates, list(candidates.slots.values()), self._pairs, keeps_apart=keeps_apart)
-        if now_s - table.regions_at_s >= NEW_REGIONS_AFTER_S:
-            table.regions_at_s = now_s
-            candidates.regroup()
         return side_by_side(best_nets(candidates, ask, self._state.links, self._pairs, keeps_apart=keeps_apart))
 
     # ------------------------------------------------------------ cached prefixes

@@ -87,6 +87,7 @@ class Scheduler:
             ev.DeviceFull: self._device_full,
             ev.Replan: self._replan,
             ev.RequestArrived: self._request_arrived,
+            ev.MoveWanted: self._move_wanted,
             ev.RequestFinished: self._request_finished,
             ev.TimePassed: self._time_passed,
         }
@@ -100,7 +101,7 @@ class Scheduler:
 
     def is_ready(self, manifest_hash: str) -> bool:
         """Could an idle pool serve a short request to this model now?"""
-        return manifest_hash in self.state.models and self._dispatcher.has_chain(manifest_hash)
+        return manifest_hash in self.state.models and self._dispatcher.room.has_chain(manifest_hash)
 
     def is_current(self, device_key: DeviceKey, generation: int) -> bool:
         """Is news of this generation about what the device does now? 0 stands for measuring."""
@@ -141,7 +142,7 @@ class Scheduler:
 
     def largest_request(self, manifest_hash: str) -> int:
         """The most tokens that a request could have on an idle pool."""
-        return self._dispatcher.largest_request(manifest_hash)
+        return self._dispatcher.room.largest_request(manifest_hash)
 
     def elsewhere(self, request: ev.RequestArrived, now_s: float) -> Route | None:
         """The chain that a running request would get if it came back with this; None if there is no other now."""
@@ -285,7 +286,10 @@ class Scheduler:
         if not event.resumed:
             self.workloads.seen(event.manifest_hash, event.num_prompt_tokens, event.num_tokens, now_s)
         refusal = self._refusal(waiting)
-        return [refusal] if refusal else self._dispatcher.arrive(waiting, now_s)
+        return [refusal] if refusal else self._dispatcher.arrive(waiting, now_s, event.kept)
+
+    def _move_wanted(self, event: ev.MoveWanted, now_s: float) -> list[Command]:
+        return self._dispatcher.move(_waiting(event.request, now_s), now_s)
 
     def _request_finished(self, event: ev.RequestFinished, now_s: float) -> list[Command]:
         running = self.state.running.get(event.session_id)
@@ -296,11 +300,12 @@ class Scheduler:
 
     def _time_passed(self, event: ev.TimePassed, now_s: float) -> list[Command]:
         gave_up = [self._gave_up(waiting) for waiting in self._dispatcher.overdue(now_s)]
+        let_go = self._dispatcher.let_go(now_s)
         for device in self.state.in_state(DeviceState.FAILED):
             if device.retry_at_s <= now_s:
                 device.move(Signal.RETRY)
         planned = [] if self._returning.waits(now_s) else self._told(self._planner.passed(now_s))
-        return [*gave_up, *self._probes(now_s), *planned, *self._dispatcher.serve_waiting(now_s)]
+        return [*gave_up, *let_go, *self._probes(now_s), *planned, *self._dispatcher.serve_waiting(now_s)]
 
     def _probes(self, now_s: float) -> list[Command]:
         """A few nodes at a time measure their links, each when its turn comes."""
@@ -341,7 +346,7 @@ class Scheduler:
         if not self.is_ready(waiting.manifest_hash):
             message = f"The model cannot answer yet. {self.shortfall(waiting.manifest_hash)}"
             return RefuseRequest(waiting.session_id, "model_not_ready", message, 5.0)
-        if not self._dispatcher.fits(waiting.manifest_hash, waiting.num_tokens):
+        if not self._dispatcher.room.fits(waiting.manifest_hash, waiting.num_tokens):
             largest = self.largest_request(waiting.manifest_hash)
             message = f"The request needs KV room for {waiting.num_tokens} tokens, the pool's nodes have {largest}."
             return RefuseRequest(waiting.session_id, "kv_room_exceeded", message, None)

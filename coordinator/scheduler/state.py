@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -289,12 +290,23 @@ class Running:
     tenant: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What stays reserved for a session that has lost its chain, at the devices that still hold its KV."""
+
+    devices: tuple[DeviceKey, ...]
+    num_tokens: int
+    until_s: float = math.inf
+
+
 @dataclass(slots=True)
 class State:
     models: dict[str, ModelFacts] = field(default_factory=dict)
     devices: DeviceTable = field(default_factory=DeviceTable)
     waiting: dict[SessionId, Waiting] = field(default_factory=dict)
     running: dict[SessionId, Running] = field(default_factory=dict)
+    kept: dict[SessionId, Kept] = field(default_factory=dict)
+    """Of sessions that do not run now: they have lost their chain, and most of them wait for another one."""
     draining: set[NodeId] = field(default_factory=set)
     """Nodes that finish what runs on them and get nothing new. One that left and comes back is still one of them."""
     links: LinkMap = field(default_factory=LinkMap)

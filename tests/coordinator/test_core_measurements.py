@@ -216,7 +216,7 @@ def test_the_scheduler_hears_who_asks_what_and_how_long_it_would_wait() -> None:
     session_id = pool.request(prompt=prompt, num_tokens=3, tenant="key 7", deadline_s=2.5)
     pool.run()
     [arrived] = recorder.of(ev.RequestArrived)
-    assert (arrived.num_tokens, arrived.num_prompt_tokens, arrived.tenant) == (603, 600, "key 7")
+    assert (arrived.num_tokens, arrived.num_prompt_tokens, arrived.tenant) == (608, 600, "key 7")
     assert (arrived.affinity, arrived.deadline_s) == (affinity_of(prompt, "key 7"), 2.5)
     assert len(arrived.affinity) == 2
     assert recorder.of(ev.RequestFinished) == [ev.RequestFinished(session_id, 3)]

@@ -91,7 +91,7 @@ async def test_many_answers_survive_each_with_its_own_text(tmp_path: Path) -> No
 
 @on_virtual_time
 async def test_who_waited_in_the_queue_is_served_in_the_old_order(tmp_path: Path) -> None:
-    fakes = [FakeNode(1, facts.spec(4), num_kv_tokens=30), FakeNode(2, facts.spec(4), num_kv_tokens=30)]
+    fakes = [FakeNode(1, facts.spec(4), num_kv_tokens=32), FakeNode(2, facts.spec(4), num_kv_tokens=32)]
     async with restarting_pool(tmp_path, *fakes) as pool:
         readers = [Follower(pool, asked(number)) for number in range(1, 6)]
         for reader in readers:

@@ -8,7 +8,7 @@ from coordinator.nodes import MAX_BEATS, DeviceActivity, DeviceView, NodeView
 from coordinator.scheduler.commands import Assign, Measure
 from coordinator.scheduler.state import Device
 from protocol.messages import Heartbeat, ReleaseSlice, SliceProgress
-from protocol.values import DeviceId, HeldSlice, LayerRange, Variant
+from protocol.values import DeviceId, DeviceWork, HeldSlice, LayerRange, Variant
 from tests.fakes import pool_facts as facts
 
 ASSIGN = Assign(facts.key(1), 1, facts.DIGEST, Variant.FLOAT32, LayerRange(2, 6), "its share by measured speed")
@@ -34,7 +34,8 @@ def test_a_device_goes_from_measuring_to_serving() -> None:
     assert (device.activity, device.done_bytes, device.total_bytes) == (DeviceActivity.DOWNLOADING, 10, 100)
     device.progress(SliceProgress(facts.CPU, 1, True, 20, 50))
     assert (device.activity, device.done_bytes, device.total_bytes) == (DeviceActivity.LOADING, 20, 50)
-    device.serve()
+    device.serve(can_truncate=True)
+    assert device.can_truncate
     assert (device.activity, device.layers) == (DeviceActivity.SERVING, "2-5")
 
 
@@ -106,3 +107,11 @@ def test_a_node_that_comes_with_layers_serves_what_is_used_and_lets_go_of_the_re
     shown = view.devices[facts.CPU]
     assert (shown.activity, shown.layers, shown.reason) == (DeviceActivity.SERVING, "0-3", "it was there")
     assert view.devices[gpu].activity is DeviceActivity.IDLE
+
+
+def test_prompt_tokens_of_all_devices_add_up() -> None:
+    view = NodeView(facts.hello(1), 0.0)
+    for number in (3, 4):
+        work = (DeviceWork(facts.CPU, 1, 1, 5, number, 0.1), DeviceWork(facts.DeviceId("cuda:0"), 1, 1, 5, 10, 0.1))
+        view.beat(Heartbeat(0, 0, 0, work), float(number))
+    assert view.num_prompt_tokens == 27

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,7 @@ from coordinator.sessions import (
     Session,
     SessionSignal,
     SessionState,
+    WantMove,
 )
 from protocol.frames import FrameKind, Phase, Segment, decode_frame
 from protocol.messages import CloseSession, OpenSession, TokensSampled
@@ -300,3 +302,199 @@ def test_validate_holds_in_every_state() -> None:
     session.validate()
     session.end()
     session.validate()
+
+
+# ---------------------------------------------------------------- what stages keep
+
+DEVICES = frozenset(facts.key(number) for number in range(1, 9))
+OTHER_MIDDLE = ChainStage(facts.key(5), 15, CHAIN[1].layers)
+
+
+def running(*tokens: int, chain: tuple[ChainStage, ...] = CHAIN) -> Session:
+    """It runs over devices that can keep KV, and has these tokens."""
+    session = Session(replace(ORDER, max_new_tokens=20))
+    session.start(chain, {}, DEVICES)
+    open_all(session)
+    for position, token in enumerate(tokens, start=3):
+        session.sampled(chain[-1].device.node_id, sampled(token, position=position))
+    return session
+
+
+def open_all(session: Session) -> list[Action]:
+    return [
+        action
+        for number, stage in enumerate(session.chain)
+        for action in session.stage_opened(stage.device.node_id, session.epoch, number)
+    ]
+
+
+def kept(actions: list[Action]) -> list[tuple[int, int]]:
+    """By stage: rows that it keeps, and from which on the next one wants rows."""
+    return [(order.num_kept_tokens, order.next_from) for order in sorted(opens(actions), key=lambda order: order.stage)]
+
+
+def test_a_stage_of_both_chains_keeps_all_rows_but_the_last_and_is_not_closed() -> None:
+    session = running(8, 9)
+    actions = session.devices_lost({facts.key(2)})
+    assert closed_nodes(actions) == [MIDDLE]
+    assert actions[-1] == NeedChain(ORDER.session_id, frozenset({facts.key(2)}), (facts.key(1), facts.key(3)))
+    actions = session.start((CHAIN[0], OTHER_MIDDLE, CHAIN[2]), {}, DEVICES)
+    assert kept(actions) == [(4, 0), (0, 4), (4, 0)]
+    assert closed_nodes(actions) == []
+    [frame] = open_all(session)
+    assert isinstance(frame, SendFrame)
+    segment = decode_frame(frame.frame).segments[0]
+    assert (segment.position, segment.num_tokens, segment.epoch) == (4, 1, 2)
+
+
+def test_a_new_head_gets_the_whole_log_and_passes_on_what_the_others_lack() -> None:
+    session = running(8, 9)
+    session.devices_lost({facts.key(1)})
+    head = ChainStage(facts.key(6), 1, CHAIN[0].layers)
+    assert kept(session.start((head, *CHAIN[1:]), {}, DEVICES)) == [(0, 4), (4, 4), (4, 0)]
+    [frame] = open_all(session)
+    assert isinstance(frame, SendFrame)
+    assert decode_frame(frame.frame).segments[0].num_tokens == 5
+
+
+def test_stages_keep_their_rows_at_another_place_of_the_chain() -> None:
+    session = running(8)
+    session.devices_lost({facts.key(1)})
+    halves = ChainStage(facts.key(6), 1, LayerRange(0, 1)), ChainStage(facts.key(7), 1, LayerRange(1, 2))
+    assert kept(session.start((*halves, *CHAIN[1:]), {}, DEVICES)) == [(0, 0), (0, 3), (3, 3), (3, 0)]
+
+
+def test_the_same_device_with_other_layers_or_loaded_anew_keeps_nothing() -> None:
+    session = running(8)
+    session.devices_lost({facts.key(2)})
+    head, tail = replace(CHAIN[0], generation=99), ChainStage(facts.key(3), 13, LayerRange(3, 6))
+    chain = (head, ChainStage(facts.key(5), 1, LayerRange(2, 3)), tail)
+    assert kept(session.start(chain, {}, DEVICES)) == [(0, 0)] * 3
+
+
+def test_what_is_not_in_the_next_chain_is_closed_after_it_was_opened() -> None:
+    session = running(8)
+    session.devices_lost({facts.key(2)})
+    actions = session.start((CHAIN[0], ChainStage(facts.key(5), 1, LayerRange(2, 6))), {}, DEVICES)
+    assert actions[-1] == SendMessage(TAIL, CloseSession(ORDER.session_id, 1))
+    assert closed_nodes(actions) == [TAIL]
+
+
+def test_before_its_first_token_a_chain_leaves_nothing_to_keep() -> None:
+    session = running()
+    assert closed_nodes(session.devices_lost({facts.key(2)})) == [HEAD, MIDDLE, TAIL]
+    assert kept(session.start((CHAIN[0], OTHER_MIDDLE, CHAIN[2]), {}, DEVICES)) == [(0, 0)] * 3
+
+
+def test_of_tokens_that_came_together_the_rows_before_the_first_are_there_for_sure() -> None:
+    session = running()
+    session.sampled(TAIL, sampled(8, 9, 10))
+    session.devices_lost({facts.key(2)})
+    assert kept(session.start((CHAIN[0], OTHER_MIDDLE, CHAIN[2]), {}, DEVICES))[0] == (3, 0)
+
+
+def test_a_second_loss_before_the_next_token_costs_no_more_than_it_took() -> None:
+    session = running(8, 9)
+    session.devices_lost({facts.key(2)})
+    session.start((CHAIN[0], OTHER_MIDDLE, CHAIN[2]), {}, DEVICES)
+    session.devices_lost({facts.key(5)})
+    middle = ChainStage(facts.key(6), 1, CHAIN[1].layers)
+    assert kept(session.start((CHAIN[0], middle, CHAIN[2]), {}, DEVICES)) == [(4, 0), (0, 4), (4, 0)]
+
+
+def test_a_stage_that_broke_keeps_nothing_unless_only_rows_were_lost() -> None:
+    for code, survives in (("out_of_memory", False), ("rows_lost", True)):
+        session = running(8)
+        session.broken(MIDDLE, 1, 1, code, "x")
+        assert kept(session.start(CHAIN, {}, DEVICES))[1] == ((3, 3) if survives else (0, 3))
+
+
+def test_a_lost_link_is_the_far_ends_fault() -> None:
+    session = running(8)
+    assert session.broken(HEAD, 1, 0, "link_lost", "x")[-1] == NeedChain(
+        ORDER.session_id, frozenset({facts.key(2)}), tuple(stage.device for stage in CHAIN)
+    )
+    assert running(8).broken(TAIL, 1, 2, "link_lost", "x")[-1].avoid == {facts.key(1)}  # type: ignore[union-attr]
+
+
+def test_who_has_kept_nothing_computes_everything_with_those_before_it_and_is_not_blamed() -> None:
+    session = running(8)
+    session.devices_lost({facts.key(3)}, to_blame=False)
+    tail = ChainStage(facts.key(6), 1, CHAIN[2].layers)
+    session.start((*CHAIN[:2], tail), {}, DEVICES)
+    actions = session.broken(MIDDLE, 2, 1, "nothing_kept", "x")
+    assert actions[-1] == NeedChain(ORDER.session_id, frozenset())
+    assert session.num_breaks == 0
+    assert kept(session.start((*CHAIN[:2], tail), {}, DEVICES)) == [(0, 0)] * 3
+    session.broken(MIDDLE, 3, 1, "nothing_kept", "it was not to keep anything")
+    assert session.num_breaks == 1
+
+
+def test_of_a_node_with_two_stages_both_stay_open_when_one_of_them_is_worth_it() -> None:
+    """A close is for the whole node."""
+    gpu = ChainStage(facts.key(1, facts.DeviceId("cuda:0")), 1, LayerRange(2, 6))
+    keepers = frozenset({CHAIN[0].device})
+    session = Session(replace(ORDER, max_new_tokens=20))
+    session.start((CHAIN[0], gpu), {}, keepers)
+    open_all(session)
+    session.sampled(HEAD, sampled(8))
+    actions = session.broken(HEAD, 1, 0, "rows_lost", "x")
+    assert closed_nodes(actions) == []
+    assert actions[-1].kept == (CHAIN[0].device, gpu.device)  # type: ignore[union-attr]
+    actions = session.start((CHAIN[0], ChainStage(facts.key(5), 1, LayerRange(2, 6))), {}, keepers | DEVICES)
+    assert kept(actions) == [(3, 0), (0, 0)]
+    assert actions[-1] == SendMessage(HEAD, CloseSession(ORDER.session_id, 1)), "of the older epoch only"
+
+
+def test_what_was_kept_for_too_long_is_closed_and_everything_is_computed_anew() -> None:
+    session = running(8)
+    assert session.let_go() == []
+    session.devices_lost({facts.key(2)})
+    assert closed_nodes(session.let_go()) == [HEAD, TAIL]
+    assert session.let_go() == []
+    assert kept(session.start((CHAIN[0], OTHER_MIDDLE, CHAIN[2]), {}, DEVICES)) == [(0, 0)] * 3
+
+
+def test_the_end_closes_what_is_kept() -> None:
+    session = running(8)
+    session.devices_lost({facts.key(2)})
+    assert closed_nodes(session.end()) == [HEAD, TAIL]
+
+
+# ---------------------------------------------------------------- moving
+
+
+def test_a_session_moves_with_its_next_token() -> None:
+    session = running(8)
+    assert session.move_soon() == []
+    assert session.sampled(TAIL, sampled(9, position=4))[1:] == [WantMove(ORDER.session_id, frozenset())]
+    assert len(session.sampled(TAIL, sampled(10, position=5))) == 1, "it is asked for once"
+    actions = session.start((CHAIN[0], OTHER_MIDDLE, CHAIN[2]), {}, DEVICES)
+    assert session.state is SessionState.OPENING
+    assert kept(actions) == [(5, 0), (0, 5), (5, 0)]
+    assert closed_nodes(actions) == [MIDDLE]
+    assert session.sampled(TAIL, sampled(11, position=6)) == [], "the older chain says no more"
+
+
+def test_before_its_first_token_it_moves_at_once() -> None:
+    session = running()
+    assert session.move_soon() == [WantMove(ORDER.session_id, frozenset())]
+    actions = session.start((CHAIN[0], OTHER_MIDDLE, CHAIN[2]), {}, DEVICES)
+    assert kept(actions) == [(0, 0)] * 3
+    assert closed_nodes(actions) == [MIDDLE]
+
+
+def test_who_waits_for_a_chain_has_nothing_to_move_from() -> None:
+    session = running(8)
+    session.devices_lost({facts.key(2)})
+    assert session.move_soon() == []
+    session.start((CHAIN[0], OTHER_MIDDLE, CHAIN[2]), {}, DEVICES)
+    open_all(session)
+    assert len(session.sampled(TAIL, sampled(9, position=4, epoch=2))) == 1
+
+
+def test_the_last_token_needs_no_move() -> None:
+    session = running(8)
+    session.move_soon()
+    actions = session.sampled(TAIL, sampled(9, position=4, finish=FinishReason.STOP))
+    assert not any(isinstance(action, WantMove) for action in actions)

@@ -37,11 +37,13 @@ def answer_to(prompt: Sequence[int], num_tokens: int, rule: Rule = next_token) -
 
 @dataclass
 class Leg:
-    """One stage of one session."""
+    """One stage of one session. `sent` is what the stage has kept of its own rows, and may send again."""
 
     order: m.OpenSession
     kv: list[int] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
     seq: int = 0
+    has_sent_again: bool = False
 
     @property
     def is_tail(self) -> bool:
@@ -70,8 +72,14 @@ class FakeNode:
         self.loads = True
         self.silent = False
         self.hangs = False
+        self.keeps_kv = True
+        """False: whatever it is told to keep is gone."""
+        self.max_sent_rows = 10_000
+        """Of longer sessions it does not keep what it sent."""
         self.heard: list[m.CoordinatorMessage | bytes] = []
-        self.legs: dict[tuple[SessionId, int], Leg] = {}
+        self.legs: dict[tuple[SessionId, DeviceId], Leg] = {}
+        self.computed: dict[tuple[SessionId, int], int] = {}
+        """Rows by session and epoch, of all its stages together."""
         self.num_refused_rows = 0
         self.num_tokens = 0
         self.held: dict[DeviceId, HeldSlice] = {}
@@ -93,10 +101,12 @@ class FakeNode:
                 self.num_measured += 1
                 return [m.DeviceMeasured(device_id, digest, self.benchmark)]
             case m.AssignSlice():
+                self._end_all(data.device_id)
                 return self._load(data)
+            case m.ReleaseSlice(device_id):
+                self._end_all(device_id)
             case m.OpenSession():
-                self.legs[SessionId(data.session_id), data.stage] = Leg(data)
-                return [m.SessionOpened(data.session_id, data.epoch, data.stage)]
+                return [self._open(data)]
             case m.WhereAreRows():
                 return [self._where(data)]
             case m.CloseSession(session_id, epoch):
@@ -104,6 +114,10 @@ class FakeNode:
                     if key[0] == session_id and leg.order.epoch <= epoch:
                         del self.legs[key]
         return []
+
+    def _end_all(self, device_id: DeviceId) -> None:
+        """A device that is to do something else ends what ran over it, without being told."""
+        self.legs = {key: leg for key, leg in self.legs.items() if key[1] != device_id}
 
     def of_type(self, kind: type) -> list[m.CoordinatorMessage | bytes]:
         return [data for data in self.heard if isinstance(data, kind)]
@@ -130,12 +144,36 @@ class FakeNode:
 
     def _where(self, asked: m.WhereAreRows) -> m.NodeMessage:
         """It computes in no time: nothing ever waits here."""
-        leg = self.legs.get((SessionId(asked.session_id), asked.stage))
-        if leg is None or leg.order.epoch != asked.epoch:
+        asked_for = (asked.session_id, asked.stage, asked.epoch)
+        legs = [
+            leg for leg in self.legs.values() if (leg.order.session_id, leg.order.stage, leg.order.epoch) == asked_for
+        ]
+        leg = next(iter(legs), None)
+        if leg is None:
             return m.SessionBroken(asked.session_id, asked.epoch, asked.stage, "not_open", "It is not open here.")
         has_all = len(leg.kv) >= leg.order.num_prompt_tokens
         num_sent = (len(leg.kv) + 1) * has_all if leg.is_tail else len(leg.kv)
         return m.RowsAt(asked.session_id, asked.epoch, asked.stage, len(leg.kv), num_sent, 0.0)
+
+    def _open(self, order: m.OpenSession) -> m.NodeMessage:
+        """What is kept is found again under the same device; what is not, is forgotten first, as in a worker."""
+        session_id = SessionId(order.session_id)
+        before = self.legs.pop((session_id, order.device_id), None)
+        leg = Leg(order)
+        if num_kept := order.num_kept_tokens:
+            is_tail = order.stage == order.num_stages - 1
+            sends_again = not is_tail and order.next_from < num_kept
+            if before is None or not self.keeps_kv or len(before.kv) < num_kept:
+                return _nothing_kept(order)
+            if sends_again and len(before.sent) < num_kept:
+                return _nothing_kept(order)
+            leg.kv, leg.sent = before.kv[:num_kept], before.sent[:num_kept]
+        self.legs[session_id, order.device_id] = leg
+        return m.SessionOpened(order.session_id, order.epoch, order.stage)
+
+    def _leg_of(self, segment: Segment) -> Leg | None:
+        legs = [leg for (session_id, _), leg in self.legs.items() if session_id == segment.session_id]
+        return next((g for g in legs if (g.order.stage, g.order.epoch) == (segment.stage, segment.epoch)), None)
 
     def _receive(self, frame: Frame) -> list[m.NodeMessage | bytes]:
         answers: list[m.NodeMessage | bytes] = []
@@ -143,16 +181,30 @@ class FakeNode:
         values = [int(value) for value in struct.unpack(f"<{frame.num_rows}{code}", bytes(frame.payload))]
         for segment in frame.segments:
             rows, values = values[: segment.num_tokens], values[segment.num_tokens :]
-            leg = self.legs.get((segment.session_id, segment.stage))
-            if leg is None or segment.epoch != leg.order.epoch or segment.position != len(leg.kv):
+            leg = self._leg_of(segment)
+            if leg is None or segment.position != len(leg.kv):
                 self.num_refused_rows += len(rows)
             else:
                 leg.kv += rows
-                answers += self._sample(leg) if leg.is_tail else [self._pass_on(leg, rows)]
+                key = segment.session_id, segment.epoch
+                self.computed[key] = self.computed.get(key, 0) + len(rows)
+                answers += self._sample(leg) if leg.is_tail else self._pass_on(leg, rows)
         return answers
 
-    def _pass_on(self, leg: Leg, rows: Sequence[int]) -> bytes:
-        return _frame(leg, FrameKind.HIDDEN, leg.order.stage + 1, len(leg.kv) - len(rows), rows)
+    def _pass_on(self, leg: Leg, rows: Sequence[int]) -> list[m.NodeMessage | bytes]:
+        """These rows, less what the next stage has; before the first of them what it has not and is kept here."""
+        first = len(leg.kv) - len(rows)
+        if len(leg.sent) == first and len(leg.kv) <= self.max_sent_rows:
+            leg.sent += rows
+        order, frames = leg.order, []
+        if not leg.has_sent_again and order.next_from < order.num_kept_tokens:
+            again = leg.sent[order.next_from : order.num_kept_tokens]
+            frames.append(_frame(leg, FrameKind.HIDDEN, order.stage + 1, order.next_from, again))
+        leg.has_sent_again = True
+        start = max(first, order.next_from)
+        if start < len(leg.kv):
+            frames.append(_frame(leg, FrameKind.HIDDEN, order.stage + 1, start, leg.kv[start:]))
+        return [*frames]
 
     def _sample(self, leg: Leg) -> list[m.NodeMessage | bytes]:
         if len(leg.kv) < leg.order.num_prompt_tokens or leg.order.stop is None:
@@ -165,6 +217,10 @@ class FakeNode:
             leg.order.session_id, leg.order.epoch, position, (token,), (), finish, StepTiming(100, 10)
         )
         return [sampled] if finish else [sampled, _frame(leg, FrameKind.TOKENS, 0, position, [token])]
+
+
+def _nothing_kept(order: m.OpenSession) -> m.SessionBroken:
+    return m.SessionBroken(order.session_id, order.epoch, order.stage, "nothing_kept", "It is gone.")
 
 
 def _frame(leg: Leg, kind: FrameKind, stage: int, position: int, rows: Sequence[int]) -> bytes:

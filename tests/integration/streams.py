@@ -31,6 +31,10 @@ class Stream:
         """Until the first token is there."""
         self._wait_for(lambda: bool(self.tokens))
 
+    def wait_for_tokens(self, num_tokens: int) -> None:
+        """Until so many are there."""
+        self._wait_for(lambda: len(self.tokens) >= num_tokens)
+
     def wait_queued(self) -> None:
         """Until it has been told its place."""
         self._wait_for(lambda: bool(self.places))

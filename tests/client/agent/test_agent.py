@@ -358,19 +358,19 @@ async def test_commands_are_obeyed_in_order_and_the_end_of_file_means_quit() -> 
     assert await obeyed(encode_line(Pause()), encode_line(Resume())[:5], encode_line(Resume())[5:]) == [
         Pause(),
         Resume(),
-        Quit(),
+        Quit(at_once=True),
     ]
 
 
 @pytest.mark.expected_logs("is no command")
 @pytest.mark.parametrize("garbage", [b"\n", b"pause\n", b'{"type":"status"}\n', b"\xff\xfe\n", b"x" * 5000 + b"\n"])
 async def test_what_is_no_command_is_skipped(garbage: bytes) -> None:
-    assert await obeyed(garbage, encode_line(Pause())) == [Pause(), Quit()]
+    assert await obeyed(garbage, encode_line(Pause())) == [Pause(), Quit(at_once=True)]
 
 
 @pytest.mark.expected_logs("is no command")
 async def test_half_a_line_at_the_end_is_no_command() -> None:
-    assert await obeyed(encode_line(Pause())[:-2]) == [Quit()]
+    assert await obeyed(encode_line(Pause())[:-2]) == [Quit(at_once=True)]
 
 
 async def test_standard_input_that_breaks_means_quit() -> None:
@@ -378,7 +378,7 @@ async def test_standard_input_that_breaks_means_quit() -> None:
     reader.set_exception(ConnectionResetError("gone"))
     with pytest.raises(ConnectionResetError):
         await obey_lines(recorder, reader)  # type: ignore[arg-type]
-    assert recorder.commands == [Quit()]
+    assert recorder.commands == [Quit(at_once=True)]
 
 
 def test_a_machine_without_pynvml_has_no_nvml(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from client.agent import agent as agent_module
-from client.agent.agent import Agent, machine_senses, nvml_of
+from client.agent.agent import HARD_LEAVE_S, QUIT_LEAVE_S, SOFT_LEAVE_S, Agent, machine_senses, nvml_of
+from client.agent.contribution import Contribution
 from client.agent.guard import Guard
 from client.agent.policy import QUIET_S, Readings
 from client.agent.readings import Look
@@ -30,6 +31,7 @@ from client.status import (
     Status,
     decode_report,
 )
+from client.supervisor_table import QUIT_LIMIT_S
 from protocol.messages import Challenge, Hello, Leaving, Refused, encode_message
 from protocol.pause import PauseMode, PauseReason, PauseRules, PoolDefaults
 from shell import AsyncioEnv
@@ -152,6 +154,96 @@ def running(config: NodeConfig, env: AsyncioEnv, monkeypatch: pytest.MonkeyPatch
             await running.end()
 
     return run
+
+
+# ---------------------------------------------------------------- how much time there is for what runs here
+
+
+class Handing:
+    """In place of Contribution.hand_over: a pool that moves nothing. Keeps how long it was given each time."""
+
+    def __init__(self) -> None:
+        self.given_s: list[float] = []
+
+    async def __call__(self, contribution: Contribution, within_s: float) -> None:
+        assert contribution.has_joined
+        self.given_s.append(within_s)
+        if within_s > HARD_LEAVE_S:
+            await asyncio.Event().wait()
+
+    async def wait(self, *given_s: float) -> None:
+        await until(lambda: self.given_s == [*given_s])
+
+
+@pytest.fixture
+def handing(monkeypatch: pytest.MonkeyPatch) -> Handing:
+    handing = Handing()
+
+    async def hand_over(contribution: Contribution, within_s: float) -> None:
+        await handing(contribution, within_s)
+
+    monkeypatch.setattr(Contribution, "hand_over", hand_over)
+    return handing
+
+
+async def test_a_game_waits_for_a_moment_only(handing: Handing, running: Callable) -> None:
+    async with running() as run:
+        await run.until(AgentState.WAITING)
+        run.shows(**GAME)
+        await run.until(AgentState.PAUSED)
+        assert handing.given_s == [HARD_LEAVE_S]
+
+
+async def test_a_click_on_pause_does_too(handing: Handing, running: Callable) -> None:
+    async with running() as run:
+        await run.until(AgentState.WAITING)
+        run.command(Pause())
+        await run.until(AgentState.PAUSED)
+        assert handing.given_s == [HARD_LEAVE_S]
+
+
+async def test_what_can_wait_is_cut_short_by_what_cannot(handing: Handing, running: Callable) -> None:
+    async with running() as run:
+        await run.until(AgentState.WAITING)
+        run.shows(on_battery=True)
+        await handing.wait(SOFT_LEAVE_S)
+        assert run.statuses[-1].worker_pids
+        run.command(Pause())
+        await run.until(AgentState.PAUSED)
+        assert handing.given_s == [SOFT_LEAVE_S, HARD_LEAVE_S]
+
+
+async def test_a_second_quit_is_in_a_hurry(handing: Handing, running: Callable) -> None:
+    async with running() as run:
+        await run.until(AgentState.WAITING)
+        run.command(Quit())
+        await handing.wait(QUIT_LEAVE_S)
+        run.command(Quit())
+        await run.until(AgentState.STOPPED)
+        assert handing.given_s == [QUIT_LEAVE_S, HARD_LEAVE_S]
+
+
+async def test_when_nobody_is_there_to_wait_it_goes_at_once(handing: Handing, running: Callable) -> None:
+    async with running() as run:
+        await run.until(AgentState.WAITING)
+        run.command(Quit(at_once=True))
+        await run.until(AgentState.STOPPED)
+        assert handing.given_s == [HARD_LEAVE_S]
+
+
+async def test_an_agent_that_is_cancelled_while_it_waits_leaves_nothing(handing: Handing, running: Callable) -> None:
+    async with running() as run:
+        workers = (await run.until(AgentState.WAITING)).worker_pids
+        run.command(Quit())
+        await handing.wait(QUIT_LEAVE_S)
+        run.task.cancel()
+        await asyncio.gather(run.task, return_exceptions=True)
+        assert not any(map(is_alive, workers))
+
+
+def test_who_waits_for_the_agents_end_waits_for_what_it_hands_over() -> None:
+    assert QUIT_LEAVE_S < QUIT_LIMIT_S
+    assert HARD_LEAVE_S <= 1.0, "with the workers' end, the memory is to be free within two seconds"
 
 
 # ---------------------------------------------------------------- leaving and coming back

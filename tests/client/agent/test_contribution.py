@@ -30,6 +30,7 @@ from protocol.identity import hello_bytes, node_id_of
 from protocol.join_link import JoinLink
 from protocol.messages import (
     Challenge,
+    CloseSession,
     DeviceFailed,
     DeviceMeasured,
     Heartbeat,
@@ -50,10 +51,25 @@ from shell.keys import is_signed_by
 from shell.tls import make_certificate
 from tests.client.agent.mirror import Mirror, running_mirror
 from tests.client.agent.pool_server import CHALLENGE, NONCE, WEIGHTS_TOKEN, WELCOME, Greeter, PoolServer, running_pool
-from tests.client.agent.samples import CPU, IDENTITY, LEFT, NODE, RIGHT, assign, measure, open_session, rows, segment
+from tests.client.agent.samples import (
+    CPU,
+    IDENTITY,
+    LEFT,
+    NODE,
+    RIGHT,
+    SESSION,
+    assign,
+    measure,
+    open_session,
+    rows,
+    segment,
+)
 from tests.client.agent.waiting import is_alive, our_tasks, until
 
 MakeWorker = Callable[[str], str]
+
+
+LONG_S = 60.0
 
 
 class Stay:
@@ -599,6 +615,56 @@ async def test_leaving_tells_the_pool_and_kills_the_worker_for_good(pool: PoolSe
         await asyncio.sleep(0.2)  # longer than a restart's delay here
         assert stay.pids == ()
         assert our_tasks() == []
+
+
+async def test_what_runs_here_is_served_on_until_the_pool_has_moved_it(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        await pool.say(open_session(following=Hop(RIGHT, 2)))
+        await pool.hears(SessionOpened)
+        handing = asyncio.create_task(stay.contribution.hand_over(LONG_S))
+        assert await pool.hears(Leaving) == Leaving("quit", LONG_S)
+        frame = rows(segment(num_tokens=4))
+        await pool.say(frame)
+        async with asyncio.timeout(20):
+            assert await pool.frames.get() == frame
+        assert not handing.done()
+        await pool.say(CloseSession(SESSION, 1))
+        async with asyncio.timeout(20):
+            await handing
+        assert stay.pids, "the worker is there until the stay ends"
+
+
+async def test_a_pool_that_moves_nothing_is_not_waited_for_beyond_the_time(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        await pool.say(open_session(following=Hop(RIGHT, 2)))
+        await pool.hears(SessionOpened)
+        async with asyncio.timeout(20):
+            await stay.contribution.hand_over(0.05)
+        assert stay.contribution.core.switch.num_sessions == 1
+
+
+@pytest.mark.expected_logs("not connected to the pool")
+async def test_a_pool_that_goes_away_meanwhile_is_not_waited_for(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        await pool.say(open_session(following=Hop(RIGHT, 2)))
+        await pool.hears(SessionOpened)
+        handing = asyncio.create_task(stay.contribution.hand_over(LONG_S))
+        await pool.hears(Leaving)
+        pool.crash()
+        async with asyncio.timeout(20):
+            await handing
+
+
+async def test_without_a_session_there_is_nothing_to_hand_over(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        async with asyncio.timeout(20):
+            await stay.contribution.hand_over(LONG_S)
+        await stay.end()
+        assert await pool.hears(Leaving) == Leaving("quit"), "nothing was said before"
 
 
 @pytest.mark.parametrize("num_turns", [0, 1, 2, 5, 20, 100])

@@ -423,7 +423,7 @@ def test_closing_an_older_epoch_leaves_the_newer_one() -> None:
     assert node.core.switch.num_sessions == 1
 
 
-def test_a_stage_that_moves_to_the_nodes_other_device_ends_on_the_first() -> None:
+def test_a_stage_that_moves_to_the_nodes_other_device_ends_on_the_first_when_the_pool_says_so() -> None:
     node = Node(GPU, GPU_1)
     for spec in (GPU, GPU_1):
         node.worker(READY, spec)
@@ -434,8 +434,9 @@ def test_a_stage_that_moves_to_the_nodes_other_device_ends_on_the_first() -> Non
         node.worker(LOADED, spec)
     node.pool(open_session(epoch=1, device=GPU))
     node.pool(open_session(epoch=2, device=GPU_1))
-    assert node.of(TellWorker)[0] == TellWorker(GPU.device_id, ipc.EndSession(SESSION, 1))
+    assert node.pool(msg.CloseSession(SESSION, 1)) == [TellWorker(GPU.device_id, ipc.EndSession(SESSION, 1))]
     assert node.worker(ipc.SessionStarted(SESSION, 1), GPU) == []
+    assert len(node.worker(ipc.SessionStarted(SESSION, 2), GPU_1)) == 1
 
 
 def test_a_session_that_fails_at_the_worker_is_told_with_its_stage() -> None:

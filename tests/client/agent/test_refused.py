@@ -7,7 +7,17 @@ from client.agent.refused import broken_by
 from client.agent.switch import Shape, Switch
 from protocol.frames import WireDtype
 from protocol.values import Hop
-from tests.client.agent.samples import HIDDEN_SIZE, NODE, OTHER_SESSION, RIGHT, SESSION, open_session, rows, segment
+from tests.client.agent.samples import (
+    GPU,
+    HIDDEN_SIZE,
+    NODE,
+    OTHER_SESSION,
+    RIGHT,
+    SESSION,
+    open_session,
+    rows,
+    segment,
+)
 
 SHAPE = Shape(HIDDEN_SIZE, WireDtype.FLOAT32)
 
@@ -44,7 +54,7 @@ def test_rows_of_an_older_epoch_or_of_nobody_break_nothing() -> None:
 def test_of_a_node_with_two_stages_the_one_whose_rows_they_were_breaks() -> None:
     table = Switch(NODE)
     table.open(open_session(stage=1, following=Hop(NODE, 2)), SHAPE)
-    table.open(open_session(stage=2, previous=NODE, following=Hop(RIGHT, 3)), SHAPE)
+    table.open(open_session(stage=2, device=GPU, previous=NODE, following=Hop(RIGHT, 3)), SHAPE)
     [out] = broken_by(table, RowsRefused(rows(segment(stage=3)), is_leaving=True))
     [into] = broken_by(table, RowsRefused(rows(segment(stage=1)), is_leaving=False))
     assert (out.stage, into.stage) == (2, 1)

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from client.agent.switch import Delivery, Gap, Shape, Switch
 from client.ipc import EndSession, IpcError
@@ -225,10 +226,35 @@ def test_a_leg_is_found_by_session_epoch_and_device_only() -> None:
     assert switch.leg(OTHER_SESSION, 2, GPU.device_id) is None
 
 
-def test_the_device_that_a_stage_moves_away_from_is_told() -> None:
-    switch = switch_with(open_session(device=GPU))
-    assert switch.displaced(open_session(epoch=2, device=GPU)) is None
-    assert switch.displaced(open_session(epoch=2, device=GPU_1)) == (GPU.device_id, EndSession(SESSION, 1))
+def test_a_stage_that_moved_to_another_device_is_its_stage_and_the_older_one_waits_to_be_closed() -> None:
+    switch = switch_with(open_session(device=GPU), open_session(epoch=2, device=GPU_1))
+    [delivery], _ = switch.admit(rows(segment(epoch=2)), LEFT)
+    assert delivery.device_id == GPU_1.device_id
+    assert switch.admit(rows(segment(epoch=1, position=0)), LEFT) == NOTHING
+    assert switch.close(SESSION, 1) == [(GPU.device_id, EndSession(SESSION, 1))]
+    assert switch.devices == {GPU_1.device_id}
+
+
+def test_a_device_that_has_another_stage_in_the_next_epoch_has_one_leg() -> None:
+    """A stage before it was split: both devices of this node moved on by one."""
+    switch = switch_with(open_session(stage=1, device=GPU), open_session(stage=2, device=GPU_1))
+    for stage, device in ((3, GPU_1), (2, GPU)):
+        switch.open(open_session(stage=stage, device=device, epoch=2), SHAPE)
+    assert switch.admit(rows(segment(epoch=2, stage=1)), LEFT) == NOTHING
+    [delivery], _ = switch.admit(rows(segment(epoch=2, stage=2)), LEFT)
+    assert delivery.device_id == GPU.device_id
+    assert switch.close(SESSION, 1) == []
+
+
+def test_a_stage_that_keeps_rows_takes_the_ones_after_them() -> None:
+    order = structs.replace(open_session(epoch=2), num_kept_tokens=7, next_from=3)
+    switch = switch_with(open_session(), order)
+    start = switch.open(order, SHAPE)
+    assert (start.num_kept_tokens, start.next_from) == (7, 3)
+    for epoch, position in ((1, 0), (1, 7), (2, 0), (2, 6)):
+        assert switch.admit(rows(segment(epoch=epoch, position=position)), LEFT) == NOTHING
+    deliveries, _ = switch.admit(rows(segment(epoch=2, position=7)), LEFT)
+    assert len(deliveries) == 1
 
 
 # ---------------------------------------------------------------- links

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +62,9 @@ class Chain:
         self, folder: Path, cuts: Sequence[int], max_batch_tokens: int = 512, max_kv_bytes: int = 2**22,
         open_paged: OpenPaged | None = None,
     ) -> None:  # fmt: skip
-        self.stages = [load_stage(folder, a, b, max_kv_bytes, open_paged) for a, b in pairwise(cuts)]
+        self._load = lambda stage: load_stage(folder, cuts[stage], cuts[stage + 1], max_kv_bytes, open_paged)
+        self._max_batch_tokens = max_batch_tokens
+        self.stages = [self._load(stage) for stage in range(len(cuts) - 1)]
         self.mailboxes = [Mailbox() for _ in self.stages]
         pairs = zip(self.stages, self.mailboxes, strict=True)
         self.engines = [Engine(stage, mailbox, max_batch_tokens) for stage, mailbox in pairs]
@@ -72,9 +73,22 @@ class Chain:
     def tail(self) -> Mailbox:
         return self.mailboxes[-1]
 
-    def start(self, number: int, num_prompt: int, num_new: int, epoch: int = 1, **tail: Any) -> None:
+    def replace(self, stage: int) -> None:
+        """Another worker with the same layers, which knows nothing of what ran there."""
+        self.stages[stage] = self._load(stage)
+        self.engines[stage] = Engine(self.stages[stage], self.mailboxes[stage], self._max_batch_tokens)
+
+    def resume(self, number: int, log: Sequence[int], num_left: int, epoch: int, kept: Sequence[int]) -> None:
+        """Open a session anew, each stage keeping so many rows, and give the head what it lacks of the log."""
+        self.start(number, len(log), num_left, epoch, kept=kept)
+        self.prompt(number, log[kept[0] :], kept[0], epoch)
+
+    def start(
+        self, number: int, num_prompt: int, num_new: int, epoch: int = 1, kept: Sequence[int] = (), **tail: Any
+    ) -> None:
         """Open a session on every stage. `tail`: sampling, stop_tokens."""
         num_stages, total = len(self.stages), num_prompt + num_new
+        num_kept = (*(kept or (0,) * num_stages), 0)
         stop = StopRule(total, tail.get("stop_tokens", ()))
         for stage, engine in enumerate(self.engines):
             next_stage = (stage + 1) % num_stages
@@ -83,6 +97,7 @@ class Chain:
                 session_id(number), epoch, stage, num_stages, num_prompt, total,
                 next_link=next_stage if num_stages > 1 else None, next_stage=next_stage,
                 sampling=tail.get("sampling", Sampling()) if is_tail else None, stop=stop if is_tail else None,
+                num_kept_tokens=num_kept[stage], next_from=num_kept[stage + 1],
             )  # fmt: skip
             engine.start(message)
 
@@ -126,5 +141,6 @@ class Chain:
     def validate(self) -> None:
         for engine, stage in zip(self.engines, self.stages, strict=True):
             stage.cache.validate()
+            engine.sessions.sent.validate()
             if not len(engine.sessions):
                 assert stage.cache.num_free_tokens == stage.cache.num_tokens

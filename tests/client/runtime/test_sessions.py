@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from msgspec import structs
 
 from client.ipc import StartSession
 from client.runtime.device import Device
-from client.runtime.errors import KvFullError, StaleEpochError
+from client.runtime.errors import KvFullError, NothingKeptError, StaleEpochError
 from client.runtime.kv_cache import KvCache, LayerShape
 from client.runtime.sessions import Rows, Session, SessionBook
 from protocol.errors import FrameError, FrameFault
@@ -132,3 +133,48 @@ def test_those_served_longest_ago_stand_first(book: SessionBook) -> None:
     assert book.waiting() == [(ALICE, 2), (BOB, 2)]
     compute(book.served(ALICE), 1)
     assert book.waiting() == [(BOB, 2), (ALICE, 1)]
+
+
+# ---------------------------------------------------------------- going on in a newer epoch
+
+
+def resumed(num_kept: int, next_from: int = 0, epoch: int = 2, num_reserved: int = 32) -> StartSession:
+    return structs.replace(start(epoch=epoch, num_reserved=num_reserved), num_kept_tokens=num_kept, next_from=next_from)
+
+
+def computed_and_sent(book: SessionBook, number: int) -> Session:
+    session = book.open(start())
+    session.push(rows(0, number))
+    book.sent.add(ALICE, 0, compute(session, number).values)
+    return session
+
+
+def test_a_session_goes_on_from_what_is_to_be_kept_and_forgets_the_rest(book: SessionBook, cache: KvCache) -> None:
+    """What was sent of later rows, too: their tokens were never committed, and may be others now."""
+    before = computed_and_sent(book, 8)
+    before.push(rows(8, 3))
+    before.is_finished = True
+    num_free = cache.num_free_tokens
+    session = book.open(resumed(6))
+    assert session.table is before.table
+    assert (session.table.length, session.num_received, session.num_waiting) == (6, 6, 0)
+    assert book.sent.num_rows(ALICE) == 6
+    assert cache.num_free_tokens == num_free
+    session.push(rows(6, 1))
+    assert book.waiting() == [(ALICE, 1)]
+
+
+@pytest.mark.parametrize(("next_from", "sends_again"), [(0, True), (5, True), (6, False), (9, False)])
+def test_rows_are_sent_again_if_the_next_stage_lacks_some(book: SessionBook, next_from: int, sends_again: bool) -> None:
+    computed_and_sent(book, 8)
+    assert book.open(resumed(6, next_from)).sends_again is sends_again
+
+
+@pytest.mark.parametrize("start_again", [resumed(9), resumed(6, num_reserved=64)])
+def test_what_is_not_there_is_not_kept(book: SessionBook, cache: KvCache, start_again: StartSession) -> None:
+    computed_and_sent(book, 8)
+    with pytest.raises(NothingKeptError):
+        book.open(start_again)
+    assert len(book) == 0
+    assert cache.num_free_tokens == cache.num_tokens
+    assert book.sent.num_bytes == 0

@@ -32,7 +32,7 @@ async def test_connected_nodes_come_first_and_those_that_are_gone_stay_in_view()
         assert set(here) == set(gone)
         assert set(here) == {
             "node_id", "name", "state", "devices", "first_seen_s", "last_seen_s", "is_connected", "is_draining",
-            "is_blocked", "num_tokens", "num_sessions", "tokens_per_s",
+            "is_blocked", "num_tokens", "num_prompt_tokens", "num_sessions", "tokens_per_s",
         }  # fmt: skip
 
 

@@ -234,6 +234,21 @@ class AnyOrder(RuleBasedStateMachine):
         if facts.DIGEST in self.scheduler.state.models:
             self.tell(ev.RequestArrived(session_id, facts.DIGEST, 50, resumed=True, avoid=avoided))
 
+    @precondition(lambda self: self.scheduler.state.running or self.scheduler.state.kept)
+    @rule(data=st.data(), moves=st.booleans(), share=st.integers(1, 3))
+    def resume_with_what_is_kept(self, data: st.DataObject, moves: bool, share: int) -> None:
+        """Of a chain that was lost or is to be left; some of its devices may hold nothing worth keeping."""
+        state = self.scheduler.state
+        session_id = data.draw(st.sampled_from(sorted({*state.running, *state.kept})))
+        held = state.running.get(session_id) or state.kept[session_id]
+        kept = held.devices[::share]
+        resumed = ev.RequestArrived(session_id, facts.DIGEST, held.num_tokens, resumed=True, kept=kept)
+        if facts.DIGEST in state.models and all(self.is_of(key, facts.DIGEST) for key in held.devices):
+            self.tell(ev.MoveWanted(resumed) if moves else resumed)
+
+    def is_of(self, key: DeviceKey, digest: str) -> bool:
+        return self.scheduler.state.devices[key].model == digest
+
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
@@ -296,7 +311,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def nothing_is_reserved_without_requests(self) -> None:
         state = self.scheduler.state
-        if not state.running:
+        if not (state.running or state.kept):
             assert all(d.num_reserved_tokens == d.num_requests == 0 for d in state.devices.values())
 
     @invariant()

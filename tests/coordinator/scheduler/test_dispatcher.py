@@ -268,16 +268,16 @@ def test_the_quicker_of_two_variants_is_taken() -> None:
 def test_whether_a_request_fits_follows_the_pool() -> None:
     pool = one_chain(room=100)
     model = pool.model.manifest_hash
-    assert pool.dispatcher.has_chain(model)
-    assert (pool.dispatcher.fits(model, 100), pool.dispatcher.fits(model, 101)) == (True, False)
+    assert pool.dispatcher.room.has_chain(model)
+    assert (pool.dispatcher.room.fits(model, 100), pool.dispatcher.room.fits(model, 101)) == (True, False)
     pool.hold(2, 0, 4, room=500)
     pool.hold(3, 4, 8, room=300)
-    assert pool.dispatcher.fits(model, 300)
-    assert pool.dispatcher.largest_request(model) == 300
+    assert pool.dispatcher.room.fits(model, 300)
+    assert pool.dispatcher.room.largest_request(model) == 300
     pool.state.draining.add(pools.node(3))
-    assert not pool.dispatcher.fits(model, 300)
+    assert not pool.dispatcher.room.fits(model, 300)
     pool.lose(1)
-    assert not pool.dispatcher.has_chain(model)
+    assert not pool.dispatcher.room.has_chain(model)
 
 
 # ---------------------------------------------------------------- the latency bound
@@ -505,7 +505,7 @@ class AnyOrderOfRequests(RuleBasedStateMachine):
         self.pool.dispatcher.validate()
 
     def teardown(self) -> None:
-        for session_id in [*self.pool.state.running, *self.pool.state.waiting]:
+        for session_id in [*self.pool.state.running, *self.pool.state.waiting, *self.pool.state.kept]:
             self.pool.dispatcher.free(session_id)
         self.pool.dispatcher.validate()
         for device in self.pool.state.devices.values():

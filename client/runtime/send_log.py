@@ -1,0 +1,110 @@
+"""What a stage has sent of its sessions: should the next stage be replaced, its successor gets these rows again.
+
+Cheaper than sending KV, and than computing the prompt anew (ARCHITECTURE.md, "Decisions worth knowing"). In the host's
+memory, within bounds: of a session whose rows do not fit, nothing is kept at all, as only whole beginnings are of use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from protocol.values import SessionId
+
+MAX_SESSION_BYTES = 64 * 2**20
+MAX_TOTAL_BYTES = 256 * 2**20
+ROWS_PER_CHUNK = 64
+"""Rows are slices of whole batches' tensors, which they keep alive: every so often they are copied out of them."""
+
+
+class SentRows:
+    """Rows [0, num_rows) of one session, on the CPU, in the dtype of the wire."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.num_bytes = 0
+        self._chunks: list[Tensor] = []
+        self._recent: list[Tensor] = []
+        self._num_recent = 0
+
+    def append(self, values: Tensor) -> None:
+        """`values`: [n, row width], which nobody writes to any more."""
+        self._recent.append(values)
+        self._num_recent += values.shape[0]
+        self.num_rows += values.shape[0]
+        self.num_bytes += values.nbytes
+        if self._num_recent >= ROWS_PER_CHUNK:
+            self._chunks.append(torch.cat(self._recent))
+            self._recent.clear()
+            self._num_recent = 0
+
+    def between(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Rows [start, stop) in order, in pieces of no particular size."""
+        position = 0
+        for piece in (*self._chunks, *self._recent):
+            first, last = max(start - position, 0), min(stop - position, piece.shape[0])
+            if first < last:
+                yield piece[first:last]
+            position += piece.shape[0]
+
+    def first(self, num_rows: int) -> SentRows:
+        """Only so many of them."""
+        rows = SentRows()
+        for piece in self.between(0, num_rows):
+            rows.append(piece)
+        return rows
+
+
+class SendLog:
+    """The rows of all sessions of a stage, each from its first row on or not at all."""
+
+    def __init__(self, max_session_bytes: int = MAX_SESSION_BYTES, max_total_bytes: int = MAX_TOTAL_BYTES) -> None:
+        self._max_session_bytes = max_session_bytes
+        self._max_total_bytes = max_total_bytes
+        self._rows: dict[SessionId, SentRows] = {}
+        """In the order in which their first rows came."""
+        self.num_bytes = 0
+
+    def add(self, session_id: SessionId, position: int, values: Tensor) -> None:
+        """Keep rows [n, row width], the first at `position`, if all rows before it are kept."""
+        rows = self._rows.get(session_id)
+        if rows is None and position == 0:
+            rows = self._rows[session_id] = SentRows()
+        if rows is None or rows.num_rows != position:
+            return
+        rows.append(values)
+        self.num_bytes += values.nbytes
+        if rows.num_bytes > self._max_session_bytes:
+            self.forget(session_id)
+        while self.num_bytes > self._max_total_bytes:
+            self.forget(next(iter(self._rows)))
+
+    def num_rows(self, session_id: SessionId) -> int:
+        """How many are kept of this session."""
+        rows = self._rows.get(session_id)
+        return rows.num_rows if rows is not None else 0
+
+    def cut(self, session_id: SessionId, num_rows: int) -> None:
+        """The session goes on from this row: later ones will come anew."""
+        rows = self._rows.get(session_id)
+        if rows is not None and rows.num_rows > num_rows:
+            self._rows[session_id] = rest = rows.first(num_rows)
+            self.num_bytes += rest.num_bytes - rows.num_bytes
+
+    def read(self, session_id: SessionId, start: int, stop: int, max_rows: int) -> Iterator[tuple[int, Tensor]]:
+        """(position, rows [n, row width]) for all rows of [start, stop), at most `max_rows` at a time."""
+        rows = self._rows[session_id]
+        for position in range(start, stop, max_rows):
+            yield position, torch.cat([*rows.between(position, min(stop, position + max_rows))])
+
+    def forget(self, session_id: SessionId) -> None:
+        """Harmless for one of which nothing is kept."""
+        rows = self._rows.pop(session_id, None)
+        self.num_bytes -= rows.num_bytes if rows is not None else 0
+
+    def validate(self) -> None:
+        """What must hold between steps (AssertionError)."""
+        assert self.num_bytes == sum(rows.num_bytes for rows in self._rows.values()) <= self._max_total_bytes
+        assert all(rows.num_bytes <= self._max_session_bytes for rows in self._rows.values())
