@@ -22,7 +22,8 @@ from protocol.values import FinishReason, Hop, NodeId, Sampling, SessionId, Step
 
 MAX_ROWS_PER_FRAME = 8192
 MAX_BREAKS = 4
-"""A session whose chains break this often by themselves (not by nodes leaving) is given up: it may be the cause."""
+"""A session whose chains break this often by themselves (not by nodes leaving), and without a token in between, is
+given up: it may be the cause."""
 KV_FULL = "kv_full"
 MAX_FULL = 24
 """A session that finds no room this often, where there should have been some, is given up. It waits in between."""
@@ -223,6 +224,7 @@ class Session:
         if len(self.tokens) + len(message.tokens) > self.order.max_new_tokens:
             return self.broken(node_id, self.epoch, len(self.chain) - 1, "too_many_tokens", "the tail did not stop")
         self.tokens += message.tokens
+        self.num_breaks = 0
         self.has_committed = True
         self.survivors.committed(message.position)
         finish = message.finish_reason

@@ -15,8 +15,9 @@ from torch import Tensor
 from client.runtime.block_tables import BlockTables
 from client.runtime.device import Device
 from client.runtime.errors import DeviceMemoryError, KvFullError
+from protocol.values import KV_BLOCK_TOKENS
 
-BLOCK_TOKENS = 16
+BLOCK_TOKENS = KV_BLOCK_TOKENS
 _FREE = b"\x01"
 
 

@@ -15,7 +15,7 @@ from coordinator.scheduler import events as ev
 from coordinator.scheduler.links import LinkSeen
 from protocol import messages as m
 from protocol.frames import probe_frame
-from protocol.values import DeviceWork, LinkTime
+from protocol.values import KV_BLOCK_TOKENS, DeviceWork, LinkTime
 from tests.fakes import pool_facts as facts
 from tests.fakes.fake_node import FakeNode, answer_to
 from tests.fakes.pool_driver import PoolDriver
@@ -216,10 +216,21 @@ def test_the_scheduler_hears_who_asks_what_and_how_long_it_would_wait() -> None:
     session_id = pool.request(prompt=prompt, num_tokens=3, tenant="key 7", deadline_s=2.5)
     pool.run()
     [arrived] = recorder.of(ev.RequestArrived)
-    assert (arrived.num_tokens, arrived.num_prompt_tokens, arrived.tenant) == (608, 600, "key 7")
+    whole_blocks = 608  # of 603 tokens
+    assert (arrived.num_tokens, arrived.num_prompt_tokens, arrived.tenant) == (whole_blocks, 600, "key 7")
     assert (arrived.affinity, arrived.deadline_s) == (affinity_of(prompt, "key 7"), 2.5)
     assert len(arrived.affinity) == 2
     assert recorder.of(ev.RequestFinished) == [ev.RequestFinished(session_id, 3)]
+
+
+def test_kv_room_is_reserved_in_whole_blocks_as_workers_give_it_out() -> None:
+    """Three requests of 17 tokens would fit into 64 if room went by the token; workers have room for two of them."""
+    pool = PoolDriver(FakeNode(1, num_kv_tokens=4 * KV_BLOCK_TOKENS))
+    for number in (1, 2, 3):
+        pool.request(number, prompt=tuple(range(5, 10)), num_tokens=KV_BLOCK_TOKENS - 4)
+    assert [len(pool.chains(facts.session_id(number))) for number in (1, 2, 3)] == [1, 1, 0]
+    pool.run()
+    assert all(pool.finish(facts.session_id(number)) for number in (1, 2, 3))
 
 
 def test_an_answer_that_moves_on_brings_what_it_has_so_far_and_no_deadline() -> None:
@@ -257,3 +268,10 @@ def test_a_node_of_the_version_before_serves_as_well() -> None:
     assert pool.tokens(session_id) == answer_to((5, 6, 7), 6)
     heard = {type(data) for data in pool.nodes[facts.node_id(1)].heard if not isinstance(data, bytes)}
     assert heard <= {m.MeasureDevice, m.MeasureLinks, m.AssignSlice, m.OpenSession, m.CloseSession}
+
+
+def test_a_coordinator_that_stalls_before_its_first_tick_judges_nobody() -> None:
+    pool = PoolDriver(FakeNode(1))
+    pool.now_s += 10.0
+    pool.carry_out(pool.core.tick(pool.now_s))
+    assert list(pool.core.nodes) == [facts.node_id(1)]

@@ -255,6 +255,15 @@ def test_too_many_breaks_end_it_but_lost_devices_do_not_count() -> None:
     assert (failed.code, failed.started, session.state) == ("non_finite", False, SessionState.ENDED)
 
 
+def test_breaks_with_tokens_in_between_do_not_add_up() -> None:
+    session = Session(Order(facts.session_id(1), facts.DIGEST, (5, 6, 7), 50, Sampling(), ()))
+    for epoch in range(1, 3 * MAX_BREAKS):
+        session.start(SPARE, {})
+        session.stage_opened(facts.node_id(4), epoch, 0)
+        assert session.sampled(facts.node_id(4), sampled(8, position=2 + epoch, epoch=epoch))
+        assert isinstance(session.broken(facts.node_id(4), epoch, 0, "link_lost", "x")[-1], NeedChain)
+
+
 def test_failing_says_whether_the_user_saw_something() -> None:
     session = opened()
     session.sampled(TAIL, sampled(8))

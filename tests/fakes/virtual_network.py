@@ -17,6 +17,7 @@ WINDOW = 64
 PIECE_BYTES = 2**16
 TOO_BIG = 1009
 LOST = 1006
+GOING_AWAY = 1001
 
 Handler = Callable[[Connection], Awaitable[None]]
 
@@ -122,6 +123,7 @@ class Listening:
     max_size_bytes: int
     host: str
     pin: str
+    accepted: list[VirtualConnection] = field(default_factory=list)
 
 
 class VirtualListener:
@@ -131,7 +133,10 @@ class VirtualListener:
         self.port = port
 
     async def close(self) -> None:
-        self._network.listeners.pop((self._host, self.port), None)
+        """As a websocket server does, it closes what it has accepted, too."""
+        listening = self._network.listeners.pop((self._host, self.port), None)
+        for connection in listening.accepted if listening is not None else ():
+            await connection.close(GOING_AWAY, "going away")
 
 
 class VirtualNetwork:
@@ -190,6 +195,7 @@ class VirtualNetwork:
         listening = self.listeners[host, port]
         ours, theirs = _End(caller, max_size_bytes), _End(listening.host, listening.max_size_bytes)
         accepted = VirtualConnection(self, theirs, ours)
+        listening.accepted.append(accepted)
         task = asyncio.get_running_loop().create_task(_serve(listening.handler, accepted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -33,6 +33,11 @@ class VirtualChannel:
             await self._changed.wait()
         return self._inbox.popleft()
 
+    @property
+    def has_mail(self) -> bool:
+        """Whether `read` returns at once."""
+        return bool(self._inbox)
+
     async def write(self, data: bytes) -> None:
         if self.is_closed:
             raise ConnectionClosed(1006, "broken pipe")
