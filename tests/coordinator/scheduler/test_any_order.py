@@ -164,7 +164,18 @@ class AnyOrder(RuleBasedStateMachine):
         self.measured_on = {known for known in self.measured_on if known[0].node_id != node_id or known[:2] in same}
         self.told |= {facts.key(number, device_id): None for device_id in ids}
         slices = (HeldSlice(facts.CPU, facts.DIGEST, variant, LayerRange(0, 1), held, 0),) if held else ()
+        if held:  # it may be taken as it is
+            brought = cmd.Assign(facts.key(number), held, facts.DIGEST, variant, LayerRange(0, 1), "it was there")
+            self.told[brought.device] = brought
+            self.loaded.add((brought.device, held))
         self.tell(ev.NodeJoined(facts.node_id(number), tuple(specs), slices))
+        if held and self.told[brought.device] is brought and not self.is_ready(brought):
+            self.told[brought.device] = None
+            self.loaded.discard((brought.device, held))
+
+    def is_ready(self, order: cmd.Assign) -> bool:
+        device = self.scheduler.state.devices[order.device]
+        return device.state is DeviceState.READY and device.generation == order.generation
 
     @rule(number=NODES)
     def leave(self, number: int) -> None:
