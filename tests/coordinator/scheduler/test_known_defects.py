@@ -15,7 +15,7 @@ import pytest
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
 from coordinator.scheduler.cost import Speed, device_speed, model_cost
-from coordinator.scheduler.filling import cuts
+from coordinator.scheduler.filling import Cutter
 from coordinator.scheduler.links import LinkMap, LinkSeen
 from coordinator.scheduler.plan import Offer, Problem
 from coordinator.scheduler.state import DeviceState
@@ -78,8 +78,8 @@ def test_a_lane_with_more_stages_than_the_model_has_layers_is_none() -> None:
     speed = Speed(0.0075, 0.0, 0.01, 0.0)
     offers = tuple(Offer(key(number), 1e9, 8, speed) for number in (1, 2, 3, 4))
     problem = Problem(model_cost(facts.model(3), Variant.FLOAT32), offers, LinkMap())
-    assert cuts(problem, [1, 1, 1, 1], [(0,), (1,), (2,), (3,)]) is None
-    assert cuts(problem, [1, 2], [(0,), (1,)]) == [LayerRange(0, 1), LayerRange(1, 3)]
+    assert Cutter(problem).cuts([1, 1, 1, 1], [(0,), (1,), (2,), (3,)]) is None
+    assert Cutter(problem).cuts([1, 2], [(0,), (1,)]) == [LayerRange(0, 1), LayerRange(1, 3)]
 
 
 # ---------------------------------------------------------------- readiness
