@@ -38,6 +38,9 @@ is real programs and real TCP on one machine, with network and node speeds made 
 `decentllm node run --pace`); **{Kind.REAL}** is machines of their own. The model costs next to nothing to compute and
 its rows are as wide as a real one's, so that times are those of paces and links. Machines of volunteers over the
 internet were not available: `python -m benchmarks.claims internet --help` would measure them.
+
+What is here of 2026-11-23 beside `calibration` was measured on a machine that did other work, too; the pool's processes
+came first (`nice -n -15`). Rows that are not here (`low-bandwidth`, `cost`) have no result yet.
 """
 
 
