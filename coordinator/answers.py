@@ -9,23 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from coordinator.answer_times import AnswerTimes
 from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted
 from coordinator.token_log import Accepted, Claim, Ended, Kept
 from protocol.values import FinishReason, SessionId, StepTiming
 
 Item = Queued | Deliver | Rerouted
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerTimes:
-    """How long answers are kept without anybody who reads them."""
-
-    grace_s: float = 30.0
-    """The reader of a running answer is gone, and can come back."""
-    unread_s: float = 60.0
-    """The coordinator was restarted, and the reader has not come back yet."""
-    retention_s: float = 600.0
-    """The answer is complete."""
 
 
 class Reader(Protocol):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import appdirs
 
-from coordinator.answers import AnswerTimes
+from coordinator.answer_times import AnswerTimes
 from coordinator.errors import PoolError
 from protocol.join_link import JoinLink, JoinLinkError, format_browser_link, format_join_link, parse_join_link
 from protocol.pause import PoolDefaults

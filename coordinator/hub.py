@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from coordinator.answers import AnswerBook, AnswerTimes, Item, KeptAnswer, ended
+from coordinator.answer_times import AnswerTimes
+from coordinator.answers import AnswerBook, Item, KeptAnswer, ended
 from coordinator.core import HEARTBEAT_S, TICK_S, PoolCore
 from coordinator.delivery import Delivery, Forget, News
 from coordinator.doorstep import Doorstep

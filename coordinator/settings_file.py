@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coordinator.answers import AnswerTimes
+from coordinator.answer_times import AnswerTimes
 from coordinator.config import (
     ConfigError,
     PlanSettings,

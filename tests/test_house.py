@@ -118,6 +118,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 COVERED_ELSEWHERE = {
     "protocol/env.py": "interfaces; what implements them is tested in tests/shell/ and tests/fakes/test_virtual_env.py",
     "coordinator/effects.py": "values, asserted on in tests/coordinator/test_core.py",
+    "coordinator/answer_times.py": "values, read in tests/coordinator/test_settings_file.py",
     "coordinator/arrivals.py": "tests/coordinator/test_core_measurements.py, with whole pools",
     "coordinator/orders.py": "tests/coordinator/test_core.py, with whole pools",
     "coordinator/scheduler/room.py": "tests/coordinator/scheduler/test_dispatcher.py",

@@ -23,6 +23,7 @@ from coordinator.scheduler import allocation, repair
 from coordinator.scheduler.allocation import LaneAllocator
 from coordinator.scheduler.candidates import BUSY_SHARE, Candidates, StageTime
 from coordinator.scheduler.cost import Speed, model_cost
+from coordinator.scheduler.grouping import all_sketches
 from coordinator.scheduler.links import Floats, Ints, LinkMap
 from coordinator.scheduler.pieces import Piece
 from coordinator.scheduler.plan import Lane, Placement, Problem
@@ -141,18 +142,24 @@ class NobodyBeside(Spares):
         return {}
 
 
+def one_holder_sketches(offers: Sequence[int]) -> list[Sketch]:
+    """Those of all lanes whose stages have one holder each."""
+    return [sketch for sketch in all_sketches(offers) if all(len(holders) == 1 for holders in sketch)]
+
+
 class WholeReplicas(LaneAllocator):
     """Every stage has one holder; what makes no lane of its own stays free.
 
-    Allocation and repair make the search and the spares' places themselves, and take no others: while they run, the two
-    names stand for the classes above (in this process only, which simulates one thing at a time)."""
+    Allocation and repair make the search, its beginnings and the spares' places themselves, and take no others: while
+    they run, the names stand for what is above (in this process only, which simulates one thing at a time)."""
 
     def adapt(self, problem: Problem) -> Sequence[Placement]:
         with mock.patch.object(repair, "Spares", NobodyBeside):
             return super().adapt(problem)
 
     def lanes_from(self, problem: Problem, indices: Sequence[int]) -> tuple[Lane, ...]:
-        with mock.patch.object(allocation, "Search", OneHolderSearch):
+        search = mock.patch.object(allocation, "Search", OneHolderSearch)
+        with search, mock.patch.object(allocation, "all_sketches", one_holder_sketches):
             return super().lanes_from(problem, indices)
 
 

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from coordinator.answers import AnswerBook, AnswerTimes, Item, KeptAnswer, ended
+from coordinator.answer_times import AnswerTimes
+from coordinator.answers import AnswerBook, Item, KeptAnswer, ended
 from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted
 from coordinator.token_log import Accepted, Claim, Ended, Kept
 from protocol.values import FinishReason, Sampling, SessionId, StepTiming

@@ -283,9 +283,9 @@ def test_a_tail_that_forgets_to_finish_does_not_keep_the_user_waiting() -> None:
 def test_a_session_that_breaks_its_chains_again_and_again_is_given_up() -> None:
     pool = pool_of(8, 8)
     session_id = pool.request(prompt=PROMPT, num_tokens=50)
+    pool.run_until(is_at(pool, session_id, 2))
     for epoch in range(1, 5):
         assert pool.failure(session_id) is None
-        pool.run_until(is_at(pool, session_id, 2 * epoch))
         pool.say(tail_of(pool, session_id), m.SessionBroken(session_id, epoch, 0, "non_finite", "NaN in a row."))
     failure = pool.failure(session_id)
     assert failure is not None

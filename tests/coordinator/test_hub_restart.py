@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.answers import AnswerTimes
+from coordinator.answer_times import AnswerTimes
 from coordinator.errors import RequestRefused
 from coordinator.sessions import Order
 from coordinator.token_log import Claim

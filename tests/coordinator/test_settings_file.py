@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.answers import AnswerTimes
+from coordinator.answer_times import AnswerTimes
 from coordinator.config import ConfigError, PlanSettings, PoolConfig
 from coordinator.settings_file import MAX_FILE_BYTES, load_config, parse_settings, read_settings
 from protocol.pause import Hours, PauseMode, PauseRules, PoolDefaults

@@ -23,6 +23,7 @@ SAMPLES = [
     errors.KvFullError(2, 1),
     errors.BadTokenError(3),
     errors.NonFiniteError(),
+    errors.NothingKeptError(7),
 ]
 
 

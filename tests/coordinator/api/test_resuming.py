@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from coordinator.answers import AnswerTimes
+from coordinator.answer_times import AnswerTimes
 from coordinator.api.resuming import Format
 from coordinator.journal import JOURNAL_NAME, Journal
 from protocol.messages import OpenSession
