@@ -20,7 +20,7 @@ PYTEST = DECENTLLM_TEST_MODELS="$(abspath $(MODELS))" $(SCREEN) $(RUN) -m pytest
 FIND_LINKS ?=
 
 .PHONY: demo test check lint types contracts web web-test system models-for-tests benchmark benchmark-volunteer \
-  benchmark-scheduling benchmark-claims \
+  benchmark-scheduling benchmark-claims simulate-faults simulate-mutants \
   screenshots package package-test locks clean
 
 demo: $(VENV)/.demo
@@ -33,6 +33,16 @@ test: $(VENV)/.dev system models-for-tests
 screenshots: $(VENV)/.dev system models-for-tests
 	DECENTLLM_SCREENSHOTS="$(abspath assets/screenshots)" $(PYTEST) \
 	  tests/integration/test_chat_page.py tests/integration/test_operator_page.py tests/integration/test_tray_app.py
+
+# Histories of a pool on virtual time with faults by seed: so many from FIRST on. `$(RUN) -m tests.simulation --seed N`
+# tells one of them. simulate-mutants plants bugs that histories must find.
+SEEDS ?= 10000
+FIRST ?= 0
+simulate-faults: $(VENV)/.dev
+	$(RUN) -m tests.simulation --seeds "$(SEEDS)" --first "$(FIRST)"
+
+simulate-mutants: $(VENV)/.dev
+	$(RUN) -m tests.simulation --mutants
 
 check: $(VENV)/.dev lint types contracts test
 

@@ -1,0 +1,299 @@
+"""A worker without torch: what client/runtime's worker does with sessions and frames, on the toy model.
+
+It drops rows of sessions that have ended here, or have gone on to another epoch: its orders overtake them. Rows of the
+epoch of now must be the next ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from client import ipc
+from protocol.env import ConnectionClosed
+from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, decode_frame, encode_frame
+from protocol.values import BatchTime, FinishReason, LayerBenchmark, LayerRange, SessionId, StepTiming
+from tests.fakes.virtual_processes import VirtualChannel
+from tests.simulation.history import History
+from tests.simulation.model import NAN_ROW, POISON_TOKEN, Layers, joined, rows_of, tensor_names, token_of_row
+
+BLOCK_TOKENS = 16
+KILLED = 137
+
+
+@dataclass
+class Traits:
+    """What this worker is like, and what is wrong with it at the moment."""
+
+    layer_s: float = 0.01
+    num_kv_tokens: int = 320
+    max_batch: int = 6
+    can_truncate: bool = True
+    slowness: float = 1.0
+    is_hung: bool = False
+    nan: bool = False
+    """Says that what it computed is not a number, as it should."""
+    leaks_nan: bool = False
+    """Passes on what is not a number without a word (a tail would have to make a token of it, and cannot)."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def set(self, **changes: object) -> None:
+        for name, value in changes.items():
+            setattr(self, name, value)
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+@dataclass
+class Leg:
+    """One session on this stage. `sent` are its outputs from the first on, should the next stage be replaced;
+    `sends_again`: the next stage has not got all of those that were kept from the epoch before."""
+
+    start: ipc.StartSession
+    layers: Layers
+    num_received: int = 0
+    waiting: deque[bytes] = field(default_factory=deque)
+    seq: int = 0
+    is_finished: bool = False
+    sent: list[bytes] = field(default_factory=list)
+    sends_again: bool = False
+
+    @property
+    def is_tail(self) -> bool:
+        return self.start.stage == self.start.num_stages - 1
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.start.num_reserved_tokens // BLOCK_TOKENS)
+
+    def has_kept(self, start: ipc.StartSession) -> bool:
+        num_kept = start.num_kept_tokens
+        return num_kept <= self.layers.length and (not _sends_again(start) or num_kept <= len(self.sent))
+
+    def goes_on(self, start: ipc.StartSession) -> Leg:
+        """In the next epoch, behind what is to be kept of this one."""
+        num_kept = start.num_kept_tokens
+        self.layers.truncate(num_kept)
+        return Leg(start, self.layers, num_kept, sent=self.sent[:num_kept], sends_again=_sends_again(start))
+
+
+class Worker:
+    """Commands and frames in, one batch after another, rows and tokens out."""
+
+    def __init__(self, name: str, traits: Traits, channel: VirtualChannel, history: History) -> None:
+        self.name = name
+        self.legs: dict[SessionId, Leg] = {}
+        self._traits = traits
+        self._channel = channel
+        self._history = history
+        self._reader = ipc.PacketReader()
+        self._layers = LayerRange(0, 1)
+        self._refused: set[tuple[str, int]] = set()
+        """Sessions that ended here by themselves: the agent may not have heard of it yet."""
+        self._ready: dict[int, dict[FrameKind, list[tuple[Segment, list[bytes]]]]] = {}
+        self._handlers: dict[type, Callable[[Any], list[ipc.WorkerMessage]]] = {
+            ipc.MeasureLayers: self._measure,
+            ipc.PlanSlice: lambda message: [ipc.SlicePlanned(tensor_names(message.layers))],
+            ipc.LoadSlice: self._load,
+            ipc.StartSession: self._start,
+            ipc.EndSession: self._end,
+            ipc.FramePacket: self._receive,
+        }
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._traits.num_kv_tokens // BLOCK_TOKENS - sum(leg.num_blocks for leg in self.legs.values())
+
+    @property
+    def has_work(self) -> bool:
+        return any(leg.waiting for leg in self.legs.values())
+
+    async def run(self) -> int:
+        await self._say(ipc.WorkerReady(ipc.IPC_VERSION, "none", "toy", 2**30))
+        try:
+            while True:
+                await self._take()
+                await self._step()
+        except ConnectionClosed:
+            return 0
+
+    async def _take(self) -> None:
+        """What has arrived; if there is nothing to compute, wait for something."""
+        await self._unhung()
+        while not self.has_work or self._channel.has_mail:
+            for packet in self._reader.from_agent(await self._channel.read()):
+                for answer in self._handlers[type(packet)](packet):
+                    await self._say(answer)
+                await self._send()
+            await self._unhung()
+
+    async def _step(self) -> None:
+        """A forward takes its time; what comes out of it leaves when it is over, however late that is."""
+        takes = list(self._takes())
+        traits = self._traits
+        await asyncio.sleep(len(self._layers) * traits.layer_s * traits.slowness)
+        await self._unhung()
+        for leg, rows in takes:
+            for message in self._compute(leg, rows):
+                await self._say(message)
+        await self._send()
+
+    async def _send(self) -> None:
+        for link, frame in self._frames():
+            await self._channel.write(ipc.pack_frame(link, frame))
+
+    def _takes(self) -> Iterator[tuple[Leg, list[bytes]]]:
+        for leg in list(self.legs.values()):
+            rows = [leg.waiting.popleft() for _ in range(min(len(leg.waiting), self._traits.max_batch))]
+            if rows:
+                yield leg, rows
+
+    async def _unhung(self) -> None:
+        while self._traits.is_hung:
+            await self._traits.changed.wait()
+
+    async def _say(self, message: ipc.WorkerMessage) -> None:
+        await self._channel.write(ipc.pack_message(message))
+
+    # ------------------------------------------------------------ commands
+
+    def _measure(self, message: ipc.MeasureLayers) -> list[ipc.WorkerMessage]:
+        layer_s = self._traits.layer_s
+        return [ipc.LayersMeasured(LayerBenchmark((BatchTime(1, layer_s),), layer_s / 10, 0.0))]
+
+    def _load(self, message: ipc.LoadSlice) -> list[ipc.WorkerMessage]:
+        self._layers = message.layers
+        self.legs.clear()
+        return [ipc.SliceLoaded(self._traits.num_kv_tokens, 1, self._traits.can_truncate)]
+
+    def _start(self, message: ipc.StartSession) -> list[ipc.WorkerMessage]:
+        session_id = SessionId(message.session_id)
+        current = self.legs.get(session_id)
+        if current is not None and current.start.epoch > message.epoch:
+            return [self._failed(message, "stale_epoch")]
+        code = self._open(session_id, message)
+        return [self._failed(message, code) if code else ipc.SessionStarted(message.session_id, message.epoch)]
+
+    def _open(self, session_id: SessionId, message: ipc.StartSession) -> str:
+        """Why not, or nothing. Of an older epoch nothing is left but what the new one keeps."""
+        is_able = self._traits.can_truncate or not (message.num_kept_tokens or message.next_from)
+        self._history.expect(is_able, f"{self.name}: is to keep rows, and does not know how")
+        current = self.legs.pop(session_id, None)
+        if message.num_kept_tokens:
+            if current is None or not current.has_kept(message):
+                return "nothing_kept"
+            self.legs[session_id] = current.goes_on(message)
+            return ""
+        leg = Leg(message, Layers(self._layers))
+        if leg.num_blocks > self.num_free_blocks:
+            return "kv_full"
+        self.legs[session_id] = leg
+        return ""
+
+    def _end(self, message: ipc.EndSession) -> list[ipc.WorkerMessage]:
+        leg = self.legs.get(SessionId(message.session_id))
+        if leg is not None and leg.start.epoch <= message.epoch:
+            del self.legs[SessionId(message.session_id)]
+        return []
+
+    def _failed(self, start: ipc.StartSession, code: str) -> ipc.WorkerMessage:
+        self._refused.add((start.session_id, start.epoch))
+        return ipc.SessionFailed(start.session_id, start.epoch, code, f"the toy says {code}")
+
+    # ------------------------------------------------------------ rows
+
+    def _receive(self, packet: ipc.FramePacket) -> list[ipc.WorkerMessage]:
+        frame = decode_frame(packet.data)
+        rows = rows_of(frame.payload, frame.kind is FrameKind.TOKENS)
+        for segment in frame.segments:
+            mine, rows = rows[: segment.num_tokens], rows[segment.num_tokens :]
+            if (segment.session_id, segment.epoch) not in self._refused:
+                self._push(segment, mine)
+        return []
+
+    def _push(self, segment: Segment, rows: list[bytes]) -> None:
+        """What is not the next of an open session is taken nevertheless where it can be: the answer will show it."""
+        leg = self.legs.get(segment.session_id)
+        if leg is None or segment.epoch < leg.start.epoch:
+            return
+        seen = (segment.epoch, segment.stage, segment.position, leg.is_finished)
+        wanted = (leg.start.epoch, leg.start.stage, leg.num_received, False)
+        if seen != wanted:
+            self._history.blame(
+                f"{self.name}: wrong rows of session {int(segment.session_id, 16)} arrive: (epoch, stage, position,"
+                f" finished) are {seen}, expected {wanted}"
+            )
+        leg.num_received += len(rows)
+        leg.waiting.extend(rows)
+        self._send_again(leg)
+
+    def _send_again(self, leg: Leg) -> None:
+        """What the next stage lacks, once the first row of this epoch is here: before that, it may not be open yet."""
+        if leg.sends_again:
+            leg.sends_again = False
+            start = leg.start
+            self._queue(leg, FrameKind.HIDDEN, start.next_from, leg.sent[start.next_from : start.num_kept_tokens])
+
+    def _compute(self, leg: Leg, rows: list[bytes]) -> list[ipc.WorkerMessage]:
+        position = leg.layers.length
+        out = [self._forward(leg, row) for row in rows]
+        if NAN_ROW in out and (leg.is_tail or not self._traits.leaks_nan):
+            if self.legs.get(SessionId(leg.start.session_id)) is leg:
+                del self.legs[SessionId(leg.start.session_id)]
+            return [self._failed(leg.start, "non_finite")]
+        if not leg.is_tail:
+            leg.sent += out
+            num_had = min(max(0, leg.start.next_from - position), len(out))
+            if num_had < len(out):
+                self._queue(leg, FrameKind.HIDDEN, position + num_had, out[num_had:])
+            return []
+        return self._sampled(leg, out[-1]) if leg.layers.length >= leg.start.num_prompt_tokens else []
+
+    def _forward(self, leg: Leg, row: bytes) -> bytes:
+        traits = self._traits
+        is_poison = leg.start.stage == 0 and struct.unpack_from("<i", row)[0] == POISON_TOKEN
+        out = leg.layers.forward(row)
+        return NAN_ROW if is_poison or traits.nan or traits.leaks_nan else out
+
+    def _sampled(self, leg: Leg, row: bytes) -> list[ipc.WorkerMessage]:
+        start, position = leg.start, leg.layers.length
+        assert start.sampling is not None, "only the tail samples"
+        assert start.stop is not None, "only the tail samples"
+        token = token_of_row(row, start.sampling, position)
+        is_last = position + 1 >= start.stop.max_position
+        reason = FinishReason.STOP if token in start.stop.stop_tokens else FinishReason.LENGTH if is_last else None
+        leg.is_finished = reason is not None
+        if reason is None and start.next_link is None:
+            leg.num_received += 1
+            leg.waiting.append(rows_of(struct.pack("<i", token), is_tokens=True)[0])
+        elif reason is None:
+            self._queue(leg, FrameKind.TOKENS, position, [struct.pack("<i", token)])
+        return [ipc.Sampled(start.session_id, start.epoch, position, (token,), reason, StepTiming(100, 10))]
+
+    def _queue(self, leg: Leg, kind: FrameKind, position: int, rows: list[bytes]) -> None:
+        start = leg.start
+        assert start.next_link is not None, "a stage that is not alone has a neighbour"
+        phase = Phase.PREFILL if position < start.num_prompt_tokens else Phase.DECODE
+        segment = Segment(
+            SessionId(start.session_id), start.epoch, position, len(rows), leg.seq, start.next_stage, phase, 100, 10
+        )
+        leg.seq += 1
+        self._ready.setdefault(start.next_link, {}).setdefault(kind, []).append((segment, rows))
+
+    def _frames(self) -> Iterator[tuple[int, bytes]]:
+        """One per neighbour, with the rows of all sessions."""
+        ready, self._ready = self._ready, {}
+        for link, kinds in ready.items():
+            for kind, parts in kinds.items():
+                dtype, width = (WireDtype.INT32, 1) if kind is FrameKind.TOKENS else (WireDtype.FLOAT32, 4)
+                payload = joined([row for _, rows in parts for row in rows])
+                yield link, encode_frame(Frame(kind, dtype, width, tuple(segment for segment, _ in parts), payload))
+
+
+def _sends_again(start: ipc.StartSession) -> bool:
+    """Whether the next stage lacks rows that are not computed again here. The tail's rows are its own business."""
+    return start.stage != start.num_stages - 1 and start.next_from < start.num_kept_tokens
