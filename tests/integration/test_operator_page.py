@@ -117,6 +117,7 @@ def test_an_invitation_that_is_made_here_opens_the_chat(page: Page, served: Serv
     link = made(page, "make-invitation", "friends", "made-browser-link")
     assert link not in page.content()
     with opened(browser, link) as guest:
+        expect(guest.get_by_test_id("model-name")).to_contain_text(served.model, timeout=ANSWER_MS)
         ask(guest, "hello")
         expect(guest.get_by_test_id("answered-by")).to_be_visible(timeout=ANSWER_MS)
         expect(guest.get_by_test_id("message-assistant")).not_to_be_empty()
