@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -191,9 +192,8 @@ class Dispatcher:
         running = self._state.running.get(waiting.session_id)
         if running is None:
             return []
-        self._count_all(running, -1)  # its own load is no reason to go elsewhere
-        found = self._find(waiting, now_s)
-        self._count_all(running, 1)
+        with self._without_load_of(running):
+            found = self._find(waiting, now_s)
         if found is None:
             return []
         self.free(waiting.session_id)
@@ -248,12 +248,20 @@ class Dispatcher:
         running = self._state.running.get(waiting.session_id)
         if running is None:
             return None
-        self._count_all(running, -1)
-        request = self._request(waiting, waiting.avoid)
-        routes = [self._router.route(request, variant, now_s) for variant in Variant]
-        self._count_all(running, 1)
+        with self._without_load_of(running):
+            request = self._request(waiting, waiting.avoid)
+            routes = [self._router.route(request, variant, now_s) for variant in Variant]
         best = min((route for route in routes if route is not None), key=lambda route: route.tpot_s, default=None)
         return None if best is None or self._is_crowded(best) else best
+
+    @contextmanager
+    def _without_load_of(self, running: Running) -> Iterator[None]:
+        """Its own load is no reason for a request to go elsewhere."""
+        self._count_all(running, -1)
+        try:
+            yield
+        finally:
+            self._count_all(running, 1)
 
     def _count_all(self, running: Running, sign: int) -> None:
         for key in running.devices:

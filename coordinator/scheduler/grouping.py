@@ -8,7 +8,7 @@ tried: more KV means more stages and slower answers, but more of them at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -81,16 +81,25 @@ def all_sketches(offers: Sequence[int]) -> list[Sketch]:
     """Every lane that some of these offers could make: all ways to put them into stages, in every order."""
     found: list[Sketch] = [()]
     for offer in offers:
-        found += [changed for sketch in found for changed in _with(sketch, offer)]
+        found += [placed(sketch, offer, at) for sketch in found for at in _alone_first(num_places(sketch))]
     return found[1:]
 
 
-def _with(sketch: Sketch, offer: int) -> Iterator[Sketch]:
-    """As a stage of its own anywhere, or beside the holders of one."""
-    for at in range(len(sketch) + 1):
-        yield (*sketch[:at], (offer,), *sketch[at:])
-    for at, holders in enumerate(sketch):
-        yield (*sketch[:at], (*holders, offer), *sketch[at + 1 :])
+def _alone_first(num: int) -> list[int]:
+    return [*range(0, num, 2), *range(1, num, 2)]
+
+
+def num_places(sketch: Sketch) -> int:
+    """In how many ways one more offer can be put into it."""
+    return 2 * len(sketch) + 1
+
+
+def placed(sketch: Sketch, offer: int, at: int) -> Sketch:
+    """As a stage of its own before stage `at` / 2, or, if `at` is odd, beside the holders of that stage."""
+    stage = at // 2
+    if at % 2:
+        return (*sketch[:stage], (*sketch[stage], offer), *sketch[stage + 1 :])
+    return (*sketch[:stage], (offer,), *sketch[stage:])
 
 
 def by_region(offers: OfferTable) -> dict[int, list[int]]:

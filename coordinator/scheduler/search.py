@@ -12,7 +12,7 @@ import numpy as np
 
 from coordinator.scheduler.drafts import FILLINGS, MANY_FILLINGS, Draft, Load, drafts_of, drafts_score, expected_part
 from coordinator.scheduler.forecast import Tables, score_of
-from coordinator.scheduler.grouping import KV_STEPS, Grouper, layer_capacities
+from coordinator.scheduler.grouping import KV_STEPS, Grouper, layer_capacities, num_places, placed
 from coordinator.scheduler.tables import Floats, Sketch
 
 SEED = 20250926
@@ -195,11 +195,7 @@ class Search:
 
     def _with(self, sketch: Sketch, device: int) -> Sketch:
         """As a stage of its own somewhere, or beside the holders of one."""
-        at = self._draw(2 * len(sketch) + 1)
-        if at % 2:
-            stage = at // 2
-            return (*sketch[:stage], (*sketch[stage], device), *sketch[stage + 1 :])
-        return (*sketch[: at // 2], (device,), *sketch[at // 2 :])
+        return placed(sketch, device, self._draw(num_places(sketch)))
 
     def _dissolve(self) -> Proposal | None:
         """A lane is taken apart; its devices go to other lanes, mostly of their regions."""
