@@ -20,7 +20,7 @@ PYTEST = DECENTLLM_TEST_MODELS="$(abspath $(MODELS))" $(SCREEN) $(RUN) -m pytest
 FIND_LINKS ?=
 
 .PHONY: demo test check lint types contracts web web-test system models-for-tests benchmark benchmark-volunteer \
-  benchmark-scheduling benchmark-claims simulate-faults simulate-mutants \
+  benchmark-scheduling benchmark-claims benchmark-endurance recovery soak simulate-faults simulate-mutants \
   screenshots package package-test locks clean
 
 demo: $(VENV)/.demo
@@ -95,6 +95,23 @@ benchmark-scheduling: $(VENV)/.dev
 benchmark-claims: $(VENV)/.dev
 	$(RUN) -m benchmarks.claims calibration two-phases low-bandwidth degrade balance elasticity cost
 	$(RUN) -m benchmarks.claims page
+
+# What faults cost, with real processes and a real model (root and /dev/net/tun for the rows `network-...`).
+recovery: $(VENV)/.dev models-for-tests
+	$(RUN) -m benchmarks.recovery kill hang prefix pause restart network-lan network-80ms network-200ms page \
+	  --models "$(MODELS)"
+
+# One fault a second on a pool of real processes, while every answer is compared.
+MINUTES ?= 30
+soak: $(VENV)/.dev
+	$(RUN) -m benchmarks.endurance soak --minutes "$(MINUTES)"
+
+# The same, a coordinator that is killed 200 times, 500 streams and 5,000 nodes (an hour and a half; files: ulimit -n).
+benchmark-endurance: soak
+	$(RUN) -m benchmarks.endurance kills
+	$(RUN) -m benchmarks.endurance streams
+	$(RUN) -m benchmarks.endurance nodes
+	$(RUN) -m benchmarks.endurance page
 
 # The .deb in dist/; package-test tries it on a fresh Debian (root, mmdebstrap).
 package: $(VENV)/.dev

@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     folder = arguments.models / MODEL
     with ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
-        sides = {"generate": Generate(folder).run}
+        sides: dict[str, Callable[[int], Sample]] = {"generate": Generate(folder).run}
         for num_nodes in (1, 2):
             name = f"pool of {num_nodes} node{'s' if num_nodes > 1 else ''}"
             sides[name] = start_pool(stack, Path(scratch) / str(num_nodes), folder, num_nodes).run

@@ -7,6 +7,7 @@ against what the card does in the same run: read bandwidth and the rate of a lar
   prefill    the same, prompts of 4,096 tokens, by the rows that a step takes at most
   layer      a Llama-8B layer at context 2,048 with 1, 8 and 64 sessions, as a share of the read roofline
   reference  transformers' `generate` on the decode and prefill rows; `compiled`: with a static cache, compiled
+  packed     decode and prefill with weights in 8 and 4 bits, with Triton; `plain-packed`: decode without
   plain      decode and layer without Triton and torch.compile, as on a machine without a C compiler
 """
 
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -41,7 +43,7 @@ from client.runtime.device import Device
 from client.runtime.engine import Engine
 from client.runtime.stage import Stage
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
-from protocol.values import Sampling, SessionId, StopRule
+from protocol.values import Quantisation, Sampling, SessionId, StopRule
 
 QWEN3_8B = {
     "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
@@ -55,7 +57,7 @@ LLAMA_8B = {
 }  # fmt: skip
 """Published in the models' config.json (Qwen/Qwen3-8B, meta-llama/Llama-3.1-8B but for its rotary scaling)."""
 
-ROWS = ("decode", "prefill", "layer", "reference", "compiled", "plain")
+ROWS = ("decode", "prefill", "layer", "packed", "plain-packed", "reference", "compiled", "plain")
 PROMPT_TOKENS, LONG_PROMPT, LAYER_CONTEXT = 128, 4096, 2048
 NUM_LAYERS_TIMED = 4
 DTYPE = torch.bfloat16
@@ -191,14 +193,15 @@ def decode_rows(card: Card, stage: Stage, label: str) -> Iterator[Figure]:
 
 def read_bytes(stage: Stage) -> int:
     """What a decode step reads of the weights: all but the embedding."""
-    return stage.weight_bytes - int(stage.cut.model.get_input_embeddings().weight.nbytes)
+    embedding = stage.cut.model.get_input_embeddings()
+    return stage.weight_bytes - sum(int(parameter.nbytes) for parameter in embedding.parameters())
 
 
-def prefill_rows(card: Card, stage: Stage) -> Iterator[Figure]:
+def prefill_rows(card: Card, stage: Stage, label: str = "default") -> Iterator[Figure]:
     for max_rows in (512, 2048, 4096):
         rate = Served(stage, max_rows).prefill_rate()
         limit = card.matrix_rate / (prefill_operations(QWEN3_8B) / LONG_PROMPT)
-        yield Figure(f"Qwen3-8B prefill of {LONG_PROMPT}, steps of {max_rows}", rate, "tokens/s", limit)
+        yield Figure(f"Qwen3-8B prefill of {LONG_PROMPT}, steps of {max_rows}, {label}", rate, "tokens/s", limit)
 
 
 def prefill_operations(shape: dict[str, Any]) -> float:
@@ -299,6 +302,9 @@ def measure(card: Card, rows: list[str]) -> Iterator[Figure]:
             yield from prefill_rows(card, stage)
         del stage
         card.free()
+    for name, triton in (("packed", True), ("plain-packed", False)):
+        if name in rows:
+            yield from packed_rows(card, triton)
     if "plain" in rows:
         with patch.object(paged_forward, "has_triton", lambda: False):
             yield from layer_rows(card, "without Triton")
@@ -310,9 +316,22 @@ def measure(card: Card, rows: list[str]) -> Iterator[Figure]:
             card.free()
 
 
-def whole_stage(card: Card) -> Stage:
+def packed_rows(card: Card, has_triton: bool) -> Iterator[Figure]:
+    for kind in Quantisation:
+        with nullcontext() if has_triton else patch.object(paged_forward, "has_triton", lambda: False):
+            stage = whole_stage(card, kind)
+            label = kind.value if has_triton else f"{kind.value} without Triton"
+            yield Figure(f"Qwen3-8B weights, {label}", stage.weight_bytes / 1e9, "GB")
+            yield from decode_rows(card, stage, label)
+            if has_triton:
+                yield from prefill_rows(card, stage, label)
+        del stage
+        card.free()
+
+
+def whole_stage(card: Card, quantisation: Quantisation | None = None) -> Stage:
     begin = time.perf_counter()
-    cut = random_cut(architecture_of(QWEN3_8B), 0, 36, DTYPE, card.device)
+    cut = random_cut(architecture_of(QWEN3_8B), 0, 36, DTYPE, card.device, quantisation)
     loaded = time.perf_counter()
     stage = Stage(cut, 12 * 2**30, DTYPE, card.device)
     print(f"loaded in {loaded - begin:.1f} s, prepared in {time.perf_counter() - loaded:.1f} s", file=sys.stderr)

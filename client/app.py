@@ -274,7 +274,7 @@ class Gui(QObject):
             self._forget_invitation()
 
     def _keep_counting(self, view: View) -> None:
-        if not (view.is_counting_down and self.window.isVisible()):
+        if not (view.is_finishing or (view.is_counting_down and self.window.isVisible())):
             self._count_down.stop()
         elif not self._count_down.isActive():
             self._count_down.start()
@@ -316,10 +316,10 @@ class Gui(QObject):
         self.store.take(msgspec.structs.replace(self.store.value.with_pause(None), contributes=True))
         self.agent.press(ContributePressed(anyway))
 
-    def pause(self, choice: PauseChoice) -> None:
+    def pause(self, choice: PauseChoice, after_answers: bool = False) -> None:
         pause = pause_of(choice, time.time())
         # First: an agent that still contributes would be the end of this very pause (_note_progress).
-        self.agent.press(PausePressed(pause.remaining_s(time.time())))
+        self.agent.press(PausePressed(pause.remaining_s(time.time()), after_answers))
         self._hold_pause(pause)
 
     def _hold_pause(self, pause: ManualPause | None) -> None:

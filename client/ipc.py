@@ -23,6 +23,7 @@ from protocol.values import (
     Hex32,
     LayerBenchmark,
     LayerRange,
+    Quantisation,
     Sampling,
     Seconds,
     StepTiming,
@@ -31,8 +32,11 @@ from protocol.values import (
     Variant,
 )
 
-IPC_VERSION = 3
+IPC_VERSION = 4
 """GUI, agent and worker may be of different builds: they refuse each other by this number."""
+
+MAX_SENT_BYTES = 256 * 2**20
+"""Of rows that a worker has sent and keeps, should the next stage be replaced (runtime/send_log.py)."""
 
 PACKET = struct.Struct("<IBI")
 MAX_BODY_BYTES = 64 * 2**20
@@ -52,6 +56,7 @@ class MeasureLayers(_Message, frozen=True):
     variant: Variant
     batch_sizes: tuple[Annotated[int, Meta(ge=1)], ...] = (1, 8)
     num_prefill_tokens: Count = 128
+    quantisation: Quantisation | None = None
 
 
 class PlanSlice(_Message, frozen=True):
@@ -65,13 +70,16 @@ class PlanSlice(_Message, frozen=True):
 class LoadSlice(_Message, frozen=True):
     """Load from `folder` (config.json, safetensors and, if sharded, the index) the tensors that PlanSlice named.
 
-    Answers: LoadProgress..., then SliceLoaded or CommandFailed. Replaces a slice loaded before."""
+    `max_sent_bytes` of the host's memory may be used for rows that were sent. Answers: LoadProgress..., then
+    SliceLoaded or CommandFailed. Replaces a slice loaded before."""
 
     folder: str
     layers: LayerRange
     variant: Variant
     max_kv_bytes: Bytes
     max_batch_tokens: Count = 512
+    max_sent_bytes: Bytes = MAX_SENT_BYTES
+    quantisation: Quantisation | None = None
 
 
 class StartSession(_Message, frozen=True):
@@ -101,7 +109,11 @@ class EndSession(_Message, frozen=True):
     epoch: Count
 
 
-AgentMessage = MeasureLayers | PlanSlice | LoadSlice | StartSession | EndSession
+class AreYouThere(_Message, frozen=True):
+    """Answer: Here, as soon as nothing is being computed."""
+
+
+AgentMessage = MeasureLayers | PlanSlice | LoadSlice | StartSession | EndSession | AreYouThere
 
 
 # ---------------------------------------------------------------- worker -> agent
@@ -175,8 +187,22 @@ class WorkDone(_Message, frozen=True):
     compute_s: Seconds
 
 
+class NoMemory(_Message, frozen=True):
+    """A step found no memory, not in halves either: its sessions have failed. `num_used_tokens` of KV room were
+    reserved then; it is the `num_in_a_row`th such step without another between them."""
+
+    num_used_tokens: Count
+    num_in_a_row: Count
+
+
+class Here(_Message, frozen=True):
+    """The worker takes orders: whatever it owes, it does not hang."""
+
+
 WorkerMessage = (
     WorkerReady
+    | NoMemory
+    | Here
     | LayersMeasured
     | SlicePlanned
     | LoadProgress

@@ -10,6 +10,8 @@ from protocol.pause import PauseReason, PauseRules
 from protocol.values import LayerRange
 
 MAX_TRANSITIONS = 100
+SOFT_LEAVE_S = 30.0
+"""So long what runs here may take to end or to go on elsewhere, where nothing hurries."""
 
 
 class AgentState(StrEnum):
@@ -78,6 +80,10 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
     pause: PauseInfo | None = None
     done_bytes: int = 0
     total_bytes: int = 0
+    notice: str = ""
+    """What happened a while ago, and is put right: a worker that did not answer."""
+    leaves_at_s: float | None = None
+    """It takes nothing new, and leaves as soon as nothing runs here, at the latest then (seconds since 1970)."""
 
 
 class History(msgspec.Struct, frozen=True, tag="history"):
@@ -87,9 +93,12 @@ class History(msgspec.Struct, frozen=True, tag="history"):
 
 
 class Pause(msgspec.Struct, frozen=True, tag="pause"):
-    """Leave the pool cleanly and end the workers, so that their memory is free. None: until Resume."""
+    """Leave the pool cleanly and end the workers, so that their memory is free. None: until Resume.
+
+    With `after_answers` what runs here has half a minute to end or to be handed over; nothing new is taken."""
 
     for_s: float | None = None
+    after_answers: bool = False
 
 
 class Resume(msgspec.Struct, frozen=True, tag="resume"):

@@ -67,9 +67,10 @@ class ContributePressed:
 
 @dataclass(frozen=True, slots=True)
 class PausePressed:
-    """The volunteer wants the GPU back, for a while or (None) until ContributePressed."""
+    """The volunteer wants the GPU back, for a while or (None) until ContributePressed; `after_answers`: in no hurry."""
 
     for_s: float | None = None
+    after_answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,9 @@ class Snapshot:
     """Oldest first; of all agents since the app started."""
 
 
-_EXPECTED_EXITS = frozenset({Phase.FAILED, Phase.PAUSING, Phase.PAUSED, Phase.ENDING, Phase.REPLACING, Phase.LEAVING})
+_EXPECTED_EXITS = frozenset(
+    {Phase.FAILED, Phase.FINISHING, Phase.PAUSING, Phase.PAUSED, Phase.ENDING, Phase.REPLACING, Phase.LEAVING}
+)
 _STOPPED = Status(state=AgentState.STOPPED)
 _NO_ANSWER = "The background process did not answer and was ended."
 
@@ -272,9 +275,9 @@ class Supervisor:
             case ContributePressed(anyway):
                 self._pause_for_s = None
                 return Input.CONTRIBUTE_ANYWAY if anyway else Input.CONTRIBUTE
-            case PausePressed(for_s):
+            case PausePressed(for_s, after_answers):
                 self._pause_for_s = for_s
-                return Input.PAUSE
+                return Input.PAUSE_AFTER_ANSWERS if after_answers else Input.PAUSE
             case QuitPressed():
                 return Input.QUIT
             case PoolChanged():
@@ -347,8 +350,9 @@ class Supervisor:
         match order:
             case Order.START:
                 return self._start()
-            case Order.PAUSE:
-                return (SendLine(encode_line(Pause(self._pause_for_s))),)
+            case Order.PAUSE | Order.PAUSE_AFTER_ANSWERS:
+                waits = order is Order.PAUSE_AFTER_ANSWERS
+                return (SendLine(encode_line(Pause(self._pause_for_s, waits))),)
             case Order.RESUME | Order.RESUME_ANYWAY:
                 return (SendLine(encode_line(Resume(anyway=order is Order.RESUME_ANYWAY))),)
             case Order.QUIT:

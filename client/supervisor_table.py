@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from client.status import SOFT_LEAVE_S
+
 START_LIMIT_S = 60.0
 """How long the agent may stay silent after a start: a cold disk reads Python and its packages in 10 s or more. Any
 report ends this wait, so that preparing the runtime may take as long as it takes."""
 PAUSE_LIMIT_S = 10.0
 """A volunteer who pauses wants the GPU back; an agent that has not let go by then is ended."""
+FINISH_LIMIT_S = SOFT_LEAVE_S + PAUSE_LIMIT_S
+"""The answers' time, and then that of any pause."""
 QUIT_LIMIT_S = 10.0
 
 
@@ -24,6 +28,8 @@ class Phase(Enum):
     """As the volunteer wishes; the agent's own reasons to pause (its status says which) do not change that."""
     FAILED = auto()
     """The process lives and says that it cannot go on without the volunteer."""
+    FINISHING = auto()
+    """The volunteer paused, but the answers that run may end or go elsewhere first; nothing new is taken."""
     PAUSING = auto()
     PAUSED = auto()
     """The volunteer paused. The process lives, its workers do not: the GPU's memory is free."""
@@ -44,6 +50,7 @@ class Input(Enum):
     CONTRIBUTE = auto()
     CONTRIBUTE_ANYWAY = auto()
     PAUSE = auto()
+    PAUSE_AFTER_ANSWERS = auto()
     QUIT = auto()
     CHANGE_POOL = auto()
     REPORTED = auto()
@@ -60,6 +67,7 @@ class Order(Enum):
 
     START = auto()
     PAUSE = auto()
+    PAUSE_AFTER_ANSWERS = auto()
     RESUME = auto()
     RESUME_ANYWAY = auto()
     QUIT = auto()
@@ -83,6 +91,8 @@ _RESUME_ANYWAY = Do((Order.RESUME_ANYWAY,), START_LIMIT_S)
 # Pause first: an agent that has failed ends what is left of its attempt before it begins a new one.
 _TRY_AGAIN = Do((Order.PAUSE, Order.RESUME), START_LIMIT_S)
 _PAUSE = Do((Order.PAUSE,), PAUSE_LIMIT_S)
+_FINISH = Do((Order.PAUSE_AFTER_ANSWERS,), FINISH_LIMIT_S)
+_FINISH_OTHERWISE = Do((Order.PAUSE_AFTER_ANSWERS,), keeps_limit=True)
 _PAUSE_OTHERWISE = Do((Order.PAUSE,), keeps_limit=True)
 _AWAIT_PAUSE = Do((), PAUSE_LIMIT_S)
 _QUIT = Do((Order.QUIT,), QUIT_LIMIT_S)
@@ -98,6 +108,7 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         _I.CONTRIBUTE: (_P.STARTING, _START),
         _I.CONTRIBUTE_ANYWAY: (_P.STARTING, _START),
         _I.PAUSE: None,
+        _I.PAUSE_AFTER_ANSWERS: None,
         _I.QUIT: (_P.ENDED, _EXIT),
         _I.CHANGE_POOL: None,
     },
@@ -105,6 +116,8 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         _I.CONTRIBUTE: None,
         _I.CONTRIBUTE_ANYWAY: None,
         _I.PAUSE: (_P.PAUSING, _PAUSE),
+        # It may have been resumed a moment ago, with answers that never left.
+        _I.PAUSE_AFTER_ANSWERS: (_P.FINISHING, _FINISH),
         _I.QUIT: (_P.LEAVING, _QUIT),
         _I.CHANGE_POOL: (_P.REPLACING, _QUIT),
         _I.REPORTED: (_P.CONTRIBUTING, _NOTHING),
@@ -118,6 +131,7 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         # Nothing is awaited: what the agent says next is the truth, whatever it is.
         _I.CONTRIBUTE_ANYWAY: (_P.CONTRIBUTING, Do((Order.RESUME_ANYWAY,))),
         _I.PAUSE: (_P.PAUSING, _PAUSE),
+        _I.PAUSE_AFTER_ANSWERS: (_P.FINISHING, _FINISH),
         _I.QUIT: (_P.LEAVING, _QUIT),
         _I.CHANGE_POOL: (_P.REPLACING, _QUIT),
         _I.REPORTED: None,
@@ -130,6 +144,8 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         _I.CONTRIBUTE: (_P.STARTING, _TRY_AGAIN),
         _I.CONTRIBUTE_ANYWAY: (_P.STARTING, _TRY_AGAIN),
         _I.PAUSE: (_P.PAUSING, _PAUSE),
+        # It has no answers.
+        _I.PAUSE_AFTER_ANSWERS: (_P.PAUSING, _PAUSE),
         _I.QUIT: (_P.LEAVING, _QUIT),
         _I.CHANGE_POOL: (_P.REPLACING, _QUIT),
         _I.REPORTED: (_P.CONTRIBUTING, _NOTHING),
@@ -138,11 +154,28 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         # It said why it cannot go on: a restart would fail in the same way.
         _I.EXITED: (_P.STOPPED, _NOTHING),
     },
+    _P.FINISHING: {
+        _I.CONTRIBUTE: (_P.STARTING, _RESUME),
+        _I.CONTRIBUTE_ANYWAY: (_P.STARTING, _RESUME_ANYWAY),
+        _I.PAUSE: (_P.PAUSING, _PAUSE),
+        # Another end for the same pause: the answers get no more time than they had.
+        _I.PAUSE_AFTER_ANSWERS: (_P.FINISHING, _FINISH_OTHERWISE),
+        _I.QUIT: (_P.LEAVING, _QUIT),
+        _I.CHANGE_POOL: (_P.ENDING, _QUIT),
+        _I.REPORTED: None,
+        _I.REPORTED_PAUSED: (_P.PAUSED, _NOTHING),
+        _I.REPORTED_FAILED: (_P.PAUSED, _NOTHING),
+        # However it ended, the GPU is free and the volunteer wanted a pause.
+        _I.EXITED: (_P.STOPPED, _NOTHING),
+        _I.DEADLINE: (_P.ENDING, _KILL),
+    },
     _P.PAUSING: {
         _I.CONTRIBUTE: (_P.STARTING, _RESUME),
         _I.CONTRIBUTE_ANYWAY: (_P.STARTING, _RESUME_ANYWAY),
         # Another end for the same pause; the GPU must be free by the first click's limit all the same.
         _I.PAUSE: (_P.PAUSING, _PAUSE_OTHERWISE),
+        # Who wanted the GPU at once is not made to wait for answers.
+        _I.PAUSE_AFTER_ANSWERS: (_P.PAUSING, _PAUSE_OTHERWISE),
         _I.QUIT: (_P.LEAVING, _QUIT),
         _I.CHANGE_POOL: (_P.ENDING, _QUIT),
         _I.REPORTED: None,
@@ -156,6 +189,7 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         _I.CONTRIBUTE: (_P.STARTING, _RESUME),
         _I.CONTRIBUTE_ANYWAY: (_P.STARTING, _RESUME_ANYWAY),
         _I.PAUSE: (_P.PAUSED, Do((Order.PAUSE,))),
+        _I.PAUSE_AFTER_ANSWERS: (_P.PAUSED, Do((Order.PAUSE,))),
         _I.QUIT: (_P.LEAVING, _QUIT),
         _I.CHANGE_POOL: (_P.ENDING, _QUIT),
         # The answer to a Resume that a Pause has overtaken: the last answer is still to come.
@@ -169,6 +203,7 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         _I.CONTRIBUTE: (_P.REPLACING, _KILL),
         _I.CONTRIBUTE_ANYWAY: (_P.REPLACING, _KILL),
         _I.PAUSE: None,
+        _I.PAUSE_AFTER_ANSWERS: None,
         _I.QUIT: (_P.LEAVING, _KILL),
         _I.CHANGE_POOL: None,
         _I.REPORTED: None,
@@ -181,6 +216,8 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         _I.CONTRIBUTE: None,
         _I.CONTRIBUTE_ANYWAY: None,
         _I.PAUSE: (_P.ENDING, _KILL),
+        # It hands over what runs as it quits.
+        _I.PAUSE_AFTER_ANSWERS: (_P.ENDING, Do((), keeps_limit=True)),
         _I.QUIT: (_P.LEAVING, _KILL),
         _I.CHANGE_POOL: None,
         _I.REPORTED: None,
@@ -193,6 +230,7 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         _I.CONTRIBUTE: None,
         _I.CONTRIBUTE_ANYWAY: None,
         _I.PAUSE: (_P.STOPPED, _NOTHING),
+        _I.PAUSE_AFTER_ANSWERS: (_P.STOPPED, _NOTHING),
         _I.QUIT: (_P.ENDED, _EXIT),
         _I.CHANGE_POOL: (_P.STARTING, _START),
         _I.DEADLINE: (_P.STARTING, _START),
@@ -201,6 +239,7 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         _I.CONTRIBUTE: None,
         _I.CONTRIBUTE_ANYWAY: None,
         _I.PAUSE: None,
+        _I.PAUSE_AFTER_ANSWERS: None,
         _I.QUIT: None,
         _I.CHANGE_POOL: None,
         _I.REPORTED: None,
@@ -213,10 +252,11 @@ TRANSITIONS: dict[Phase, dict[Input, Entry]] = {
         _I.CONTRIBUTE: None,
         _I.CONTRIBUTE_ANYWAY: None,
         _I.PAUSE: None,
+        _I.PAUSE_AFTER_ANSWERS: None,
         _I.QUIT: None,
         _I.CHANGE_POOL: None,
     },
 }
 
-LISTENING = frozenset({_P.STARTING, _P.CONTRIBUTING, _P.FAILED, _P.PAUSING, _P.PAUSED})
+LISTENING = frozenset({_P.STARTING, _P.CONTRIBUTING, _P.FAILED, _P.FINISHING, _P.PAUSING, _P.PAUSED})
 """The process hears what it is told: rules and readings go to it."""

@@ -150,12 +150,22 @@ def _listing(what: str) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
         from coordinator import administration
 
-        tables = {"invitations": administration.invitations, "keys": administration.keys, "nodes": administration.nodes}
+        tables = {"invitations": administration.invitations, "keys": administration.keys}
         with administration.opened(arguments.data_dir) as (accounts, _):
             print(tables[what](accounts))
         return 0
 
     return run
+
+
+def _nodes(arguments: argparse.Namespace) -> int:
+    from coordinator.node_list import node_list
+
+    text, missing = node_list(arguments.data_dir)
+    print(text)
+    if missing:
+        print(f"decentllm-coordinator: What late answers were about is missing. {missing}", file=sys.stderr)
+    return 0
 
 
 def _days_or_none(days: float) -> float | None:
@@ -239,13 +249,17 @@ def _account_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     _command(commands, "keys", _listing("keys"), "list the keys, without their secrets")
     revoke = _command(commands, "revoke", _revoke, "end an invitation or a key")
     revoke.add_argument("id", metavar="ID", help="as the lists show it")
-    _command(commands, "nodes", _listing("nodes"), "list the machines that have joined")
+    _command(commands, "nodes", _nodes, "list the machines that have joined, with what was found of them")
 
 
 def _model_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     models = commands.add_parser("model", help="the model catalog").add_subparsers(required=True, metavar="ACTION")
     add = _command(models, "add", _add_model, "check a model, convert it if need be, and remember it")
-    add.add_argument("spec", metavar="SPEC", help="a folder, a .gguf file or a hub id")
+    add.add_argument(
+        "spec",
+        metavar="SPEC",
+        help="a folder, a .gguf file or a hub id; with :int8 or :int4 behind it, weights take 8 or 4 bits",
+    )
     add.add_argument("--name", default=None, help="what people see (default: from SPEC)")
     _command(models, "list", _list_models, "names of the models")
     remove = _command(models, "remove", _remove_model, "forget a model; its files stay")

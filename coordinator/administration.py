@@ -6,7 +6,7 @@ The pool reads the same database for every request, so that what is made or revo
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +123,12 @@ def revoke(accounts: Accounts, given_id: str) -> str:
     return f"{what} {given_id} is revoked."
 
 
-def nodes(accounts: Accounts) -> str:
-    """The machines that have ever joined."""
-    rows = [_node_row(record) for record in accounts.nodes()]
-    return table(("NODE", "NAME", "FIRST SEEN", "LAST SEEN", ""), rows) if rows else "No machine has joined yet."
+def nodes(accounts: Accounts, troubles: Mapping[str, str] | None = None) -> str:
+    """The machines that have ever joined. `troubles`: what was found of each since the pool started, if known."""
+    known = {} if troubles is None else troubles
+    rows = [_node_row(record, known.get(record.node_id, "")) for record in accounts.nodes()]
+    head = ("NODE", "NAME", "FIRST SEEN", "LAST SEEN", "" if troubles is None else "TROUBLES", "")
+    return table(head, rows) if rows else "No machine has joined yet."
 
 
 def _made(accounts: Accounts, wanted: Invitation) -> tuple[InvitationView, str]:
@@ -141,9 +143,9 @@ def _made(accounts: Accounts, wanted: Invitation) -> tuple[InvitationView, str]:
     return view, token
 
 
-def _node_row(record: NodeRecord) -> tuple[str, ...]:
-    state = "removed" if record.is_blocked else ""
-    return record.node_id, shown(record.name), _time(record.first_seen_s), _time(record.last_seen_s), state
+def _node_row(record: NodeRecord, troubles: str) -> tuple[str, ...]:
+    state, seen = "removed" if record.is_blocked else "", (_time(record.first_seen_s), _time(record.last_seen_s))
+    return record.node_id, shown(record.name), *seen, troubles, state
 
 
 def _seconds(num_days: float | None) -> float | None:

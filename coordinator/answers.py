@@ -52,8 +52,10 @@ class KeptAnswer:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it outlives its reader."""
-        return self.claim.is_resumable or self.is_restored
+        """Whether it outlives its reader. A refusal does not: the same request may be taken a moment later, and must
+        not be told for minutes what was true of the first one."""
+        is_refused = self.failed is not None and not self.failed.started
+        return (self.claim.is_resumable or self.is_restored) and not is_refused
 
     def take(self, item: Item | Failed) -> bool:
         """Note the item and pass it on. Whether the answer ends with it."""
@@ -90,12 +92,16 @@ class AnswerBook:
         self._times = times
         self.answers: dict[SessionId, KeptAnswer] = {}
         self._by_id: dict[str, SessionId] = {}
+        self._by_name: dict[tuple[str, str], list[KeptAnswer]] = {}
+        """By tenant and its own name for the request, the oldest first; hardly ever more than one."""
 
     def put(self, answer: KeptAnswer) -> KeptAnswer:
         """A request came in, or comes back."""
         self.answers[answer.order.session_id] = answer
         if answer.claim.answer_id:
             self._by_id[answer.claim.answer_id] = answer.order.session_id
+        if answer.claim.retry_key:
+            self._by_name.setdefault(_name_of(answer), []).append(answer)
         return answer
 
     def restore(self, kept: Kept, now_s: float, wall_s: float) -> KeptAnswer:
@@ -117,8 +123,7 @@ class AnswerBook:
 
     def repeated(self, tenant: str, retry_key: str) -> KeptAnswer | None:
         """The answer to a request that this tenant has made under this name."""
-        same = (a for a in self.answers.values() if a.claim.retry_key == retry_key and a.order.tenant == tenant)
-        return next(same, None) if retry_key else None
+        return next(iter(self._by_name.get((tenant, retry_key), ())), None)
 
     def overdue(self, now_s: float) -> list[KeptAnswer]:
         """Those for whom nobody has come in time."""
@@ -159,8 +164,17 @@ class AnswerBook:
     def drop(self, session_id: SessionId) -> None:
         """Nothing of it is kept."""
         answer = self.answers.pop(session_id, None)
-        if answer is not None:
-            self._by_id.pop(answer.claim.answer_id, None)
+        if answer is None:
+            return
+        self._by_id.pop(answer.claim.answer_id, None)
+        if same := self._by_name.pop(_name_of(answer), []):
+            same.remove(answer)
+        if same:
+            self._by_name[_name_of(answer)] = same
+
+
+def _name_of(answer: KeptAnswer) -> tuple[str, str]:
+    return answer.order.tenant, answer.claim.retry_key
 
 
 def _finish_of(answer: KeptAnswer) -> FinishReason | None:

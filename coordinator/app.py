@@ -42,6 +42,7 @@ from coordinator.hub import Hub
 from coordinator.journal import JOURNAL_NAME, Journal, JournalLog
 from coordinator.models.catalog import Catalog, Model
 from coordinator.models.errors import ModelError
+from coordinator.open_files import raise_open_files
 from coordinator.scheduler import Scheduler
 from coordinator.scheduler.policy import SchedulerConfig
 from coordinator.server_protocol import WebsocketProtocol, guarded_http
@@ -83,6 +84,7 @@ class Opened:
 def serve(config: PoolConfig, *, with_operator_link: bool = False) -> None:
     """Run a pool until Ctrl-C. Raises PoolError or ModelError, before anything listens, for what cannot work."""
     check_config(config)
+    raise_open_files()
     machine = MachineNames() if is_loopback(config.host) else machine_names()
     with locked(config.data_dir):
         _serve_folder(config, machine, with_operator_link)

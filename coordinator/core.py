@@ -6,13 +6,17 @@ that a whole pool runs on virtual time in tests.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from coordinator.arrivals import arrival_of
 from coordinator.effects import DropNode, Effect, ToNode, ToUser
-from coordinator.neighbours import ask_links, hear_links, keepers
-from coordinator.nodes import DeviceView, NodeView
+from coordinator.hedges import MAX_HEDGES
+from coordinator.hedging import Hedging
+from coordinator.neighbours import ask_links, keepers
+from coordinator.node_news import NodeNews
+from coordinator.nodes import NodeView
 from coordinator.orders import assign, measure
 from coordinator.poison import CrashBook
 from coordinator.queue_news import QueueNews
@@ -21,7 +25,6 @@ from coordinator.rerouting import Ask, Move, Rerouting
 from coordinator.scheduler import Scheduler
 from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
-from coordinator.scheduler.links import LinkSeen
 from coordinator.scheduler.queue_forecast import QueuePlace
 from coordinator.scheduler.state import DeviceKey, ModelFacts
 from coordinator.sessions import (
@@ -29,6 +32,7 @@ from coordinator.sessions import (
     Action,
     Deliver,
     Failed,
+    HedgeEnded,
     NeedChain,
     Order,
     Rerouted,
@@ -42,22 +46,17 @@ from protocol.errors import CloseCode, FrameError, MessageError, MessageFault
 from protocol.frames import decode_frame
 from protocol.messages import (
     DeviceFailed,
-    DeviceMeasured,
-    Heartbeat,
     Hello,
     Leaving,
-    LinksMeasured,
     NodeMessage,
     ReleaseSlice,
     RowsAt,
     SessionBroken,
     SessionOpened,
-    SliceProgress,
-    SliceReady,
     TokensSampled,
 )
 from protocol.pieces import pieces_of
-from protocol.values import DeviceId, DeviceWork, NodeId, SessionId
+from protocol.values import NodeId, SessionId
 
 LEASE_S = 4.0
 """A node that says nothing for this long is lost; it sends a heartbeat every HEARTBEAT_S. With a tick on top, a dead
@@ -87,16 +86,14 @@ class PoolCore:
         self._looked_s: float | None = None
         self.rerouting = Rerouting(self.scheduler, self.sessions, self.nodes)
         self.lateness = self.rerouting.lateness
+        self.hedging = Hedging(self.scheduler, self.sessions, self.nodes, self.rerouting)
+        self._node_news = NodeNews(self.scheduler, self.nodes)
         self._message_handlers: dict[type, Callable[[NodeId, Any, float], list[Effect]]] = {
-            DeviceMeasured: self._device_measured,
+            **dict.fromkeys(self._node_news.kinds, self._told_news),
             DeviceFailed: self._device_failed,
-            SliceProgress: self._slice_progress,
-            SliceReady: self._slice_ready,
             SessionOpened: self._session_opened,
             SessionBroken: self._session_broken,
             TokensSampled: self._tokens_sampled,
-            Heartbeat: self._heartbeat,
-            LinksMeasured: self._links_measured,
             RowsAt: self._rows_at,
             Leaving: self._leaving,
         }
@@ -122,7 +119,8 @@ class PoolCore:
         if view is not None:
             view.drains_anyway, view.is_draining = on, on or view.is_leaving
         is_on = on if view is None else view.is_draining
-        return self._schedule(ev.NodeDraining(node_id, is_on), now_s)
+        effects = self._schedule(ev.NodeDraining(node_id, is_on), now_s)  # first: others wait for a second chain's room
+        return [*effects, *(self._end_hedges_over(node_id, now_s) if is_on else [])]
 
     def remove_node(self, node_id: NodeId, reason: str, now_s: float) -> list[Effect]:
         """The operator does not want it here. Harmless for a node that is not connected."""
@@ -158,7 +156,7 @@ class PoolCore:
             raise MessageError(MessageFault.UNEXPECTED, "a second hello on one connection")
         self._forgive_stall(now_s)
         self.nodes[node_id].heard_at_s = now_s
-        return [*self._message_handlers[type(message)](node_id, message, now_s), *self._next_suspect(now_s)]
+        return [*self._message_handlers[type(message)](node_id, message, now_s), *self._judge_suspects(now_s)]
 
     def node_relayed(self, node_id: NodeId, data: bytes, now_s: float) -> list[Effect]:
         """A data frame for another node that the sender cannot reach directly."""
@@ -210,10 +208,11 @@ class PoolCore:
         effects: list[Effect] = []
         for node_id in silent:
             effects += [*self.node_lost(node_id, now_s), DropNode(node_id, f"silent for {LEASE_S:.0f} s")]
+        effects += self._end_overdue_hedges(now_s)
         for node_id in [node_id for node_id, view in self.nodes.items() if view.is_leaving]:
             effects += self._clear(node_id, now_s)
         effects += self._reroute([*self.rerouting.look(now_s), *self.rerouting.slow(now_s)], now_s)
-        effects += [*self._schedule(ev.TimePassed(), now_s), *self._next_suspect(now_s)]
+        effects += [*self._schedule(ev.TimePassed(), now_s), *self._judge_suspects(now_s)]
         return [*effects, *self._news_of_queue(now_s)]
 
     def look(self, now_s: float) -> list[Effect]:
@@ -229,46 +228,33 @@ class PoolCore:
 
     # ------------------------------------------------------------ what nodes say
 
-    def _device_measured(self, node_id: NodeId, message: DeviceMeasured, now_s: float) -> list[Effect]:
-        view = self._current_view(node_id, message.device_id, 0)
-        if view is None or view.manifest_hash != message.manifest_hash:
-            return []
-        view.idle()
-        device = DeviceKey(node_id, message.device_id)
-        return self._schedule(ev.DeviceMeasured(device, message.manifest_hash, message.benchmark), now_s)
+    def _told_news(self, node_id: NodeId, message: NodeMessage, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for event in self._node_news.events(node_id, message, now_s):
+            effects += self._schedule(event, now_s)
+        return effects
 
     def _device_failed(self, node_id: NodeId, message: DeviceFailed, now_s: float) -> list[Effect]:
-        view = self._current_view(node_id, message.device_id, message.generation)
+        view = self._node_news.current_view(node_id, message.device_id, message.generation)
         if view is None or view.manifest_hash != message.manifest_hash:
             return []
         view.fail(message.message)
         device = DeviceKey(node_id, message.device_id)
-        guilty = self._crashed(device) if message.code == WORKER_DIED else frozenset()
-        effects = self._schedule(ev.DeviceFailed(device, message.generation), now_s)
-        for session_id in guilty:
-            session = self.sessions[session_id]
-            effects += self._act(session, session.fail("failed_poison", POISON_SENTENCE), now_s)
+        if message.code == WORKER_DIED:
+            self._crashed(device)
+        effects = self._schedule(ev.DeviceFailed(device, message.generation, message.max_layers), now_s)
         return [*effects, *self._move_sessions({device}, now_s)]
 
-    def _crashed(self, device: DeviceKey) -> frozenset[SessionId]:
-        """Its worker is dead; the sessions that are the cause. Rows of one that was not open yet had not come there."""
+    def _crashed(self, device: DeviceKey) -> None:
+        """Its worker is dead. Rows of a session that was not open yet had not come there.
+
+        Who had a second chain there gets no other: should it be the cause, it has seen enough machines."""
+        for session in self.sessions.values():
+            if session.hedge is not None and any(stage.device == device for stage in session.hedge.chain):
+                session.num_hedges = MAX_HEDGES
         running = [s for s in self.sessions.values() if s.state is SessionState.RUNNING]
         on_it = [s for s in running if any(stage.device == device for stage in s.chain)]
-        return self._crashes.crashed(device.node_id, {s.order.session_id: len(s.tokens) for s in on_it}).guilty
-
-    def _slice_progress(self, node_id: NodeId, message: SliceProgress, now_s: float) -> list[Effect]:
-        view = self._current_view(node_id, message.device_id, message.generation)
-        if view is not None:
-            view.progress(message)
-        return []
-
-    def _slice_ready(self, node_id: NodeId, message: SliceReady, now_s: float) -> list[Effect]:
-        view = self._current_view(node_id, message.device_id, message.generation)
-        if view is None:
-            return []
-        view.serve(can_truncate=message.can_truncate)
-        device = DeviceKey(node_id, message.device_id)
-        return self._schedule(ev.SliceReady(device, message.generation, message.num_kv_tokens), now_s)
+        self._crashes.crashed(device.node_id, [s.order.session_id for s in on_it])
 
     def _session_opened(self, node_id: NodeId, message: SessionOpened, now_s: float) -> list[Effect]:
         session = self.sessions.get(SessionId(message.session_id))
@@ -289,34 +275,8 @@ class PoolCore:
         session = self.sessions.get(SessionId(message.session_id))
         return self._act(session, session.sampled(node_id, message), now_s) if session else []
 
-    def _heartbeat(self, node_id: NodeId, message: Heartbeat, now_s: float) -> list[Effect]:
-        self.nodes[node_id].beat(message, now_s)
-        effects: list[Effect] = []
-        for work in message.work:
-            effects += self._work_done(node_id, work, now_s)
-        return [*effects, *self._links_seen((), node_id, message.pool_rtt_s, now_s)]
-
-    def _work_done(self, node_id: NodeId, work: DeviceWork, now_s: float) -> list[Effect]:
-        """What an older assignment did says nothing about this one."""
-        device = DeviceKey(node_id, work.device_id)
-        if not work.generation or not self.scheduler.is_current(device, work.generation):
-            return []
-        self.nodes[node_id].devices[work.device_id].worked(work)
-        counts = (work.num_steps, work.num_decode_rows, work.num_prompt_tokens, work.compute_s)
-        return self._schedule(ev.StepsSeen(device, work.generation, *counts), now_s)
-
     def _rows_at(self, node_id: NodeId, message: RowsAt, now_s: float) -> list[Effect]:
         return self._reroute(self.rerouting.heard(node_id, message, now_s), now_s)
-
-    def _links_measured(self, node_id: NodeId, message: LinksMeasured, now_s: float) -> list[Effect]:
-        """Only what was asked for counts."""
-        return self._links_seen(hear_links(self.nodes, node_id, message), node_id, message.pool_rtt_s, now_s)
-
-    def _links_seen(
-        self, links: tuple[LinkSeen, ...], node_id: NodeId, pool_rtt_s: float | None, now_s: float
-    ) -> list[Effect]:
-        pool_rtts_s = () if pool_rtt_s is None else ((node_id, pool_rtt_s),)
-        return self._schedule(ev.LinksSeen(links, pool_rtts_s), now_s) if links or pool_rtts_s else []
 
     def _leaving(self, node_id: NodeId, message: Leaving, now_s: float) -> list[Effect]:
         """At once, or as soon as what runs there runs elsewhere: the node goes when nothing is left on it."""
@@ -324,15 +284,42 @@ class PoolCore:
             return [*self.node_lost(node_id, now_s), DropNode(node_id, "left")]
         view = self.nodes[node_id]
         view.is_leaving = view.is_draining = True
+        view.leaves_at_s = now_s + message.within_s
         return [*self._schedule(ev.NodeDraining(node_id, True), now_s), *self._clear(node_id, now_s)]
 
     def _clear(self, node_id: NodeId, now_s: float) -> list[Effect]:
-        """Its sessions look for other chains: now, or after their next token."""
-        effects: list[Effect] = []
+        """Its sessions look for other chains: beside their own, or instead of it, now or after their next token."""
+        effects = self._end_hedges_over(node_id, now_s)
         for session in list(self.sessions.values()):
             if any(stage.device.node_id == node_id for stage in session.chain):
-                effects += self._act(session, session.move_soon(), now_s)
+                effects += self._hedge(session, now_s, self.nodes[node_id].leaves_at_s)
+                actions = session.hurry() if session.hedge is not None else session.move_soon()
+                effects += self._act(session, actions, now_s)
         return effects
+
+    # ------------------------------------------------------------ second chains
+
+    def _hedge(self, session: Session, now_s: float, leaves_at_s: float = math.inf) -> list[Effect]:
+        """A second chain beside its own, if there is one now."""
+        wanted = self.hedging.wanted(session, now_s, leaves_at_s)
+        return self._schedule(wanted, now_s) if wanted is not None else []
+
+    def _start_hedge(self, command: cmd.StartHedge, now_s: float) -> list[Effect]:
+        session, hedge = self.sessions[command.session_id], self.hedging.hedge(command, now_s)
+        if hedge is None:
+            return self._schedule(ev.HedgeEnded(command.session_id, has_won=False), now_s)
+        return self._act(session, session.open_hedge(hedge), now_s)
+
+    def _end_hedges_over(self, node_id: NodeId, now_s: float) -> list[Effect]:
+        """A node that gets nothing new is not to be taken over to, either."""
+        over = [s for s in self.sessions.values() if s.hedge is not None and s.hedge.is_over(node_id)]
+        return self._end_hedges(over, now_s)
+
+    def _end_overdue_hedges(self, now_s: float) -> list[Effect]:
+        return self._end_hedges(self.hedging.overdue(now_s), now_s)
+
+    def _end_hedges(self, sessions: list[Session], now_s: float) -> list[Effect]:
+        return [effect for session in sessions for effect in self._act(session, session.end_hedge(), now_s)]
 
     # ------------------------------------------------------------ tying the parts together
 
@@ -348,6 +335,8 @@ class PoolCore:
                 session = self.sessions[session_id]
                 found = self.rerouting.contacts(chain, now_s), keepers(self.nodes, chain)
                 return self._act(session, session.start(chain, *found), now_s)
+            case cmd.StartHedge():
+                return self._start_hedge(command, now_s)
             case cmd.LetGo(session_id):
                 session = self.sessions[session_id]
                 return self._act(session, session.let_go(), now_s)
@@ -360,7 +349,7 @@ class PoolCore:
                 return self._measure_links(command)
             case cmd.Assign():
                 return [assign(self.nodes, command, self._models[command.manifest_hash])]
-            case cmd.Release():
+            case cmd.Release() | cmd.GiveUp():
                 return self._release(command, now_s)
 
     def _measure_links(self, command: cmd.MeasureLinks) -> list[Effect]:
@@ -368,12 +357,16 @@ class PoolCore:
         asked = ask_links(self.nodes, command)
         return [ToNode(command.node_id, asked)] if asked else []
 
-    def _release(self, command: cmd.Release, now_s: float) -> list[Effect]:
-        """Who lets a slice go ends what runs over it, so sessions move first. That is no fault of the device."""
+    def _release(self, command: cmd.Release | cmd.GiveUp, now_s: float) -> list[Effect]:
+        """Who lets a slice go ends what runs over it, so sessions move first. That is no fault of the device.
+
+        A measurement (generation 0) cannot be called off: the node is asked for it again."""
         device = command.device
         moved = self._move_sessions({device}, now_s, to_blame=False)
-        self.nodes[device.node_id].devices[device.device_id].idle()
-        return [*moved, ToNode(device.node_id, ReleaseSlice(device.device_id, command.generation))]
+        view = self.nodes[device.node_id].devices[device.device_id]
+        view.fail(command.message) if isinstance(command, cmd.GiveUp) else view.idle()
+        release = [ToNode(device.node_id, ReleaseSlice(device.device_id, command.generation))]
+        return [*moved, *(release if command.generation else [])]
 
     def _act(self, session: Session, actions: list[Action], now_s: float) -> list[Effect]:
         """Turn a session's actions into effects; ask the scheduler where one of them needs it."""
@@ -384,12 +377,15 @@ class PoolCore:
                     effects.append(ToNode(node_id, message))
                 case SendFrame(node_id, frame):
                     effects.append(ToNode(node_id, frame))
-                case NeedChain(_, avoid, kept):
+                case NeedChain(_, avoid, kept, takes_over):
                     arrival = arrival_of(session, resumed=True, avoid=avoid, kept=kept)
-                    effects += self._need_chain(session, arrival, now_s)
+                    event = ev.HedgeTakesOver(arrival) if takes_over else arrival
+                    effects += self._need_chain(session, event, now_s)
                 case WantMove(_, avoid):
                     wanted = ev.MoveWanted(arrival_of(session, resumed=True, avoid=avoid))
                     effects += self._schedule(wanted, now_s)
+                case HedgeEnded(session_id, has_won):
+                    effects += self._schedule(ev.HedgeEnded(session_id, has_won), now_s)
                 case Deliver() | Rerouted() | Failed():
                     effects.append(ToUser(session.order.session_id, action))
                     if isinstance(action, Deliver):
@@ -404,21 +400,25 @@ class PoolCore:
             effects += self._schedule(ev.RequestFinished(session_id, len(session.tokens)), now_s)
         return effects
 
-    def _need_chain(self, session: Session, arrival: ev.RequestArrived, now_s: float) -> list[Effect]:
+    def _need_chain(self, session: Session, event: ev.Event, now_s: float) -> list[Effect]:
         """Where workers crash with it, it may have to wait until it can be tried without others."""
-        if not self._crashes.waits(arrival.session_id):
-            return self._schedule(arrival, now_s)
+        session_id = session.order.session_id
+        if not self._crashes.waits(session_id):
+            return self._schedule(event, now_s)
         return [
             *self._act(session, session.let_go(), now_s),
-            *self._schedule(ev.RequestFinished(arrival.session_id), now_s),
+            *self._schedule(ev.RequestFinished(session_id), now_s),
         ]
 
-    def _next_suspect(self, now_s: float) -> list[Effect]:
-        alone = self._crashes.next_alone()
-        session = self.sessions[alone] if alone else None
-        return (
-            self._need_chain(session, arrival_of(session, resumed=True, avoid=session.avoid), now_s) if session else []
-        )
+    def _judge_suspects(self, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        while (guilty := self._crashes.convict()) is not None:
+            session = self.sessions[guilty]
+            effects += self._act(session, session.fail("failed_poison", POISON_SENTENCE), now_s)
+        while (free := self._crashes.next_up()) is not None:
+            session = self.sessions[free]
+            effects += self._need_chain(session, arrival_of(session, resumed=True, avoid=session.avoid), now_s)
+        return effects
 
     def _reroute(self, found: Sequence[Ask | Move], now_s: float) -> list[Effect]:
         """Carry out what is to be done about late and slow answers."""
@@ -430,7 +430,10 @@ class PoolCore:
             for news in each.news:
                 effects += self._schedule(news, now_s)
             session = self.sessions.get(each.session_id)
-            if each.avoid is not None and session is not None and session.epoch == each.epoch:
+            if session is None or session.epoch != each.epoch:
+                continue
+            effects += self._hedge(session, now_s) if each.is_slow else []
+            if each.avoid is not None and (session.hedge is None or not each.is_slow):
                 effects += self._act(session, session.move_away(each.avoid), now_s)
         return effects
 
@@ -452,12 +455,6 @@ class PoolCore:
             DropNode(node_id, f"{MAX_FAULTS} bad frames", CloseCode.TOO_MANY_FAULTS),
         ]
 
-    def _current_view(self, node_id: NodeId, device_id: DeviceId, generation: int) -> DeviceView | None:
-        """The device, if this news is about what it does now: answers to older orders are dropped."""
-        if not self.scheduler.is_current(DeviceKey(node_id, device_id), generation):
-            return None
-        return self.nodes[node_id].devices[device_id]
-
     def _forgive_stall(self, now_s: float) -> None:
         """A coordinator that was itself stopped must not judge others by the time it missed.
 
@@ -466,6 +463,7 @@ class PoolCore:
         if lag_s > MAX_STALL_S:
             self._looked_s = now_s
             self.lateness.forgive(lag_s)
+            self.hedging.forgive(lag_s)
             for view in self.nodes.values():
                 view.heard_at_s = min(now_s, view.heard_at_s + lag_s)
 
@@ -484,5 +482,6 @@ class PoolCore:
         assert {key.node_id for key in state.devices} == set(self.nodes)
         assert all(view.is_draining == (node_id in state.draining) for node_id, view in self.nodes.items())
         self.lateness.validate()
+        self.hedging.validate()
         assert self._queue_news.told <= set(state.waiting)
         assert set(self._models) == set(state.models)

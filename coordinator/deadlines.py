@@ -21,6 +21,8 @@ LEAST_S = 0.5
 """No answer is late sooner: shorter pauses are the operating system's, and hardly seen."""
 LEAST_OPENING_S, LEAST_PROMPT_S = 1.0, 1.5
 """What a worker does for the first time (room for KV, a shape that it has not computed yet) takes longer."""
+LEAST_SILENT_S = 4.0
+"""So long a worker that is at work on prompts may say nothing in any case. Its agent counts in whole seconds."""
 SAFETY = 4.0
 """So many times what the slowest steps took."""
 NUM_TRIPS = 4.0
@@ -98,6 +100,8 @@ class Watch:
     usual_s: float = math.inf
     """What steps took, as long as they are not slow."""
     slow_since_s: float = math.inf
+    prompt_by_s: float = -math.inf
+    """Until then its first token is not late, whoever else's prompts are computed before."""
 
     def step_limit_s(self) -> float:
         p99_s = self.steps.p99_s
@@ -158,13 +162,22 @@ class Deadlines:
         self._allow(session_id, allowed_s * self.patience(session_id), now_s)
 
     def runs(self, session_id: SessionId, num_rows_ahead: int, now_s: float) -> None:
-        """All stages are open and the rows are under way, behind so many rows of others' prompts."""
+        """All stages are open and the rows are under way, behind so many rows of others' prompts.
+
+        All of them may take minutes, but no worker is silent for so long: therefore it is asked sooner."""
         watch = self._watches[session_id]
         watch.phase, watch.since_s = Phase.PROMPT, now_s
         slowest_row_s = max(stage.prompt_row_s for stage in watch.times.stages)
         expected_s = watch.times.prompt_s(watch.num_rows) + num_rows_ahead * slowest_row_s
         allowed_s = max(LEAST_PROMPT_S, SAFETY * self.prompt_bias * expected_s, NUM_TRIPS * watch.times.ring_s)
-        self._allow(session_id, allowed_s * self.patience(session_id), now_s)
+        watch.prompt_by_s = now_s + allowed_s * self.patience(session_id)
+        self._allow(session_id, min(allowed_s, LEAST_SILENT_S) * self.patience(session_id), now_s)
+
+    def steps(self, session_id: SessionId, now_s: float) -> None:
+        """Its prompt was computed before this was its chain: the next thing is a token."""
+        watch = self._watches[session_id]
+        watch.phase, watch.since_s = Phase.STEP, now_s
+        self._allow(session_id, watch.step_limit_s() * self.patience(session_id), now_s)
 
     def answered(self, session_id: SessionId, num_tokens: int, now_s: float) -> None:
         """Tokens have been committed."""
@@ -214,6 +227,7 @@ class Deadlines:
         for watch in self._watches.values():
             watch.since_s += lag_s
             watch.due_s += lag_s
+            watch.prompt_by_s += lag_s
 
     def due(self, now_s: float) -> list[SessionId]:
         """Takes those out whose time is over; `allow` lists them again."""

@@ -10,7 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coordinator.deadlines import LEAST_OPENING_S, LEAST_PROMPT_S, LEAST_S, NUM_TRIPS, SAFETY, Deadlines, Phase
+from coordinator.deadlines import (
+    LEAST_OPENING_S,
+    LEAST_PROMPT_S,
+    LEAST_S,
+    LEAST_SILENT_S,
+    NUM_TRIPS,
+    SAFETY,
+    Deadlines,
+    Phase,
+)
 from coordinator.nodes import NodeView
 from coordinator.scheduler.chain_times import ChainTimes
 from coordinator.scheduler.cost import PREFILL_CHUNK_TOKENS
@@ -22,6 +31,8 @@ from protocol.values import NodeId, SessionId
 
 REPLY_S = 0.3
 """For an agent to say where rows are; it asks nobody."""
+EARLY_REPLY_S = 1.5
+"""The same while nothing is late: a processor that computes a prompt may keep its agent waiting."""
 DEFAULT_RTT_S = 0.1
 NUM_REPLY_TRIPS = 4.0
 PUT_OFF_S = 0.1
@@ -80,7 +91,9 @@ class Lateness:
     def __init__(self, sessions: Mapping[SessionId, Session], nodes: Mapping[NodeId, NodeView], times: Times) -> None:
         self.deadlines = Deadlines()
         self.counts: Counter[str] = Counter()
-        """Of verdicts, by what they said."""
+        """Of verdicts, by what they said; "slow": of sessions that moved because their chain became slow."""
+        self.troubles: dict[NodeId, Counter[str]] = {}
+        """The same by node, of verdicts that name one; a cut counts at both ends, as nobody knows which it is."""
         self._sessions, self._nodes, self._times = sessions, nodes, times
         self._cases: dict[SessionId, _Case] = {}
         self._rows_on: Counter[DeviceKey] = Counter()
@@ -111,6 +124,8 @@ class Lateness:
         devices = tuple(stage.device for stage in session.chain)
         self._cases[session_id] = _Case(session.epoch, session.state, len(session.tokens), devices)
         self.deadlines.opens(session_id, self._chain_times(session), len(session.log), now_s)
+        if session.state is SessionState.RUNNING:  # a second chain that runs already became its own
+            self.deadlines.steps(session_id, now_s)
 
     def _go_on(self, session: Session, case: _Case, now_s: float) -> None:
         session_id, num_tokens = session.order.session_id, len(session.tokens)
@@ -171,7 +186,7 @@ class Lateness:
         if session is None or case is None or session.device_at(node_id, message.epoch, message.stage) is None:
             return []
         question = case.question
-        if question is None or message.stage not in question.stages:
+        if question is None or message.epoch != case.epoch or message.stage not in question.stages:
             return []
         question.answers[message.stage] = message
         return self._decide(session, case, now_s) if question.is_answered else []
@@ -179,12 +194,18 @@ class Lateness:
     def _ask(self, session: Session, case: _Case, now_s: float) -> list[tuple[NodeId, WhereAreRows]]:
         nodes = [device.node_id for device in case.devices]
         stages = [stage for stage, node_id in enumerate(nodes) if self._nodes[node_id].can_recover]
-        reply_s = max(REPLY_S, NUM_REPLY_TRIPS * max((self._rtt_s(nodes[stage]) for stage in stages), default=0.0))
+        least_s = EARLY_REPLY_S if self._is_early(session.order.session_id, now_s) else REPLY_S
+        reply_s = max(least_s, NUM_REPLY_TRIPS * max((self._rtt_s(nodes[stage]) for stage in stages), default=0.0))
         case.question = _Question(now_s, now_s + reply_s, frozenset(stages))
         self.deadlines.allow(session.order.session_id, reply_s, now_s)
         asked = [(nodes[stage], WhereAreRows(session.order.session_id, case.epoch, stage)) for stage in stages]
         witness = self._witness(nodes) if len({node_id for node_id, _ in asked}) == 1 else None
         return asked if witness is None else [*asked, (witness, asked[0][1])]
+
+    def _is_early(self, session_id: SessionId, now_s: float) -> bool:
+        """Whether a prompt is asked about that is not late yet."""
+        watch = self.deadlines.watch(session_id)
+        return watch is not None and watch.phase is Phase.PROMPT and now_s < watch.prompt_by_s
 
     def _witness(self, nodes: Sequence[NodeId]) -> NodeId | None:
         """Whoever was heard last of those that have no part in the session: if it answers (that nothing is open there)
@@ -219,16 +240,23 @@ class Lateness:
             case Unknown(suspects):
                 return self._nobody(session_id, case, suspects, now_s)
             case Hangs(stage):
+                self._count("hangs", {case.devices[stage].node_id})
                 hung = frozenset({case.devices[stage]})
                 return [Late(session_id, "a worker hangs", hung, hung)]
             case Silent(stages):
                 silent = {case.devices[stage].node_id for stage in stages}
+                self._count("silent", silent)
                 gone = frozenset(device for device in case.devices if device.node_id in silent)
                 return [Late(session_id, "a node does not answer", gone, gone)]
             case Cut(stage):
                 receiver = case.devices[(stage + 1) % len(case.devices)]
                 cut = (case.devices[stage].node_id, receiver.node_id)
+                self._count("cut", set(cut))
                 return [Late(session_id, "rows do not arrive", frozenset({receiver}), cut=cut)]
+
+    def _count(self, what: str, node_ids: set[NodeId]) -> None:
+        for node_id in node_ids:
+            self.troubles.setdefault(node_id, Counter())[what] += 1
 
     def _nobody(self, session_id: SessionId, case: _Case, suspects: tuple[int, ...], now_s: float) -> list[Late]:
         left_s = self._left_s(session_id, case, suspects, now_s)
@@ -242,13 +270,15 @@ class Lateness:
         return [Late(session_id, "nobody knows why", frozenset(case.devices[stage] for stage in suspects))]
 
     def _left_s(self, session_id: SessionId, case: _Case, suspects: tuple[int, ...], now_s: float) -> float:
-        """What those who cannot be asked may still take, if they have had it all the time."""
+        """What is left until a prompt is late, and of what those who cannot be asked may take, if they have had it all
+        the time."""
         session, watch = self._sessions[session_id], self.deadlines.watch(session_id)
-        if watch is None or not suspects:
+        if watch is None:
             return 0.0
         times = self._chain_times(session)
         allowed_s = sum(self._stage_limit_s(session, case, stage, times) for stage in suspects)
-        return watch.since_s + allowed_s - now_s
+        prompt_by_s = watch.prompt_by_s if watch.phase is Phase.PROMPT else now_s
+        return max(prompt_by_s, watch.since_s + allowed_s) - now_s
 
     def _stages(self, session: Session, case: _Case, question: _Question, now_s: float) -> list[StageReport]:
         times = self._chain_times(session)
@@ -259,6 +289,11 @@ class Lateness:
             is_heard = stage in question.answers or self._nodes[device.node_id].heard_at_s > question.asked_s
             waiting_s = self._waiting_s(session, case, stage, now_s)
             limit_s = self._stage_limit_s(session, case, stage, times)
+            silent_s = self._silent_s(session, case, stage)
+            if waiting_s and silent_s is not None:
+                silence_limit_s = self._silence_limit_s(session, case, stage, times)
+                late = (waiting_s, limit_s), (min(waiting_s, silent_s), silence_limit_s)
+                waiting_s, limit_s = min(late, key=lambda each: each[1] - each[0])
             reports.append(StageReport(waiting_s, limit_s, is_asked, others_heard and not is_heard))
         return reports
 
@@ -272,6 +307,20 @@ class Lateness:
             return answer.waiting_s
         return 0.0 if stage in session.opened else now_s - watch.since_s
 
+    def _silent_s(self, session: Session, case: _Case, stage: int) -> float | None:
+        """Of the stage's worker, while the prompt is computed: it may be busy with others' for a long time, but not in
+        silence."""
+        assert case.question is not None, "who decides has asked"
+        answer, watch = case.question.answers.get(stage), self.deadlines.watch(session.order.session_id)
+        return answer.silent_s if answer is not None and watch is not None and watch.phase is Phase.PROMPT else None
+
+    def _silence_limit_s(self, session: Session, case: _Case, stage: int, times: ChainTimes) -> float:
+        """Several times its slowest step; before any is known, what is forecast of one."""
+        device = case.devices[stage]
+        learnt_s = self._nodes[device.node_id].devices[device.device_id].slowest_step_s(with_prompts=True)
+        step_s = learnt_s or times.stages[stage].busy_s(PREFILL_CHUNK_TOKENS) * self.deadlines.prompt_bias
+        return max(LEAST_SILENT_S, SAFETY * step_s) * self.deadlines.patience(session.order.session_id)
+
     def _stage_limit_s(self, session: Session, case: _Case, stage: int, times: ChainTimes) -> float:
         """What the device may take: several times its slowest step, with what of prompts comes before it."""
         device, num_rows = case.devices[stage], self._rows_on[case.devices[stage]]
@@ -280,7 +329,8 @@ class Lateness:
         least_s = LEAST_S if is_step else LEAST_OPENING_S if case.state is SessionState.OPENING else LEAST_PROMPT_S
         rows_before = min(num_rows, PREFILL_CHUNK_TOKENS) if is_step else num_rows
         expected_s = times.stages[stage].busy_s(rows_before) * (self.deadlines.prompt_bias if rows_before else 1.0)
-        learnt_s = self._nodes[device.node_id].devices[device.device_id].steps.p99_s
+        view = self._nodes[device.node_id].devices[device.device_id]
+        learnt_s = view.slowest_step_s(with_prompts=bool(num_rows) or not is_step)
         limit_s = max(least_s, SAFETY * max(expected_s, learnt_s))
         return limit_s * self.deadlines.patience(session.order.session_id)
 
@@ -290,7 +340,8 @@ class Lateness:
         for stage in range(num_stages if num_stages > 1 else 0):
             behind_s, num_rows = self._behind(case, question, stage, now_s)
             hop = times.hops[stage]
-            carrying_s = min(num_rows, PREFILL_CHUNK_TOKENS) * hop.row_s
+            num_ahead = self._rows_on[case.devices[(stage + 1) % num_stages]] if case.num_prompt_rows else 0
+            carrying_s = max(min(num_rows, PREFILL_CHUNK_TOKENS), num_ahead) * hop.row_s
             limit_s = max(LEAST_S, NUM_TRIPS * 2 * hop.delay_s, SAFETY * carrying_s)
             reports.append(HopReport(behind_s, limit_s * self.deadlines.patience(session.order.session_id)))
         return reports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ class DeviceView:
     total_bytes: int = 0
     steps: StepTimes = field(default_factory=StepTimes)
     """What its steps took on average between two heartbeats, with the slice that it has now."""
+    decode_steps: StepTimes = field(default_factory=StepTimes)
+    """The same of those times in which it computed no prompt."""
     can_truncate: bool = False
 
     def measure(self, command: Measure) -> None:
@@ -51,12 +54,21 @@ class DeviceView:
         self.activity, self.manifest_hash = DeviceActivity.DOWNLOADING, command.manifest_hash
         self.layers, self.reason = str(command.layers), command.reason
         self.done_bytes = self.total_bytes = 0
-        self.steps = StepTimes()
+        self.steps, self.decode_steps = StepTimes(), StepTimes()
 
     def worked(self, work: DeviceWork) -> None:
         """It has done steps since its last heartbeat."""
-        if work.num_steps:
-            self.steps.add(work.compute_s / work.num_steps)
+        if not work.num_steps:
+            return
+        self.steps.add(work.compute_s / work.num_steps)
+        if not work.num_prompt_tokens:
+            self.decode_steps.add(work.compute_s / work.num_steps)
+
+    def slowest_step_s(self, *, with_prompts: bool) -> float:
+        """The 99th percentile. One long prompt must not make a device that decodes look slow for minutes: a worker
+        that hangs would be given as long as a prompt takes."""
+        is_known = bool(len(self.decode_steps))
+        return self.steps.p99_s if with_prompts or not is_known else self.decode_steps.p99_s
 
     def progress(self, message: SliceProgress) -> None:
         self.activity = DeviceActivity.LOADING if message.loading else DeviceActivity.DOWNLOADING
@@ -86,6 +98,8 @@ class NodeView:
     is_draining: bool = False
     is_leaving: bool = False
     """It has said that it will go: it gets nothing new, and its sessions move elsewhere as long as it stays."""
+    leaves_at_s: float = math.inf
+    """It is gone by then."""
     drains_anyway: bool = False
     """The operator wants it drained, whether it leaves or not."""
     devices: dict[DeviceId, DeviceView] = field(init=False)

@@ -1,40 +1,25 @@
-"""`decentllm-coordinator plan`: asks the running pool who holds what and why, and prints it.
-
-The command works on the pool's folder, as the commands for accounts do: it begins an operator's session in the pool's
-own database, which lasts as long as the question, and asks over HTTP past proxies and name servers.
-"""
+"""`decentllm-coordinator plan`: asks the running pool who holds what and why, and prints it."""
 
 from __future__ import annotations
 
-import asyncio
-import http.client
-import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
 from coordinator.administration import opened, shown, table
-from coordinator.api.credentials import cookie_name
 from coordinator.api.plan_view import ForecastView, HolderView, LaneView, ModelPlanView, NewcomerView, PlanView
-from coordinator.config import Site
+from coordinator.asking import ask
 from coordinator.errors import PoolError
-from coordinator.folder_lock import is_locked
-from protocol.env import NetworkError
-from shell.tls import CERTIFICATE_NAME, pinned_context, public_context
 
 PLAN_PATH = "/api/operator/plan"
-TIMEOUT_S = 30.0
-MAX_ANSWER_BYTES = 2**28
 HARDLY = 0.01
 """A newcomer that changes less than this adds hardly anything."""
 
 
 class PlanError(PoolError):
-    """The plan cannot be had, or what was asked for is not in it."""
+    """What was asked for is not in the plan."""
 
     def __init__(self, message: str) -> None:
         super().__init__("no_plan", message)
@@ -50,8 +35,8 @@ class Wanted:
 
 
 def plan(data_dir: Path, wanted: Wanted) -> str:
-    """The running pool's plan as text. Raises ConfigError where no pool ever ran, PlanError where none runs now or
-    what is wanted is not there."""
+    """The running pool's plan as text. Raises ConfigError where no pool ever ran, NoAnswer where none runs now,
+    PlanError where what is wanted is not there."""
     view = chosen(fetch(data_dir), wanted.model)
     if wanted.as_json:
         return msgspec.json.format(msgspec.json.encode(view)).decode()
@@ -69,72 +54,10 @@ def chosen(view: PlanView, model: str | None) -> PlanView:
     return msgspec.structs.replace(view, models=models)
 
 
-# ---------------------------------------------------------------- asking
-
-
 def fetch(data_dir: Path) -> PlanView:
-    """The plan of the pool that runs in this folder. Raises ConfigError, StoreError, PlanError."""
+    """The plan of the pool that runs in this folder. Raises ConfigError, StoreError, NoAnswer."""
     with opened(data_dir) as (accounts, site):
-        if not is_locked(data_dir):
-            raise PlanError(f"The pool in {data_dir} is not running: start it with `decentllm-coordinator serve`.")
-        with closing(_connection(site)) as connection, accounts.command_session() as cookie:
-            return _ask(connection, site, cookie)
-
-
-def _ask(connection: http.client.HTTPConnection, site: Site, cookie: str) -> PlanView:
-    try:
-        connection.request("GET", PLAN_PATH, headers={"Cookie": f"{cookie_name(site)}={cookie}"})
-        answer = connection.getresponse()
-        body = answer.read(MAX_ANSWER_BYTES)
-    except ssl.SSLError as error:
-        raise PlanError(f"The pool shows a certificate that is not trusted here: {error.reason or error}.") from None
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        sentence = f"The pool does not answer at {_address(site)} ({reason}); it may be starting or stopping."
-        raise PlanError(sentence) from None
-    if answer.status != http.client.OK:
-        raise PlanError(f"The pool at {_address(site)} did not give its plan (HTTP status {answer.status}).")
-    try:
-        return msgspec.json.decode(body, type=PlanView)
-    except msgspec.DecodeError:
-        raise PlanError(f"What the pool at {_address(site)} answers is no plan; is it of another version?") from None
-
-
-def _address(site: Site) -> str:
-    return site.local_url or site.base_url
-
-
-def _connection(site: Site) -> http.client.HTTPConnection:
-    """Not connected yet. With TLS by the pool's own certificate where it has one, else by its public name."""
-    parts = urlsplit(_address(site))
-    host = parts.hostname or ""
-    if parts.scheme != "https":
-        return http.client.HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
-    port = parts.port or http.client.HTTPS_PORT
-    if not site.pin:
-        return _NamedConnection(host, port, public_context(), urlsplit(site.base_url).hostname or host)
-    try:
-        context = asyncio.run(pinned_context(host, port, site.pin))
-    except NetworkError as error:
-        raise PlanError(f"The pool cannot be asked: {error}.") from None
-    return _NamedConnection(host, port, context, CERTIFICATE_NAME)
-
-
-class _NamedConnection(http.client.HTTPSConnection):
-    """To an address, where the certificate must be for a name."""
-
-    def __init__(self, host: str, port: int, context: ssl.SSLContext, name: str) -> None:
-        super().__init__(host, port, timeout=TIMEOUT_S, context=context)
-        self._tls, self._name = context, name
-
-    def connect(self) -> None:
-        http.client.HTTPConnection.connect(self)
-        plain = self.sock
-        try:
-            self.sock = self._tls.wrap_socket(plain, server_hostname=self._name)
-        except BaseException:
-            plain.close()
-            raise
+        return ask(data_dir, accounts, site, PLAN_PATH, PlanView)
 
 
 # ---------------------------------------------------------------- the plan as text

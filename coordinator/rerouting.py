@@ -35,7 +35,8 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The scheduler is told, then the session moves away from these devices, if that is possible; None: it stays.
+    """The scheduler is told, then the session moves away from these devices, if that is possible; None: it stays. One
+    that is only slow does not leave its chain before another one has computed what there is, if that is possible.
 
     It is about this epoch of the session: one that has moved meanwhile stays where it is."""
 
@@ -43,6 +44,7 @@ class Move:
     epoch: int
     avoid: frozenset[DeviceKey] | None
     news: tuple[ev.Event, ...] = ()
+    is_slow: bool = False
 
 
 class Rerouting:
@@ -72,12 +74,19 @@ class Rerouting:
         return [self._move(late, now_s) for late in self.lateness.heard(node_id, message, now_s)]
 
     def slow(self, now_s: float) -> list[Move]:
-        """Slow is not dead: what runs moves only if it is done sooner elsewhere, with what it has to compute anew."""
-        slow = [self._sessions[session_id] for session_id in self.lateness.deadlines.slow(now_s)]
-        better = [session for session in slow if self._is_better_off_elsewhere(session, now_s)]
+        """Slow is not dead: what runs moves only if it is done sooner elsewhere, with what it has to compute anew.
+
+        Where the forecast knows nothing better than the very chain, what was measured is against the forecast: then a
+        chain on other devices may show that it is faster, and the session stays until it has."""
+        found = [self._sessions[session_id] for session_id in self.lateness.deadlines.slow(now_s)]
+        slow = [session for session in found if session.hedge is None]
+        better = [session for session in slow if self._is_better_off(session, now_s)]
         for session in better:
             self.lateness.moves(session.order.session_id)
-        return [Move(session.order.session_id, session.epoch, frozenset()) for session in better]
+        moves = [Move(session.order.session_id, session.epoch, frozenset(), is_slow=True) for session in better]
+        others = [s for s in slow if s not in better and self._is_better_off(s, now_s, _own(s))]
+        self.lateness.counts["slow"] += len(better) + len(others)
+        return [*moves, *(Move(s.order.session_id, s.epoch, None, is_slow=True) for s in others)]
 
     # ------------------------------------------------------------ late
 
@@ -113,8 +122,8 @@ class Rerouting:
 
     # ------------------------------------------------------------ slow
 
-    def _is_better_off_elsewhere(self, session: Session, now_s: float) -> bool:
-        route = self._scheduler.elsewhere(arrival_of(session, resumed=True, avoid=frozenset()), now_s)
+    def _is_better_off(self, session: Session, now_s: float, avoid: frozenset[DeviceKey] = frozenset()) -> bool:
+        route = self._scheduler.elsewhere(arrival_of(session, resumed=True, avoid=avoid), now_s)
         if route is None or [device.key for device in route.devices] == [stage.device for stage in session.chain]:
             return False
         gain_s = self.lateness.gain_s(session, route.tpot_s, self._num_to_come(session))
@@ -124,3 +133,7 @@ class Rerouting:
         """How many tokens the answer may still have: however many there are, as many as one has on average."""
         usual = self._scheduler.workloads.workload(session.order.manifest_hash).num_answer_tokens
         return min(usual, session.order.max_new_tokens - len(session.tokens))
+
+
+def _own(session: Session) -> frozenset[DeviceKey]:
+    return frozenset(stage.device for stage in session.chain)

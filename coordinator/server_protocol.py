@@ -192,6 +192,13 @@ class WebsocketProtocol(WebSocketsSansIOProtocol):
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
 
+    async def send(self, message: Any) -> None:
+        """Whoever was refused with a status has got an answer. uvicorn takes it for an application that forgot to give
+        one, and has a line about each in the log: thousands when all nodes come back at once."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True
+
     def send_receive_event_to_app(self) -> None:
         self.conn.max_message_size = self.config.ws_max_size
         if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):

@@ -3,24 +3,28 @@
 The log (prompt + committed tokens) is the truth about a session; a chain is only the place where its KV happens to
 be. Losing a chain means: new epoch, new chain, the log as the new prompt; stages that are in both chains keep their KV
 (survivors.py). The epoch fences: whatever an older chain still says is dropped, so that no token is lost, repeated or
-changed (ARCHITECTURE.md, one chat request).
+changed (ARCHITECTURE.md, one chat request). While a session runs it may have a second chain beside its own (hedges.py).
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from msgspec import structs
+
+from coordinator.hedges import MAX_HEDGES, Hedge, HedgeState, Step
+from coordinator.openings import Contact as Contact
+from coordinator.openings import Order as Order
+from coordinator.openings import Run, prompt_frames
 from coordinator.scheduler.commands import ChainStage
 from coordinator.scheduler.state import DeviceKey
 from coordinator.survivors import HARMLESS_TO_KV, LINK_LOST, NOTHING_KEPT, Survivors
-from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
+from protocol.frames import Segment
 from protocol.messages import CloseSession, OpenSession, TokensSampled
-from protocol.values import FinishReason, Hop, NodeId, Sampling, SessionId, StepTiming, StopRule
+from protocol.values import FinishReason, NodeId, SessionId, StepTiming
 
-MAX_ROWS_PER_FRAME = 8192
 MAX_BREAKS = 4
 """A session whose chains break this often by themselves (not by nodes leaving), and without a token in between, is
 given up: it may be the cause."""
@@ -39,6 +43,8 @@ class SessionState(Enum):
 class SessionSignal(Enum):
     CHAIN = auto()
     OPENED = auto()
+    SWITCH = auto()
+    """Its second chain was first, and is its own from now on."""
     LOST = auto()
     END = auto()
 
@@ -51,40 +57,10 @@ TRANSITIONS: dict[tuple[SessionState, SessionSignal], SessionState] = {
     (SessionState.OPENING, SessionSignal.LOST): SessionState.QUEUED,
     (SessionState.OPENING, SessionSignal.END): SessionState.ENDED,
     (SessionState.RUNNING, SessionSignal.CHAIN): SessionState.OPENING,
+    (SessionState.RUNNING, SessionSignal.SWITCH): SessionState.RUNNING,
     (SessionState.RUNNING, SessionSignal.LOST): SessionState.QUEUED,
     (SessionState.RUNNING, SessionSignal.END): SessionState.ENDED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a user asked for, in tokens. `tenant` is who asks, `deadline_s` how long it may wait in the queue at most
-    (None: as long as the pool lets it)."""
-
-    session_id: SessionId
-    manifest_hash: str
-    prompt: tuple[int, ...]
-    max_new_tokens: int
-    sampling: Sampling
-    stop_tokens: tuple[int, ...]
-    tenant: str = ""
-    deadline_s: float | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """KV room the session may need in all."""
-        return len(self.prompt) + self.max_new_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Contact:
-    """How a node's neighbours reach it; address None: only through the coordinator's relay.
-
-    `fingerprint` is that of the certificate it shows there (wss only)."""
-
-    address: str | None = None
-    ticket: str | None = None
-    fingerprint: str | None = None
 
 
 # ------------------------------------------------------------ actions
@@ -124,10 +100,11 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Rerouted:
-    """The session runs over this chain from now on."""
+    """The session runs over this chain from now on, in this epoch."""
 
     session_id: SessionId
     chain: tuple[ChainStage, ...]
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +119,12 @@ class Failed:
 @dataclass(frozen=True, slots=True)
 class NeedChain:
     """Ask the scheduler for a chain, away from these devices if that is possible. Devices in `kept` still hold the
-    session's KV."""
+    session's KV. `takes_over`: the chain of its hedge."""
 
     session_id: SessionId
     avoid: frozenset[DeviceKey]
     kept: tuple[DeviceKey, ...] = ()
+    takes_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +135,15 @@ class WantMove:
     avoid: frozenset[DeviceKey]
 
 
-Action = SendMessage | SendFrame | Deliver | Rerouted | Failed | NeedChain | WantMove
+@dataclass(frozen=True, slots=True)
+class HedgeEnded:
+    """Of its two chains the session has one now: that of the hedge if it has won. The other is closed."""
+
+    session_id: SessionId
+    has_won: bool
+
+
+Action = SendMessage | SendFrame | Deliver | Rerouted | Failed | NeedChain | WantMove | HedgeEnded
 
 
 @dataclass(slots=True)
@@ -179,6 +165,11 @@ class Session:
     has_committed: bool = False
     """In this epoch."""
     wants_move: bool = False
+    hedge: Hedge | None = None
+    """A second chain beside its own."""
+    num_hedges: int = 0
+    last_epoch: int = 0
+    """Of the hedges that there were; its own may be newer."""
 
     @property
     def log(self) -> tuple[int, ...]:
@@ -197,16 +188,19 @@ class Session:
         a node may have stages of both chains."""
         self._move(SessionSignal.CHAIN)
         left = [stage for stage in (*self.chain, *self.survivors.open) if stage not in chain]
-        closes = self._closes(left)
-        self.epoch += 1
+        closes = [*self._drop_hedge(), *self._closes(left)]
+        self.epoch = self._next_epoch()
         self.chain, self.num_kept = chain, self.survivors.start(chain, keepers)
         self.has_committed = self.wants_move = False
         self.opened.clear()
         opens = [self._open(stage, contacts) for stage in reversed(range(len(chain)))]
-        return [Rerouted(self.order.session_id, chain), *opens, *closes]
+        return [Rerouted(self.order.session_id, chain, self.epoch), *opens, *closes]
 
     def stage_opened(self, node_id: NodeId, epoch: int, stage: int) -> list[Action]:
         """Once every stage is open the head gets the log, or what it has not kept of it."""
+        if self.hedge is not None and epoch == self.hedge.epoch and self._is_stage(node_id, stage, epoch):
+            frames = self.hedge.stage_opened(self.order, self.log, stage)
+            return [SendFrame(self.hedge.chain[0].device.node_id, frame) for frame in frames]
         if epoch != self.epoch or self.state is not SessionState.OPENING or not self._is_stage(node_id, stage):
             return []
         self.opened.add(stage)
@@ -217,6 +211,8 @@ class Session:
 
     def sampled(self, node_id: NodeId, message: TokensSampled) -> list[Action]:
         """Tokens from the tail. Anything but the next position of this epoch from this tail is dropped."""
+        if self.hedge is not None and message.epoch == self.hedge.epoch:
+            return self._hedge_sampled(self.hedge, node_id, message)
         if self.state is not SessionState.RUNNING or message.epoch != self.epoch:
             return []
         if not self._is_stage(node_id, len(self.chain) - 1) or message.position != len(self.log):
@@ -241,6 +237,9 @@ class Session:
     def broken(self, node_id: NodeId, epoch: int, stage: int, code: str, message: str) -> list[Action]:
         """A stage cannot go on. Another chain is tried, up to a limit. That a stage has not kept what it should is
         nobody's fault: it computes everything anew, and so do those before it, which have not kept more."""
+        if self.hedge is not None and epoch == self.hedge.epoch and self._is_stage(node_id, stage, epoch):
+            self.avoid |= {self._culprit(self.hedge.chain, stage, code)} if code != NOTHING_KEPT else set()
+            return self.end_hedge()
         if epoch != self.epoch or not self._has_chain() or not self._is_stage(node_id, stage):
             return []
         if code == NOTHING_KEPT and self.num_kept[stage]:
@@ -251,13 +250,14 @@ class Session:
             return self.fail(code, f"{num_tries} chains in turn could not compute this answer; last: {message}")
         if code not in HARMLESS_TO_KV:
             self.survivors.forget({self.chain[stage]})
-        return self._lose({self._culprit(stage, code)})
+        return self._lose({self._culprit(self.chain, stage, code)})
 
     def devices_lost(self, lost: set[DeviceKey], *, to_blame: bool = True) -> list[Action]:
         """Devices are gone; if the session ran over one of them it moves, and avoids those that are `to_blame`."""
         self.survivors.lost(lost)
         hit = lost & {stage.device for stage in self.chain}
-        return self._lose(hit if to_blame else set(), hit) if hit and self._has_chain() else []
+        ended = self.end_hedge() if self.hedge and lost & {stage.device for stage in self.hedge.chain} else []
+        return [*ended, *(self._lose(hit if to_blame else set(), hit) if hit and self._has_chain() else [])]
 
     def let_go(self) -> list[Action]:
         """It has waited for so long that what stages keep for it is given up."""
@@ -279,22 +279,101 @@ class Session:
         """Finished or cancelled: the chain is closed."""
         closes = self._closes((*self.chain, *self.survivors.open)) if self.state is not SessionState.ENDED else []
         self._move(SessionSignal.END)
-        return closes
+        return [*self._drop_hedge(), *closes]
 
     def is_current(self, epoch: int) -> bool:
         """Whether rows of this epoch still have a chain to go to; others are late."""
-        return epoch == self.epoch and self._has_chain()
+        return bool(self._chain_of(epoch))
 
     def device_at(self, node_id: NodeId, epoch: int, stage: int) -> DeviceKey | None:
-        """The device that this news of a node is about; None if it is not about the session's chain of now."""
-        return self.chain[stage].device if self.is_current(epoch) and self._is_stage(node_id, stage) else None
+        """The device that this news of a node is about; None if it is not about the session's chains of now."""
+        return self._chain_of(epoch)[stage].device if self._is_stage(node_id, stage, epoch) else None
 
     def relay_target(self, sender: NodeId, segment: Segment) -> NodeId | None:
         """Where the rows of a current segment go, or None if this sender must not send them in this session."""
-        if not segment.stage < len(self.chain):
+        chain = self._chain_of(segment.epoch)
+        if not segment.stage < len(chain):
             return None
-        allowed = self._is_stage(sender, (segment.stage or len(self.chain)) - 1)
-        return self.chain[segment.stage].device.node_id if allowed else None
+        allowed = self._is_stage(sender, (segment.stage or len(chain)) - 1, segment.epoch)
+        return chain[segment.stage].device.node_id if allowed else None
+
+    # ------------------------------------------------------------ a second chain
+
+    @property
+    def may_hedge(self) -> bool:
+        """Whether a second chain may open now: what it begins with is in the log, and nothing else is under way."""
+        return self.has_committed and not self.wants_move and self.hedge is None and self.num_hedges < MAX_HEDGES
+
+    def open_hedge(self, hedge: Hedge) -> list[Action]:
+        """It computes the log while the session's own chain goes on. The two share no node."""
+        assert self.may_hedge, "who opens a second chain has asked"
+        assert not _nodes(hedge.chain) & _nodes(self.chain), "a node knows one epoch of a session"
+        self.hedge = hedge
+        self.num_hedges += 1
+        return self._begin_hedge(hedge)
+
+    def hurry(self) -> list[Action]:
+        """Its own chain is about to go: the second one takes over as soon as it has computed the log."""
+        assert self.hedge is not None, "who is in a hurry has asked"
+        self.hedge.is_hurried = True
+        return self._take_over(self.hedge) if self.hedge.state is HedgeState.WARM else []
+
+    def end_hedge(self) -> list[Action]:
+        """The second chain is not needed, or does not work: the session has its own."""
+        closes = self._drop_hedge()
+        return [*closes, HedgeEnded(self.order.session_id, has_won=False)] if closes else []
+
+    def _begin_hedge(self, hedge: Hedge) -> list[Action]:
+        self.last_epoch = self._next_epoch()
+        opens = hedge.begin(self.order, self.log, self.last_epoch)
+        return [SendMessage(node_id, message) for node_id, message in opens]
+
+    def _hedge_sampled(self, hedge: Hedge, node_id: NodeId, message: TokensSampled) -> list[Action]:
+        """The first chain to give the next token wins. A token is committed once, by its position."""
+        if not self._is_stage(node_id, len(hedge.chain) - 1, message.epoch):
+            return []
+        match hedge.sampled(message, self.log):
+            case Step.STRANGE:
+                return []
+            case Step.DIFFERS:
+                return self._take_over(hedge)
+            case Step.NEXT:
+                num_known = len(self.log) - message.position
+                news = structs.replace(message, position=len(self.log), tokens=message.tokens[num_known:])
+                return [*self._switch(hedge), *self.sampled(node_id, news)]
+            case Step.BEHIND:
+                return self._caught_up(hedge)
+
+    def _caught_up(self, hedge: Hedge) -> list[Action]:
+        """As far as the log was a while ago."""
+        is_far = len(self.log) - hedge.position >= hedge.catch_up_tokens
+        if is_far and hedge.keeps and not hedge.num_catch_ups:
+            return self._begin_hedge(hedge)
+        return self._take_over(hedge) if hedge.is_hurried else []
+
+    def _switch(self, hedge: Hedge) -> list[Action]:
+        """The second chain is the session's own from now on, as it is."""
+        self._move(SessionSignal.SWITCH)
+        closes = self._closes(self.chain)
+        self.chain, self.epoch, self.opened, self.hedge = hedge.chain, hedge.epoch, hedge.opened, None
+        self.survivors = Survivors()
+        self.num_kept = self.survivors.start(hedge.chain, hedge.keepers)
+        self.has_committed = self.wants_move = False
+        session_id = self.order.session_id
+        return [*closes, HedgeEnded(session_id, has_won=True), Rerouted(session_id, self.chain, self.epoch)]
+
+    def _take_over(self, hedge: Hedge) -> list[Action]:
+        """The second chain goes on in a new epoch, behind what it has computed for certain, with the log of now."""
+        self.survivors, self.hedge = hedge.survivors(is_open=False), None
+        kept = tuple(stage.device for stage in hedge.chain)
+        return [NeedChain(self.order.session_id, self.avoid, kept, takes_over=True)]
+
+    def _drop_hedge(self) -> list[Action]:
+        hedge, self.hedge = self.hedge, None
+        return self._closes(hedge.chain, hedge.epoch) if hedge is not None else []
+
+    def _next_epoch(self) -> int:
+        return max(self.epoch, self.last_epoch) + 1
 
     # ------------------------------------------------------------ parts
 
@@ -309,67 +388,56 @@ class Session:
     def _lose(self, culprits: set[DeviceKey], gone: Collection[DeviceKey] = ()) -> list[Action]:
         """The chain is no more. Nodes that hold something worth keeping are closed when the next chain is known."""
         self._move(SessionSignal.LOST)
-        closes = self._closes(self.survivors.leave(self.chain, gone))
+        takes_over = self.hedge is not None and self.hedge.is_warm
+        closes = self._leave_to(self.hedge) if self.hedge is not None and self.hedge.is_warm else self._leave(gone)
         self.avoid |= culprits
         self.chain = self.num_kept = ()
         self.has_committed = self.wants_move = False
         self.opened.clear()
         kept = tuple(stage.device for stage in self.survivors.open)
-        return [*closes, NeedChain(self.order.session_id, self.avoid, kept)]
+        return [*closes, NeedChain(self.order.session_id, self.avoid, kept, takes_over)]
+
+    def _leave(self, gone: Collection[DeviceKey]) -> list[Action]:
+        """What its stages have is kept for the next chain; a second one that has nothing yet is of no use."""
+        return [*self._drop_hedge(), *self._closes(self.survivors.leave(self.chain, gone))]
+
+    def _leave_to(self, hedge: Hedge) -> list[Action]:
+        """The second chain has all but the last tokens."""
+        self.survivors, self.hedge = hedge.survivors(is_open=True), None
+        return self._closes(self.chain)
 
     def _move_now(self) -> list[Action]:
         wanted, self.wants_move = self.wants_move, False
         return [WantMove(self.order.session_id, self.avoid)] if wanted else []
 
-    def _culprit(self, stage: int, code: str) -> DeviceKey:
+    @staticmethod
+    def _culprit(chain: tuple[ChainStage, ...], stage: int, code: str) -> DeviceKey:
         """Of a lost link the far end: the near one is there to tell of it."""
-        return self.chain[(stage + (code == LINK_LOST)) % len(self.chain)].device
+        return chain[(stage + (code == LINK_LOST)) % len(chain)].device
 
     def _open(self, stage: int, contacts: dict[NodeId, Contact]) -> SendMessage:
-        place, last = self.chain[stage], len(self.chain) - 1
-        tail = stage == last
-        message = OpenSession(
-            session_id=self.order.session_id,
-            epoch=self.epoch,
-            device_id=place.device.device_id,
-            generation=place.generation,
-            stage=stage,
-            num_stages=len(self.chain),
-            num_prompt_tokens=len(self.log),
-            num_reserved_tokens=self.order.num_tokens,
-            previous=self._hop(stage - 1 if stage else last, {}),
-            next=self._hop(0 if tail else stage + 1, contacts),
-            sampling=self.order.sampling if tail else None,
-            stop=StopRule(self.order.num_tokens, self.order.stop_tokens) if tail else None,
-            history=self.log if tail else (),
-            num_kept_tokens=self.num_kept[stage],
-            next_from=0 if tail else self.num_kept[stage + 1],
-        )
-        return SendMessage(place.device.node_id, message)
-
-    def _hop(self, stage: int, contacts: dict[NodeId, Contact]) -> Hop:
-        node_id = self.chain[stage].device.node_id
-        contact = contacts.get(node_id, Contact())
-        return Hop(node_id, stage, contact.address, contact.ticket, contact.fingerprint)
+        run = Run(self.order, self.epoch, self.chain, self.log, self.num_kept)
+        return SendMessage(self.chain[stage].device.node_id, run.open_message(stage, contacts))
 
     def _prompt_frames(self) -> list[bytes]:
-        log, frames = self.log, []
-        for seq, start in enumerate(range(self.num_kept[0], len(log), MAX_ROWS_PER_FRAME)):
-            tokens = log[start : start + MAX_ROWS_PER_FRAME]
-            segment = Segment(self.order.session_id, self.epoch, start, len(tokens), seq, 0, Phase.PREFILL)
-            payload = struct.pack(f"<{len(tokens)}i", *tokens)
-            frames.append(encode_frame(Frame(FrameKind.TOKENS, WireDtype.INT32, 1, (segment,), payload)))
-        return frames
+        return prompt_frames(self.order.session_id, self.epoch, self.log, self.num_kept[0])
 
-    def _closes(self, stages: Iterable[ChainStage]) -> list[Action]:
-        message = CloseSession(self.order.session_id, self.epoch)
+    def _closes(self, stages: Iterable[ChainStage], epoch: int | None = None) -> list[Action]:
+        message = CloseSession(self.order.session_id, self.epoch if epoch is None else epoch)
         return [SendMessage(node_id, message) for node_id in dict.fromkeys(s.device.node_id for s in stages)]
 
     def _has_chain(self) -> bool:
         return self.state in (SessionState.OPENING, SessionState.RUNNING)
 
-    def _is_stage(self, node_id: NodeId, stage: int) -> bool:
-        return stage < len(self.chain) and self.chain[stage].device.node_id == node_id
+    def _chain_of(self, epoch: int) -> tuple[ChainStage, ...]:
+        """The session's own chain, or its second one; nothing for an epoch that is over."""
+        if self.hedge is not None and epoch == self.hedge.epoch:
+            return self.hedge.chain
+        return self.chain if epoch == self.epoch and self._has_chain() else ()
+
+    def _is_stage(self, node_id: NodeId, stage: int, epoch: int | None = None) -> bool:
+        chain = self.chain if epoch is None else self._chain_of(epoch)
+        return stage < len(chain) and chain[stage].device.node_id == node_id
 
     def _move(self, signal: SessionSignal) -> None:
         self.state = TRANSITIONS[self.state, signal]
@@ -383,4 +451,13 @@ class Session:
             assert len(self.num_kept) == len(self.chain), self
             assert all(num < len(self.log) for num in self.num_kept), self
             assert not (self.survivors.open and self._has_chain()), self
+        if self.hedge is not None:
+            assert self.state is SessionState.RUNNING, self
+            assert self.hedge.epoch == self.last_epoch > self.epoch, self
+            assert not _nodes(self.hedge.chain) & _nodes(self.chain), self
+            self.hedge.validate(len(self.log))
         self.survivors.validate()
+
+
+def _nodes(chain: tuple[ChainStage, ...]) -> set[NodeId]:
+    return {stage.device.node_id for stage in chain}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,17 @@ class ChildProgram:
     _news: threading.Condition = field(default_factory=threading.Condition)
 
     @classmethod
-    def start(cls, name: str, argv: Sequence[str], log: Path, say: Say | None = None) -> ChildProgram:
-        """Run `python -m ...` with its standard output read here and its log (standard error) in a file."""
+    def start(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        log: Path,
+        say: Say | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> ChildProgram:
+        """Run `python -m ...` with its standard output read here and its log (standard error) in a file.
+
+        `environment` comes on top of ours."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             process = subprocess.Popen(
@@ -57,6 +66,7 @@ class ChildProgram:
                 text=True,
                 cwd=ROOT,
                 start_new_session=True,  # Ctrl-C is for the demo, which then stops its children in order
+                env={**os.environ, **(environment or {})},
             )
         program = cls(name, argv, process)
         program._reader = threading.Thread(target=program._read, args=(say,), daemon=True)

@@ -191,6 +191,9 @@ class Process(Protocol):
     def kill(self) -> None:
         """End it at once; harmless when it has ended."""
 
+    def cpu_s(self) -> float | None:
+        """The processor time that it and its children have used; None where the system does not say."""
+
 
 class Processes(Protocol):
     async def spawn(self, argv: Sequence[str], extra_environment: Mapping[str, str]) -> Process:

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.errors import ProtocolError
-from protocol.values import Bytes, Count, Digest, LayerRange, ManifestHash, Name, Value
+from protocol.values import Bytes, Count, Digest, LayerRange, ManifestHash, Name, Quantisation, Value
 
 MAX_MANIFEST_BYTES = 32 * 2**20
 """About 250,000 tensors; the largest open models have 140,000."""
@@ -90,8 +90,10 @@ class TensorSpec(Value, frozen=True, array_like=True):
         return math.prod(self.shape)
 
 
-class Manifest(Value, frozen=True):
-    """What a model is. `config_json` is its config.json, from which the runtime builds the layers."""
+class Manifest(Value, frozen=True, omit_defaults=True):
+    """What a model is. `config_json` is its config.json, from which the runtime builds the layers.
+
+    `quantisation` is how nodes pack the weights when they load them; builds that do not know it refuse the manifest."""
 
     version: Literal[1]
     name: Name
@@ -104,6 +106,7 @@ class Manifest(Value, frozen=True):
     chunk_bytes: Annotated[int, Meta(ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)]
     files: Annotated[tuple[ManifestFile, ...], Meta(min_length=1, max_length=MAX_FILES)]
     tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
+    quantisation: Quantisation | None = None
 
 
 # ---------------------------------------------------------------- bytes

@@ -85,14 +85,18 @@ class DeviceMeasured(_Message, frozen=True):
     benchmark: LayerBenchmark
 
 
-class DeviceFailed(_Message, frozen=True):
-    """A device cannot do what it was asked: measuring or serving a slice. It stays idle until asked again."""
+class DeviceFailed(_Message, frozen=True, omit_defaults=True):
+    """A device cannot do what it was asked: measuring or serving a slice. It stays idle until asked again.
+
+    `max_layers`: the slice does not fit on its disk, but so many of its layers would (None: not known, or it failed for
+    another reason)."""
 
     device_id: Device
     manifest_hash: Digest
     generation: Count
     code: Code
     message: Sentence
+    max_layers: Count | None = None
 
 
 class SliceProgress(_Message, frozen=True):
@@ -104,7 +108,8 @@ class SliceProgress(_Message, frozen=True):
 
 
 class SliceReady(_Message, frozen=True):
-    """The slice is loaded and serves. `num_kv_tokens` is the KV room: tokens of all sessions together."""
+    """The slice is loaded and serves. `num_kv_tokens` is the KV room: tokens of all sessions together. Said again with
+    less room by a device that ran out of memory; what is reserved there stays so."""
 
     device_id: Device
     generation: Count
@@ -165,7 +170,8 @@ class RowsAt(_Message, frozen=True, omit_defaults=True):
 
     Positions below `num_received` have come in for this stage, those below `num_sent` have gone on to the next one
     (from the tail to the head: the tokens); `waiting_s` is for how long rows have been here while none went on (0 if
-    none are here)."""
+    none are here); `silent_s` for how long the worker has said nothing at all although it owes rows of some session:
+    at work on any of them it is heard every second or after every step (None: not known, or these are its first)."""
 
     session_id: Hex32
     epoch: Count
@@ -173,6 +179,7 @@ class RowsAt(_Message, frozen=True, omit_defaults=True):
     num_received: Count
     num_sent: Count
     waiting_s: Seconds
+    silent_s: Seconds | None = None
 
 
 class Leaving(_Message, frozen=True, omit_defaults=True):

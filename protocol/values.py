@@ -72,6 +72,13 @@ class Variant(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Quantisation(StrEnum):
+    """Weights in fewer bits than they were published in (see protocol.quantisation). Part of a model's manifest."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 class DeviceKind(StrEnum):
     CUDA = "cuda"
     CPU = "cpu"

@@ -74,11 +74,15 @@ def _part_of(path: Path) -> Path:
 def _replace(path: Path, data: bytes, mode: int) -> None:
     temporary = _part_of(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # a full disk, mostly: a half must not take what room there is
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _facts(path: Path) -> FileFacts:

@@ -16,9 +16,10 @@ from benchmarks.claims.calibration import calibration
 from benchmarks.claims.degrading import degrade
 from benchmarks.claims.internet import PoolOnTheInternet, internet
 from benchmarks.claims.playing import Effort
-from benchmarks.claims.report import PAGE, RESULTS, Kind, RowResult, finished, keep, kept, markdown_table, page
+from benchmarks.claims.report import PAGE, RESULTS, Kind, RowResult, finished, keep, kept, page
 from benchmarks.claims.rows import balance, cost, elasticity, low_bandwidth, two_phases
 from benchmarks.claims.tiny_model import make_tiny_model
+from benchmarks.kept_rows import markdown_table
 from benchmarks.network import why_not
 
 ROWS: dict[str, Callable[[Effort], RowResult]] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.kept_rows import keep_row, kept_rows, markdown_table
 from benchmarks.machine import describe_machine
 
 RESULTS = Path("benchmarks/claims/results")
@@ -54,22 +55,12 @@ def finished(result: RowResult) -> RowResult:
 
 def keep(result: RowResult, folder: Path = RESULTS) -> Path:
     """Write it to a file named after the row; returns the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.name}.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return path
+    return keep_row(result, folder)
 
 
 def kept(names: Sequence[str], folder: Path = RESULTS) -> list[RowResult]:
     """Those that are there, in this order."""
-    paths = [folder / f"{name}.json" for name in names]
-    return [msgspec.json.decode(path.read_bytes(), type=RowResult) for path in paths if path.exists()]
-
-
-def markdown_table(table: Sequence[Sequence[str]]) -> str:
-    head, *rows = table
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return kept_rows(names, folder, RowResult)
 
 
 def section(result: RowResult) -> str:

@@ -27,14 +27,14 @@ from coordinator.scheduler.grouping import all_sketches
 from coordinator.scheduler.links import Floats, Ints, LinkMap
 from coordinator.scheduler.pieces import Piece
 from coordinator.scheduler.plan import Lane, Placement, Problem
-from coordinator.scheduler.policy import Policy, Route, Router, RouteRequest, SchedulerConfig
+from coordinator.scheduler.policy import Policy, Router, SchedulerConfig
 from coordinator.scheduler.routing import ChainRouter, Table
 from coordinator.scheduler.scheduler import our_policy
 from coordinator.scheduler.search import Proposal, Search
 from coordinator.scheduler.spares import Spares
-from coordinator.scheduler.state import IDLE, Device, DeviceKey, Load, State
+from coordinator.scheduler.state import IDLE, Device, Load, State
 from coordinator.scheduler.tables import Sketch
-from protocol.values import NodeId, SessionId, Variant
+from protocol.values import NodeId, Variant
 
 OURS = "ours"
 CONFIG = SchedulerConfig()
@@ -79,6 +79,9 @@ class EvenLinks(LinkMap):
 
     def pair_delays_s(self, sources: Ints, targets: Ints) -> Floats:
         return np.where(sources == targets, 0.0, self._delay_s)
+
+    def upload(self, row: int) -> float:
+        return self._bytes_per_s
 
     def uploads(self, rows: Ints) -> Floats:
         return np.full(len(rows), self._bytes_per_s)
@@ -192,7 +195,7 @@ class SelfishCandidates(Candidates):
 
     def _stage(self, slot: int, device: Device) -> StageTime:
         stage = super()._stage(slot, device)
-        return self.stage_time(stage.speed, stage.work, stage.last)
+        return self.stage_time(stage.speed, stage.work, stage.last, stage.up_s)
 
 
 class IdleCandidates(SelfishCandidates):
@@ -227,28 +230,6 @@ class LoadBlindRouter(SelfishRouter):
 def link_blind_router(state: State) -> Router:
     """Neither its choice nor its prediction knows of links: rows arrive as soon as they are sent."""
     return ChainRouter(replace(state, links=EvenLinks(0.0, math.inf)), CONFIG)
-
-
-class EagerRouter:
-    """Our router, whose routes look as if waiting would not help: the dispatcher holds nothing back for the bound.
-
-    The same as `SchedulerConfig(keeps_bound=False)`, which is the scheduler's and not a policy's."""
-
-    def __init__(self, state: State) -> None:
-        self._router = ChainRouter(state, CONFIG)
-
-    def changed(self, device: Device) -> None:
-        self._router.changed(device)
-
-    def gone(self, device: Device) -> None:
-        self._router.gone(device)
-
-    def route(self, request: RouteRequest, variant: Variant, now_s: float) -> Route | None:
-        found = self._router.route(request, variant, now_s)
-        return None if found is None else replace(found, idle_tpot_s=math.inf)
-
-    def finished(self, session_id: SessionId, devices: Sequence[DeviceKey], now_s: float) -> None:
-        self._router.finished(session_id, devices, now_s)
 
 
 # ---------------------------------------------------------------- the policies
@@ -298,7 +279,6 @@ WITHOUT: Mapping[str, Callable[[], Policy]] = {
     "without-load": _routed("without-load", lambda state: LoadBlindRouter(state, CONFIG)),
     "without-links": _routed("without-links", link_blind_router),
     "without-own-cost": _routed("without-own-cost", lambda state: SelfishRouter(state, CONFIG)),
-    "without-holding-back": _routed("without-holding-back", EagerRouter),
     "without-replanning": without_replanning,
 }
 """Ours with one thing off."""

@@ -211,14 +211,17 @@ def measure_shape(name: str, config: Config, bench: Bench) -> Iterator[Point]:
 def _runtime_points(name: str, architecture: Architecture, bench: Bench) -> Iterator[Point]:
     """`measure_layers` step by step: so both sizes of chunk are computed by the same, once compiled, layer."""
     clock = StepClock(bench.device, lambda: None)
-    layer = LayerTimer(architecture, bench.dtype, bench.device, clock, BATCH_SIZES)
+    middle, last = architecture.num_layers // 2, architecture.num_layers
+    cut = random_cut(architecture, middle, middle + 1, bench.dtype, bench.device)
+    layer = LayerTimer(cut, bench.dtype, bench.device, clock, [*BATCH_SIZES, 1])
     for size in BATCH_SIZES:
         yield Point(name, Kind.DECODE, size, Series.RUNTIME, layer.decode_s(size))
     for num_tokens in CHUNKS:
         yield Point(name, Kind.PREFILL, num_tokens, Series.RUNTIME, layer.prefill_s(num_tokens))
-    del layer  # its memory is needed for the head
+    del layer, cut  # their memory is needed for the head
     bench.device.release_cached()
-    yield Point(name, Kind.HEAD, 1, Series.RUNTIME, head_s(architecture, bench.dtype, bench.device, clock))
+    head = random_cut(architecture, last, last, bench.dtype, bench.device)
+    yield Point(name, Kind.HEAD, 1, Series.RUNTIME, head_s(head, bench.dtype, bench.device, clock))
 
 
 def _product_points(name: str, architecture: Architecture, bench: Bench, num_chosen: int) -> Iterator[Point]:

@@ -6,7 +6,8 @@
 leaves, each followed by the join of a new node, the same for every policy. After each change the pool is left alone
 until nobody loads and QUIET_S have passed without an order, so that what a re-plan moves later counts for the change
 that it came after. Counted is what devices are ordered to download: parts of their slices that are not on their disks,
-on which is the slice that they had last (what phase 1 is told, too: `Offer.stored`).
+on which is the slice that they had last. Nodes really keep more, and phase 1 reckons with it (`Offer.stored`); here who
+goes back to an earlier slice downloads it again, so that going to and fro costs what it moves.
 
 **The least possible**, for the service that the policy's own layout gives after the change:
 
@@ -28,6 +29,8 @@ share of the time in which there was a whole chain.
 **Many leave.** The presets `half-leave` and `outage`, and `half-leave` with so few nodes that the last chain may break.
 *No chain* is the longest time without a whole chain of ready devices that are really there; *download* the time that
 the device that ended it needs for what it lacked, alone at its own line's rate (or the mirror's), loading included.
+*Least* is the shortest that the gap could have been from when the pool heard of the last loss in it (soonest.py): all
+lines known, the mirror shared, and what was ordered before then as it was; only for few devices.
 A chain with a hole, over a slice that is not held or with more KV than there is raises ImpossibleCommand, which is
 counted as served wrongly.
 """
@@ -45,7 +48,15 @@ import numpy as np
 
 from benchmarks.scheduling.baselines import POLICIES
 from benchmarks.scheduling.baselines.flow import node_rates, span_flow
-from benchmarks.scheduling.downloads import GB, Layout, Ledger, least_bytes, num_copies, piece_of, serving
+from benchmarks.scheduling.downloads import (
+    GB,
+    Layout,
+    Ledger,
+    least_bytes,
+    num_copies,
+    piece_of,
+    serving,
+)
 from benchmarks.scheduling.losses import Loss, lose_many, losses_table, many_leave_scenarios
 from benchmarks.scheduling.scenarios import CARDS
 from coordinator.scheduler import events as ev

@@ -10,7 +10,7 @@ from coordinator.scheduler import commands as cmd
 from coordinator.scheduler import events as ev
 from coordinator.scheduler.cost import ModelCost, model_cost
 from coordinator.scheduler.pieces import Piece, on_paths
-from coordinator.scheduler.state import DeviceKey
+from coordinator.scheduler.state import DeviceKey, Fetched, State
 from coordinator.simulate import engine
 from coordinator.simulate.fleet import EMBEDDING, HEAD
 from coordinator.simulate.hardware import VARIANT
@@ -90,6 +90,20 @@ def least_bytes(cost: ModelCost, before: Layout, after: Layout, newcomer: Device
     served_before = serving(cost, before.held)
     used = sum(size for key, size in own.items() if key not in served_before) if served_before else 0.0
     return least, max(least, used)
+
+
+def forget_what_was_never_loaded(simulation: engine.Simulation, state: State) -> None:
+    """A pool that has long been there is founded in no time, and its disks have what was ordered in that time. Of that
+    only slices that were ready at some time count, as if what was taken back at once had never been downloaded."""
+    for device in simulation.fleet.devices.values():
+        known = state.devices.get(device.key)
+        if known is None:
+            continue
+        own = [Fetched(known.last, known.lacking_bytes)] if known.last else []
+        for digest, disk in device.node.disk.items():
+            cost = model_cost(simulation.fleet.models[digest].facts, VARIANT)
+            slices = [f.slice for f in (*own, *known.earlier) if f.slice[0] == digest and not f.lacking_bytes]
+            disk &= {part for held in slices for part in parts_of(cost, piece_of(held.layers))}
 
 
 class Ledger:

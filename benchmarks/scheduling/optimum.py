@@ -406,10 +406,18 @@ def in_words(lanes: Sequence[Lane]) -> str:
     return " | ".join(each)
 
 
+PROVEN = 0.01
+"""A pool's optimum is known if the bound is no further above the best layout that was found."""
+
+
 def summary(rows: Sequence[Row]) -> dict[str, float]:
     """Means and worst gaps, as shares. Only pools that can serve at all count."""
     serving = [row for row in rows if row.score > 0.0]
-    figures: dict[str, float] = {"num_pools": len(serving), "num_complete": sum(row.is_complete for row in serving)}
+    figures: dict[str, float] = {
+        "num_pools": len(serving),
+        "num_complete": sum(row.is_complete for row in serving),
+        "num_proven": sum(row.bound_gap <= PROVEN for row in serving),
+    }
     for name in ("search_gap", "paper_gap", "bound_gap") if serving else ():
         gaps = [max(0.0, getattr(row, name)) for row in serving]
         figures |= {f"mean_{name}": statistics.fmean(gaps), f"worst_{name}": max(gaps)}

@@ -58,6 +58,9 @@ class FixedLinks(LinkMap):
     def region(self, node_id: NodeId) -> int:
         return int(self._region_of[self.row(node_id)])
 
+    def upload(self, row: int) -> float:
+        return float(self._uploads[row])
+
     def uploads(self, rows: Ints) -> Floats:
         return np.asarray(self._uploads[rows])
 

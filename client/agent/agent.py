@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
@@ -31,8 +32,10 @@ from client.agent.report import paused_status
 from client.config import NVML_MODULE, NodeConfig
 from client.errors import ClientError
 from client.status import (
+    SOFT_LEAVE_S,
     AgentState,
     Command,
+    Pause,
     PauseInfo,
     Quit,
     Resume,
@@ -51,7 +54,6 @@ HARD_LEAVE_S = 1.0
 """The memory is wanted back at once: so long running sessions may take to go on elsewhere, mostly a token's time."""
 QUIT_LEAVE_S = 8.0
 """Less than the app and the service manager wait for the agent's end. Whoever says it twice is in a hurry."""
-SOFT_LEAVE_S = 30.0
 
 WriteLine = Callable[[bytes], None]
 
@@ -88,6 +90,11 @@ class Agent:
                 self._is_asked_again |= isinstance(command, Resume)
         self._turn()
 
+    @property
+    def is_paused_by_hand(self) -> bool:
+        """Also while what runs here is still being handed over."""
+        return self._guard.is_paused_by_hand
+
     async def run(self) -> None:
         """Contribute, when the machine is free, until told to quit. On return no worker is left and the pool knows
         that we are gone."""
@@ -111,7 +118,6 @@ class Agent:
             log.error("the agent cannot go on", exc_info=loop.exception())
             self.command(Quit())
 
-    @property
     def _may_serve(self) -> bool:
         return self._guard.verdict.serve and not self._is_quitting
 
@@ -153,20 +159,38 @@ class Agent:
         """Be in the pool while the guard allows it, or until it turns out that we cannot be."""
         self._show(Status(AgentState.CONNECTING, "Starting."))
         work = asyncio.create_task(self._work())
-        end = asyncio.create_task(self._until(lambda: not self._may_serve))
         try:
-            await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
-            if self._contribution is not None and not work.done():
-                await self._hand_over(self._contribution, work)
+            await self._while_wanted(work)
         finally:
             self._say_why()
             work.cancel()
-            end.cancel()
-            await asyncio.gather(work, end, return_exceptions=True)
+            await asyncio.gather(work, return_exceptions=True)
             self._contribution = None
         failure = None if work.cancelled() else _failure(work.exception())
-        if failure is not None and self._may_serve:
+        if failure is not None and self._may_serve():
             await self._fail(failure)
+
+    async def _while_wanted(self, work: asyncio.Task[None]) -> None:
+        """Until the work ends by itself, or has to end and what runs here was handed over. Whoever takes that back in
+        time ends nothing: what is loaded stays."""
+        while not work.done():
+            await self._first_of(lambda: not self._may_serve(), work)
+            if self._contribution is None:
+                return
+            if not (self._may_serve() or work.done()):
+                await self._hand_over(self._contribution, work)
+                if not self._may_serve():
+                    return
+                self._contribution.stay()
+
+    async def _first_of(self, condition: Callable[[], bool], *tasks: asyncio.Task[None]) -> None:
+        """Until the condition holds or one of the tasks has ended."""
+        turned = asyncio.create_task(self._until(condition))
+        try:
+            await asyncio.wait({turned, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            turned.cancel()
+            await asyncio.gather(turned, return_exceptions=True)
 
     def _say_why(self) -> None:
         if self._contribution is not None and self._guard.verdict.reasons:
@@ -177,15 +201,13 @@ class Agent:
         self._say_why()
         within_s = self._leave_within_s
         handing = asyncio.create_task(contribution.hand_over(within_s))
-        hurry = asyncio.create_task(self._until(lambda: self._leave_within_s < within_s))
         try:
-            await asyncio.wait({work, handing, hurry}, return_when=asyncio.FIRST_COMPLETED)
-            is_cut_short = hurry.done() and not handing.done()
+            await self._first_of(lambda: self._may_serve() or self._leave_within_s < within_s, work, handing)
+            is_cut_short = not (handing.done() or work.done())
         finally:
             handing.cancel()
-            hurry.cancel()
-            await asyncio.gather(handing, hurry, return_exceptions=True)
-        if is_cut_short:
+            await asyncio.gather(handing, return_exceptions=True)
+        if is_cut_short and not self._may_serve():
             self._say_why()
             await contribution.hand_over(self._leave_within_s)
 
@@ -194,8 +216,7 @@ class Agent:
         """How long whatever ends the contribution can wait."""
         if self._is_quitting:
             return HARD_LEAVE_S if self._is_in_a_hurry else QUIT_LEAVE_S
-        verdict = self._guard.verdict
-        return SOFT_LEAVE_S if verdict.serve or verdict.is_soft else HARD_LEAVE_S
+        return SOFT_LEAVE_S if self._guard.verdict.is_soft else HARD_LEAVE_S
 
     async def _work(self) -> None:
         """What one contribution takes, in order: devices, what their workers run in, who we are, the stay in the pool.
@@ -295,6 +316,15 @@ def listen_to_signals(agent: Agent) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, agent.command, Quit())
+
+
+def listen_to_pauses(agent: Agent) -> None:
+    """For a node without a window: SIGUSR1 pauses after the answers that run, a second one at once, SIGUSR2 ends it."""
+    if sys.platform == "win32":
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, lambda: agent.command(Pause(after_answers=not agent.is_paused_by_hand)))
+    loop.add_signal_handler(signal.SIGUSR2, agent.command, Resume())
 
 
 async def obey_lines(agent: Agent, reader: asyncio.StreamReader) -> None:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from msgspec import structs
+
 from client.agent.commands import (
     Command,
     Download,
@@ -28,6 +30,7 @@ from client.agent.events import (
     FetchFailed,
     FrameArrived,
     KeptTooLong,
+    LookedAtWorkers,
     ManifestArrived,
     PeerLost,
     PoolLost,
@@ -43,10 +46,11 @@ from client.agent.link import AT_THE_DOOR, Link, open_link
 from client.agent.peers import LOOPBACK, PeerAddress, PeerCallbacks, Peers, is_loopback, may_take_neighbours
 from client.agent.probing import PoolDistance, Prober
 from client.agent.report import joined_status, offline_status
+from client.agent.watchdog import LOOK_S
 from client.agent.weights import Source, WeightStore
 from client.agent.workers import Callbacks, Workers
 from client.config import MAX_DISK_BYTES, MAX_SIZE_BYTES, NodeConfig
-from client.errors import JoinError, WeightsError
+from client.errors import DiskFullError, JoinError, WeightsError
 from client.status import Status
 from protocol import PROTOCOL_VERSION
 from protocol.backoff import doubled_s
@@ -115,10 +119,17 @@ class Contribution:
         self._downloads: dict[DeviceId, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._is_leaving = False
+        self._left: Link | None = None
+        """The connection by which the pool was told that we go."""
+        self._is_staying = False
+        """That was taken back, and the pool is still to hear of it."""
+        self._leaves_at_s: float | None = None
+        """By the wall clock; None: nothing is being handed over."""
 
     async def run(self) -> None:
         """Serve the pool. Raises JoinError when it will never have us; any other trouble is waited out."""
         self._execute(self.core.start())
+        self._spawn(self._watch_workers())
         try:
             await self._stay_connected()
         finally:
@@ -130,17 +141,46 @@ class Contribution:
         if link is None or not self.core.switch.num_sessions:
             return
         link.tell(Leaving(self.good_bye, within_s))
+        self._left, self._leaves_at_s = link, self._env.clock.wall() + within_s
+        self._changed()
         try:
             async with asyncio.timeout(within_s):
                 await self._until(lambda: not self.core.switch.num_sessions or self._link is not link)
         except TimeoutError:
             log.info("%d sessions are left behind", self.core.switch.num_sessions)
+        finally:
+            self._leaves_at_s = None
+
+    def stay(self) -> None:
+        """Take back that we go. The wire has no word for it: the pool forgets it with the connection. The next one
+        tells what is loaded, and what still runs here begins anew there, behind its last token."""
+        self.good_bye = "quit"
+        link, self._left = self._left, None
+        if link is not None and link is self._link:
+            log.info("staying after all: joining the pool again")
+            self._is_staying = True
+            link.drop("staying")
 
     def status(self) -> Status:
         """The truth at this moment."""
         if self._link is None:
             return offline_status(self.core, self._pool_name, self._workers.pids, self._waiting_for)
-        return joined_status(self.core, self._pool_name, self._workers.pids)
+        status = joined_status(self.core, self._pool_name, self._workers.pids)
+        return structs.replace(status, leaves_at_s=self._leaves_at_s)
+
+    async def _watch_workers(self) -> None:
+        """Also while the pool is away: what is loaded then is still to be of use."""
+        while True:
+            await self._env.clock.sleep(LOOK_S)
+            doubted = self.core.watchdog.doubted
+            cpu_s = await self._env.run_blocking(self._cpu_s, doubted) if doubted else {}
+            commands = self.core.handle(LookedAtWorkers(cpu_s), self._now())
+            self._execute(commands)
+            if commands:
+                self._changed()
+
+    def _cpu_s(self, device_ids: list[DeviceId]) -> dict[DeviceId, float | None]:
+        return {device_id: self._workers.cpu_s(device_id) for device_id in device_ids}
 
     # ------------------------------------------------------------ the pool
 
@@ -155,7 +195,7 @@ class Contribution:
                 await self._serve(self._link)
             except (NetworkError, ConnectionClosed) as error:
                 num_failures += 1
-                self._disconnected(error, f"The pool at {self._config.join_url} does not answer; trying again.")
+                self._disconnected(error, self._away_sentence())
             except JoinError as error:
                 if not self.has_joined or error.code not in AT_THE_DOOR:
                     raise
@@ -163,10 +203,15 @@ class Contribution:
                 self._disconnected(error, str(error))
             await self._env.clock.sleep(self._backoff_s(num_failures))
 
+    def _away_sentence(self) -> str:
+        if self._is_staying:
+            return "Joining the pool again."
+        return f"The pool at {self._config.join_url} does not answer; trying again."
+
     async def _join(self) -> Link:
         await self._open_door()
         link = await open_link(self._config.node_socket_url, self._config.join, self._hello, self._env)
-        self.has_joined = True
+        self.has_joined, self._is_staying = True, False
         if self._keeping is not None:
             self._keeping.cancel()
         self._weights_token = link.welcome.weights_token
@@ -300,6 +345,7 @@ class Contribution:
 
     def _frame_out(self, device_id: DeviceId, link: int, frame: bytes) -> None:
         hop = self.core.switch.neighbour(link)
+        self.core.watchdog.heard(device_id, worked=True)
         self.core.switch.passed_on(device_id, frame, self._now())
         if hop.node_id == self._node_id:
             self._frame_in(frame, self._node_id)
@@ -408,7 +454,8 @@ class Contribution:
             )
         except WeightsError as error:
             log.error("%s: %s", error.title, error)
-            self._handle(FetchFailed(device_id, job, error.code, str(error)))
+            share = error.share if isinstance(error, DiskFullError) else None
+            self._handle(FetchFailed(device_id, job, error.code, str(error), share))
             return
         self._handle(Downloaded(device_id, job, 1, 1, str(folder)))
 

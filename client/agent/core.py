@@ -24,13 +24,14 @@ from client.agent.commands import (
     TellPool,
     TellWorker,
 )
-from client.agent.device import Device, Job, Loaded, Stage, Step
+from client.agent.device import DID_NOT_ANSWER, RAN_OUT_OF_MEMORY, Device, Job, Loaded, Stage, Step, sent_bytes
 from client.agent.events import (
     Downloaded,
     Event,
     FetchFailed,
     FrameArrived,
     KeptTooLong,
+    LookedAtWorkers,
     ManifestArrived,
     PeerLost,
     PoolLost,
@@ -41,17 +42,18 @@ from client.agent.events import (
     WorkerSaid,
 )
 from client.agent.refused import broken_by
-from client.agent.switch import DTYPE_OF_VARIANT, Gap, Shape, Switch
+from client.agent.switch import DTYPE_OF_VARIANT, Shape, Switch
+from client.agent.telling import ask, device_failed, rows_lost, session_broken, slice_progress, slice_ready
+from client.agent.watchdog import Finding, Owed, Watchdog
 from protocol import messages as msg
-from protocol.backoff import doubled_s
 from protocol.frames import FrameLimits
 from protocol.manifest import Manifest
 from protocol.pause import PoolDefaults
+from protocol.quantisation import packed_sum
 from protocol.values import MEMORY_FOR_ACTIVATIONS, DeviceId, DeviceSpec, DeviceWork, NodeId, SessionId
 
-RESTART_BASE_S = 1.0
-MAX_RESTART_S = 300.0
-
+MAX_SHORTAGES = 3
+"""Steps in a row without memory, each with less in use than the one before."""
 _AT_WORK = (Stage.MEASURING, Stage.PLANNING, Stage.LOADING)
 """Stages in which the worker owes an answer."""
 _ANSWERS = (ipc.LayersMeasured, ipc.SlicePlanned, ipc.SliceLoaded, ipc.CommandFailed, ipc.LoadProgress)
@@ -64,6 +66,7 @@ class AgentCore:
         self.devices = {spec.device_id: Device(spec) for spec in devices}
         self._offered = devices
         self.switch = Switch(node_id, FrameLimits())
+        self.watchdog = Watchdog()
         self.num_tokens = 0
         self._now_s = 0.0
         self._manifests: dict[str, Manifest] = {}
@@ -73,6 +76,7 @@ class AgentCore:
             WorkerSaid: self._worker_said,
             WorkerDied: self._worker_died,
             RestartDue: self._restart_due,
+            LookedAtWorkers: self._looked_at_workers,
             PoolSaid: lambda event: self._pool_handlers[type(event.message)](event.message),
             PoolLost: self._pool_lost,
             KeptTooLong: self._kept_too_long,
@@ -97,6 +101,8 @@ class AgentCore:
         }
         self._worker_handlers: dict[type, Callable[[Device, Any], list[Command]]] = {
             ipc.WorkerReady: self._worker_ready,
+            ipc.Here: lambda device, message: [],
+            ipc.NoMemory: self._no_memory,
             ipc.LayersMeasured: self._layers_measured,
             ipc.SlicePlanned: self._slice_planned,
             ipc.LoadProgress: self._load_progress,
@@ -160,7 +166,7 @@ class AgentCore:
     def _take_job(self, job: Job) -> list[Command]:
         device = self.devices.get(job.device_id)
         if device is None or device.stage in (Stage.STARTING, Stage.DEAD):
-            return [TellPool(_failed(job, "no_worker", "The device's worker is not running."))]
+            return [TellPool(device_failed(job, "no_worker", "The device's worker is not running."))]
         stopped = self._interrupt(device)
         device.job, device.message = job, ""
         device.done_bytes = device.total_bytes = 0
@@ -192,14 +198,14 @@ class AgentCore:
         device = self.devices.get(message.device_id)
         job = device.job if device is not None and device.stage is Stage.SERVING else None
         if device is None or not isinstance(job, msg.AssignSlice) or job.generation != message.generation:
-            return [TellPool(_broken(message, "not_serving", "The device does not serve this slice any more."))]
+            return [TellPool(session_broken(message, "not_serving", "The device does not serve this slice any more."))]
         manifest = self._manifests[job.manifest_hash]
         shape = Shape(manifest.hidden_size, DTYPE_OF_VARIANT[job.variant])
         return [TellWorker(message.device_id, self.switch.open(message, shape))]
 
     def _where_are_rows(self, message: msg.WhereAreRows) -> list[Command]:
         """The worker is not asked: it may be what hangs."""
-        rows_at = self.switch.where(message, self._now_s)
+        rows_at = self.switch.where(message, self._now_s, self.watchdog.silent_s)
         if rows_at is not None:
             return [TellPool(rows_at)]
         sentence = "The session is not open here."
@@ -242,12 +248,16 @@ class AgentCore:
         device_id, job = device.spec.device_id, device.job
         if isinstance(job, msg.MeasureDevice):
             device.move(Step.MEASURE)
-            return [TellWorker(device_id, ipc.MeasureLayers(manifest.config_json, job.variant))]
+            return [
+                TellWorker(
+                    device_id, ipc.MeasureLayers(manifest.config_json, job.variant, quantisation=manifest.quantisation)
+                )
+            ]
         assert isinstance(job, msg.AssignSlice), "a fetching device has a job"
         held = device.loaded
         if held and (held.manifest_hash, held.variant, held.layers) == (job.manifest_hash, job.variant, job.layers):
             device.move(Step.SERVE)
-            return [_slice_ready(job, held)]
+            return [slice_ready(job, held)]
         device.move(Step.PLAN)
         names = tuple(tensor.name for tensor in manifest.tensors)
         return [TellWorker(device_id, ipc.PlanSlice(manifest.config_json, job.layers, names))]
@@ -255,7 +265,7 @@ class AgentCore:
     def _fetch_failed(self, event: FetchFailed) -> list[Command]:
         device = self.devices[event.device_id]
         waits = device.job is event.job and device.stage in (Stage.FETCHING, Stage.DOWNLOADING)
-        return self._give_up(device, event.code, event.message) if waits else []
+        return self._give_up(device, event.code, event.message, event.share) if waits else []
 
     def _downloaded(self, event: Downloaded) -> list[Command]:
         device = self.devices[event.device_id]
@@ -264,23 +274,30 @@ class AgentCore:
             return []
         device.done_bytes, device.total_bytes = event.done_bytes, event.total_bytes
         if event.folder is None:
-            return [_progress(device, loading=False)]
+            return [slice_progress(device, loading=False)]
         device.move(Step.LOAD)
+        self.watchdog.begins(event.device_id)
         device.loaded = None
         device.done_bytes = device.total_bytes = 0
         job = device.job
-        load = ipc.LoadSlice(event.folder, job.layers, job.variant, self._kv_bytes(device, job))
-        return [_progress(device, loading=True), TellWorker(event.device_id, load)]
+        quantisation = self._manifests[job.manifest_hash].quantisation
+        room = {"max_kv_bytes": self._kv_bytes(device, job), "max_sent_bytes": sent_bytes(device.spec)}
+        load = ipc.LoadSlice(event.folder, job.layers, job.variant, **room, quantisation=quantisation)
+        return [slice_progress(device, loading=True), TellWorker(event.device_id, load)]
 
     def _kv_bytes(self, device: Device, job: msg.AssignSlice) -> int:
-        """KV room: the device's memory less the slice's weights and the activations' share."""
+        """KV room: the device's memory less the slice's weights and the activations' share, and less of that for a
+        slice with which it ran out of memory."""
         usable = int(device.spec.memory_bytes * (1 - MEMORY_FOR_ACTIVATIONS))
-        return max(0, usable - device.slice_numel * DTYPE_OF_VARIANT[job.variant].itemsize)
+        loose_bytes = (device.slice_numel - device.packed.numel) * DTYPE_OF_VARIANT[job.variant].itemsize
+        left = max(0, usable - loose_bytes - device.packed.num_bytes)
+        return int(left * device.room_share(job.manifest_hash, job.variant, job.layers))
 
     # ------------------------------------------------------------ workers
 
     def _worker_said(self, event: WorkerSaid) -> list[Command]:
         device = self.devices[event.device_id]
+        self.watchdog.heard(event.device_id, worked=isinstance(event.message, ipc.Sampled | ipc.WorkDone))
         if device.owed and isinstance(event.message, _ANSWERS):
             device.owed -= not isinstance(event.message, ipc.LoadProgress)
             return []
@@ -289,23 +306,61 @@ class AgentCore:
     def _worker_ready(self, device: Device, message: ipc.WorkerReady) -> list[Command]:
         if device.stage is Stage.STARTING:
             device.move(Step.WORKER_UP)
+            self.watchdog.begins(device.spec.device_id)
             device.message = ""
         return []
 
     def _worker_died(self, event: WorkerDied) -> list[Command]:
+        """Started again in any case; of one that was given up before its end all else has been said."""
         device = self.devices[event.device_id]
-        job = device.job
-        self.switch.close_all(event.device_id)  # the coordinator moves them when it hears that the device failed
-        commands: list[Command] = [StopDownload(event.device_id)] if device.stage is Stage.DOWNLOADING else []
+        reason = event.reason or f"The worker ended with status {event.status}"
+        message = f"{reason}; it is started again."
+        commands = [] if device.stage is Stage.DEAD else self._lose_worker(device, message)
+        device.message = message
+        return [*commands, StartWorker(event.device_id, device.count_crash(reason, self._now_s))]
+
+    def _lose_worker(self, device: Device, message: str, code: str = "worker_died") -> list[Command]:
+        """Its worker does nothing any more, and what it held is gone: the coordinator moves the sessions when it hears
+        of it, and has the layers loaded anew."""
+        device_id, job = device.spec.device_id, device.job
+        self.switch.close_all(device_id)
+        commands: list[Command] = [StopDownload(device_id)] if device.stage is Stage.DOWNLOADING else []
         device.move(Step.WORKER_DOWN)
         device.job = device.loaded = None
         device.owed = 0
-        device.message = f"{event.reason or f'The worker ended with status {event.status}'}; it is started again."
-        delay_s = doubled_s(RESTART_BASE_S, device.num_crashes, MAX_RESTART_S)
-        device.num_crashes += 1
-        if job is not None:
-            commands.append(TellPool(_failed(job, "worker_died", device.message)))
-        return [*commands, StartWorker(event.device_id, delay_s)]
+        device.message = message
+        return [*commands, *([TellPool(device_failed(job, code, message))] if job is not None else [])]
+
+    def _looked_at_workers(self, event: LookedAtWorkers) -> list[Command]:
+        commands: list[Command] = []
+        for device_id, finding in self.watchdog.look(self._owes, event.cpu_s, self._now_s):
+            hangs, device = finding is Finding.HANGS, self.devices[device_id]
+            commands += self._end_worker(device, DID_NOT_ANSWER, "worker_died") if hangs else [ask(device_id)]
+        for device in self.devices.values():
+            device.pass_time(self.watchdog.has_worked(device.spec.device_id), self._now_s)
+        return commands
+
+    def _owes(self, device_id: DeviceId) -> Owed:
+        device = self.devices[device_id]
+        if device.stage in _AT_WORK or device.owed:
+            return Owed.COMMAND
+        if not self.switch.waits_for(device_id):
+            return Owed.NOTHING
+        return Owed.STEP if self.watchdog.has_worked(device_id) else Owed.FIRST_STEP
+
+    def _end_worker(self, device: Device, reason: str, code: str) -> list[Command]:
+        """The pool hears of it before the worker has ended: a driver that hangs may keep it from ending at all."""
+        lost = self._lose_worker(device, f"{reason} and is being ended.", code)
+        return [*lost, EndWorker(device.spec.device_id, reason)]
+
+    def _no_memory(self, device: Device, message: ipc.NoMemory) -> list[Command]:
+        """The pool is to reserve less; who has no memory with less and less in use is begun anew, with less."""
+        if device.stage is not Stage.SERVING or not isinstance(device.job, msg.AssignSlice):
+            return []
+        held = device.lower_room(message.num_used_tokens)
+        if message.num_in_a_row >= MAX_SHORTAGES:
+            return self._end_worker(device, RAN_OUT_OF_MEMORY, "out_of_memory")
+        return [slice_ready(device.job, held)]
 
     def _restart_due(self, event: RestartDue) -> list[Command]:
         self.devices[event.device_id].move(Step.RESTART)
@@ -326,6 +381,7 @@ class AgentCore:
             return []
         manifest, names = self._manifests[job.manifest_hash], set(message.tensor_names)
         device.slice_numel = sum(tensor.numel for tensor in manifest.tensors if tensor.name in names)
+        device.packed = packed_sum(manifest, names)
         device.move(Step.DOWNLOAD)
         return [Download(job.device_id, job, manifest, message.tensor_names)]
 
@@ -333,7 +389,7 @@ class AgentCore:
         if device.stage is not Stage.LOADING:
             return []
         device.done_bytes, device.total_bytes = message.done_bytes, message.total_bytes
-        return [_progress(device, loading=True)]
+        return [slice_progress(device, loading=True)]
 
     def _slice_loaded(self, device: Device, message: ipc.SliceLoaded) -> list[Command]:
         job = device.job
@@ -341,24 +397,27 @@ class AgentCore:
             return []
         device.loaded = Loaded(job.manifest_hash, job.variant, job.layers, message.num_kv_tokens, message.can_truncate)
         device.loaded_as = device.spec
-        device.num_crashes = 0
+        device.loaded_at_s = self._now_s
         device.move(Step.SERVE)
-        return [_slice_ready(job, device.loaded)]
+        return [slice_ready(job, device.loaded)]
 
     def _command_failed(self, device: Device, message: ipc.CommandFailed) -> list[Command]:
         return self._give_up(device, message.code, message.message) if device.stage in _AT_WORK else []
 
-    def _give_up(self, device: Device, code: str, message: str) -> list[Command]:
+    def _give_up(self, device: Device, code: str, message: str, share: float | None = None) -> list[Command]:
         job = device.job
         device.move(Step.DONE)
         device.job, device.message = None, message
-        return [TellPool(_failed(job, code, message))] if job is not None else []
+        return [TellPool(device_failed(job, code, message, share))] if job is not None else []
 
     # ------------------------------------------------------------ sessions
 
     def _session_started(self, device: Device, message: ipc.SessionStarted) -> list[Command]:
         leg = self.switch.leg(SessionId(message.session_id), message.epoch, device.spec.device_id)
-        return [TellPool(msg.SessionOpened(message.session_id, message.epoch, leg.stage))] if leg else []
+        if leg is None:
+            return []
+        leg.is_open = True
+        return [TellPool(msg.SessionOpened(message.session_id, message.epoch, leg.stage))]
 
     def _session_failed(self, device: Device, message: ipc.SessionFailed) -> list[Command]:
         session_id = SessionId(message.session_id)
@@ -401,7 +460,7 @@ class AgentCore:
     def _frame_arrived(self, event: FrameArrived) -> list[Command]:
         deliveries, gaps = self.switch.admit(event.data, event.sender, self._now_s)
         passed = [PassFrame(delivery.device_id, delivery.frame) for delivery in deliveries]
-        return [*passed, *(TellPool(_gap(gap)) for gap in gaps)]
+        return [*passed, *(TellPool(rows_lost(gap)) for gap in gaps)]
 
     def _peer_lost(self, event: PeerLost) -> list[Command]:
         legs = self.switch.legs_towards(event.node_id)
@@ -420,27 +479,3 @@ def _least(*limits: int | None) -> int | None:
 def _models_of(device: Device) -> set[str]:
     holds = [device.loaded.manifest_hash] if device.loaded is not None else []
     return {*holds, *([device.job.manifest_hash] if device.job is not None else [])}
-
-
-def _failed(job: Job, code: str, message: str) -> msg.DeviceFailed:
-    generation = job.generation if isinstance(job, msg.AssignSlice) else 0
-    return msg.DeviceFailed(job.device_id, job.manifest_hash, generation, code, message[:400])
-
-
-def _broken(message: msg.OpenSession, code: str, sentence: str) -> msg.SessionBroken:
-    return msg.SessionBroken(message.session_id, message.epoch, message.stage, code, sentence)
-
-
-def _gap(gap: Gap) -> msg.SessionBroken:
-    return msg.SessionBroken(gap.session_id, gap.epoch, gap.stage, "rows_lost", "Rows were lost on the way here.")
-
-
-def _progress(device: Device, *, loading: bool) -> TellPool:
-    message = msg.SliceProgress(
-        device.spec.device_id, device.generation, loading, device.done_bytes, device.total_bytes
-    )
-    return TellPool(message)
-
-
-def _slice_ready(job: msg.AssignSlice, loaded: Loaded) -> TellPool:
-    return TellPool(msg.SliceReady(job.device_id, job.generation, loaded.num_kv_tokens, loaded.can_truncate))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from client import ipc
@@ -32,6 +33,13 @@ class RestartDue:
 
 
 @dataclass(frozen=True, slots=True)
+class LookedAtWorkers:
+    """About every second (watchdog.LOOK_S); what doubted workers have used of the processor, None if not known."""
+
+    cpu_s: Mapping[DeviceId, float | None]
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSaid:
     message: msg.CoordinatorMessage
 
@@ -54,12 +62,13 @@ class ManifestArrived:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """A manifest or weights could not be had."""
+    """A manifest or weights could not be had. `share`: what part of them the disk has room for, if it was that."""
 
     device_id: DeviceId
     job: Job
     code: str
     message: str
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,7 @@ Event = (
     WorkerSaid
     | WorkerDied
     | RestartDue
+    | LookedAtWorkers
     | PoolSaid
     | PoolLost
     | KeptTooLong

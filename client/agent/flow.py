@@ -43,6 +43,11 @@ class Flow:
         while self._marks and self._marks[0][0] + self.lead <= self.num_sent:
             self._marks.popleft()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether rows are here that have not gone on."""
+        return bool(self._marks)
+
     def waiting_s(self, now_s: float) -> float:
         """For how long rows have been here while none went on; 0 if none are here."""
         if not self._marks:

@@ -52,8 +52,8 @@ class Guard:
     def obey(self, command: Pause | Resume | SetRules, now_s: float, wall_s: float) -> None:
         """What the volunteer wants, at once."""
         match command:
-            case Pause(for_s):
-                self._state = pause(self._state, now_s, for_s)
+            case Pause(for_s, after_answers):
+                self._state = pause(self._state, now_s, for_s, after_answers=after_answers)
             case Resume(anyway):
                 self._state = resume(self._state, now_s, anyway=anyway)
             case SetRules(rules):

@@ -95,6 +95,11 @@ class Link:
         """Seconds of a round trip to the coordinator. Raises ConnectionClosed."""
         return await self._connection.ping()
 
+    def drop(self, reason: str) -> None:
+        """End it. The reader sees the end, as of any other broken connection."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._connection.close(TRY_AGAIN_LATER, reason))
+
     async def leave(self, message: NodeMessage) -> None:
         """Say a last message and close; within a few seconds, whatever the coordinator does."""
         try:
@@ -122,10 +127,9 @@ class Link:
             self._give_up()
 
     def _give_up(self) -> None:
-        """The reader sees the end, as of any other broken connection."""
         if self._closing is None:
             log.warning("the coordinator does not take our messages (%d bytes wait)", self._lanes.num_bytes)
-            self._closing = asyncio.create_task(self._connection.close(TRY_AGAIN_LATER, "nothing is taken"))
+            self.drop("nothing is taken")
 
 
 async def open_link(url: str, link: JoinLink, greet: Greet, env: Env) -> Link:

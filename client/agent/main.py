@@ -9,7 +9,7 @@ import os
 import sys
 from datetime import datetime
 
-from client.agent.agent import Agent, listen_to_signals, nvml_of, obey_lines
+from client.agent.agent import Agent, listen_to_pauses, listen_to_signals, nvml_of, obey_lines
 from client.agent.hardware import Limits, find_devices
 from client.agent.prepared import worker_python
 from client.config import NodeConfig
@@ -47,6 +47,8 @@ async def _main(config: NodeConfig) -> None:
     env = AsyncioEnv()
     agent = Agent(config, env, write_line_to_stdout if config.attached else StatusPrinter().show)
     listen_to_signals(agent)
+    if not config.attached:
+        listen_to_pauses(agent)
     listener = asyncio.create_task(obey_lines(agent, await _standard_input())) if config.attached else None
     try:
         await agent.run()
@@ -116,12 +118,19 @@ def describe(status: Status) -> str:
             parts.append(_share(device.done_bytes, device.total_bytes))
     if status.state is AgentState.PREPARING and status.total_bytes:
         parts.append(_share(status.done_bytes, status.total_bytes))
-    said = [status.message, _when(status.pause) if status.pause is not None else ""]
+    said = [status.message, _finishing(status), _when(status.pause) if status.pause is not None else ""]
     return " · ".join([*parts, *(part for part in said if part)])
 
 
 def _share(done_bytes: int, total_bytes: int) -> str:
     return f"{100 * done_bytes // total_bytes // 10 * 10} % of {total_bytes / 1e6:.0f} MB"
+
+
+def _finishing(status: Status) -> str:
+    if status.leaves_at_s is None:
+        return ""
+    answers = "1 answer" if status.num_sessions == 1 else f"{status.num_sessions} answers"
+    return f"takes nothing new, finishes {answers} until {_clock_time(status.leaves_at_s)} at most"
 
 
 def _when(pause: PauseInfo) -> str:

@@ -97,11 +97,14 @@ class Verdict:
     detail: str = ""
     until_s: float | None = None
     resumes_at_s: float | None = None
+    after_answers: bool = False
+    """Whoever paused it by hand lets it finish what runs here."""
 
     @property
     def is_soft(self) -> bool:
         """Whether nothing that pauses the machine is in a hurry."""
-        return bool(self.reasons) and SOFT_REASONS.issuperset(self.reasons)
+        soft = SOFT_REASONS | {PauseReason.MANUAL} if self.after_answers else SOFT_REASONS
+        return bool(self.reasons) and soft.issuperset(self.reasons)
 
 
 LOOKING = Verdict(serve=False)
@@ -130,6 +133,8 @@ class PolicyState:
     """Reasons that do not count, and when each was last seen."""
     manual_until_s: float | None = None
     """None: not paused by hand. Infinity: until Resume."""
+    after_answers: bool = False
+    """The pause by hand is in no hurry."""
     last_held: Mapping[PauseReason, str] = field(default_factory=dict)
     last_held_s: float = -inf
     quiet_s: float = QUIET_S
@@ -345,6 +350,7 @@ def _pause(readings: Readings, rules: PauseRules, state: PolicyState, now_s: flo
         detail="; ".join(reasons[reason] for reason in PauseReason if reason in reasons),
         until_s=_finite(state.manual_until_s),
         resumes_at_s=_resumes_at_s(readings, rules, state, now_s),
+        after_answers=is_manual and state.after_answers,
     )
 
 
@@ -364,9 +370,10 @@ def _finite(value_s: float | None) -> float | None:
 # ---------------------------------------------------------------- what people say
 
 
-def pause(state: PolicyState, now_s: float, for_s: float | None) -> PolicyState:
-    """By hand, for so long; None: until `resume`."""
-    return replace(state, manual_until_s=inf if for_s is None else now_s + max(0.0, for_s))
+def pause(state: PolicyState, now_s: float, for_s: float | None, *, after_answers: bool = False) -> PolicyState:
+    """By hand, for so long; None: until `resume`. The last word counts, also on whether it is in a hurry."""
+    until_s = inf if for_s is None else now_s + max(0.0, for_s)
+    return replace(state, manual_until_s=until_s, after_answers=after_answers)
 
 
 def resume(state: PolicyState, now_s: float, *, anyway: bool) -> PolicyState:

@@ -57,6 +57,7 @@ def joined_status(core: AgentCore, pool_name: str, pids: Mapping[DeviceId, int])
     return Status(
         state=state,
         message=_message(core, state),
+        notice=_notice(core),
         pool_name=pool_name,
         devices=devices,
         num_sessions=core.switch.num_sessions,
@@ -70,6 +71,7 @@ def offline_status(core: AgentCore, pool_name: str, pids: Mapping[DeviceId, int]
     return Status(
         state=AgentState.CONNECTING,
         message=waiting_for if core.usable_devices else _problem(core) or "Starting the worker.",
+        notice=_notice(core),
         pool_name=pool_name,
         devices=tuple(_offline(device_status(device)) for device in core.devices.values()),
         num_tokens=core.num_tokens,
@@ -96,3 +98,7 @@ def _message(core: AgentCore, state: AgentState) -> str:
 
 def _problem(core: AgentCore) -> str:
     return next((device.message for device in core.devices.values() if device.message), "")
+
+
+def _notice(core: AgentCore) -> str:
+    return next((device.notice for device in core.devices.values() if device.notice), "")

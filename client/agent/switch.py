@@ -8,7 +8,7 @@ and counted; a gap (a lost frame) breaks the session, because its KV could never
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from client.agent.flow import Flow
@@ -40,6 +40,8 @@ class Leg:
     next: Hop
     shape: Shape
     next_position: int = 0
+    is_open: bool = False
+    """Its worker has said so."""
     has_gap: bool = False
     """Rows were lost, and that was reported: it can never be right again."""
     flow: Flow = field(default_factory=Flow)
@@ -130,6 +132,11 @@ class Switch:
     def num_sessions(self) -> int:
         return len(self._legs)
 
+    def waits_for(self, device_id: DeviceId) -> bool:
+        """Whether a session has not been opened there yet, or its rows have not come out again."""
+        legs = (leg for _, leg in self._all() if leg.device_id == device_id)
+        return any(leg.flow.is_waiting or not leg.is_open for leg in legs)
+
     @property
     def devices(self) -> set[DeviceId]:
         """The devices that have a part in some session."""
@@ -149,8 +156,12 @@ class Switch:
             raise IpcError(f"frame for link {link} of {len(self._links)}")
         return self._links[link]
 
-    def where(self, message: WhereAreRows, now_s: float) -> RowsAt | None:
-        """How far the session's rows have come through that stage; None if it is not open here in that epoch."""
+    def where(
+        self, message: WhereAreRows, now_s: float, silent_s: Callable[[DeviceId], float | None] = lambda _: None
+    ) -> RowsAt | None:
+        """How far the session's rows have come through that stage; None if it is not open here in that epoch.
+
+        `silent_s`: what is known of a device's worker."""
         legs = self._legs.get(SessionId(message.session_id), {}).values()
         leg = next((leg for leg in legs if (leg.stage, leg.epoch) == (message.stage, message.epoch)), None)
         if leg is None:
@@ -162,6 +173,7 @@ class Switch:
             leg.next_position,
             leg.flow.num_sent,
             leg.flow.waiting_s(now_s),
+            silent_s(leg.device_id),
         )
 
     def passed_on(self, device_id: DeviceId, data: bytes, now_s: float) -> None:

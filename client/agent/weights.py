@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.agent.quota import Kept, Room, to_evict
+from client.agent.quota import Kept, Room, disk_filled_up, to_evict
 from client.config import MAX_DISK_BYTES
-from client.errors import WeightsError
+from client.errors import DiskFullError, WeightsError
 from protocol.env import Access, Env, NetworkError
 from protocol.errors import ProtocolError
 from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, chunk_span, chunks_of, decode_manifest, manifest_hash
@@ -93,21 +93,25 @@ class WeightStore:
         Two devices that want parts of one model take turns: they share its files. Raises WeightsError."""
         folder = self._folder / digest
         try:
-            async with self._turns[digest]:
-                await self._fetch(mirror, folder, manifest, chunks_of(manifest, tensor_names), progress)
+            wanted = chunks_of(manifest, tensor_names)
         except ProtocolError as error:
             raise WeightsError("bad_plan", f"The worker asks for what the model does not have: {error}") from None
+        counter = _Counter(0, _num_bytes(manifest, wanted), progress)
+        try:
+            async with self._turns[digest]:
+                await self._fetch(mirror, folder, manifest, wanted, counter)
+        except DiskFullError as error:
+            raise error.out_of(counter.total) from None
         except OSError as error:
-            raise self._disk_error(digest, error) from None
+            raise self._disk_error(digest, error, counter.total - counter.done, counter.total) from None
         return folder
 
     # ------------------------------------------------------------ parts
 
     async def _fetch(
-        self, mirror: Source, folder: Path, manifest: Manifest, wanted: dict[int, list[int]], progress: Progress
+        self, mirror: Source, folder: Path, manifest: Manifest, wanted: dict[int, list[int]], counter: _Counter
     ) -> None:
         await self._note_use(folder)
-        counter = _Counter(0, _num_bytes(manifest, wanted), progress)
         try:
             async with self._room_turn:
                 missing = await self._make_room(folder, manifest, wanted)
@@ -128,7 +132,7 @@ class WeightStore:
         taken = {*in_use, *self._downloads}
         try:
             evicted = to_evict(kept, {*taken, digest}, _num_bytes(manifest, missing), room)
-        except WeightsError:
+        except DiskFullError:
             if in_use.count(digest) > 1:
                 raise
             evicted = to_evict(kept, taken - {digest}, _num_bytes(manifest, wanted), room)
@@ -193,9 +197,12 @@ class WeightStore:
         except FileNotFoundError:
             return False
 
-    def _disk_error(self, digest: str, error: OSError) -> WeightsError:
-        code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
-        return WeightsError(code, f"The weights cannot be kept in {self._folder / digest}: {error.strerror or error}.")
+    def _disk_error(self, digest: str, error: OSError, need_bytes: int = 0, wanted_bytes: int = 0) -> WeightsError:
+        """`need_bytes` were still to come, of `wanted_bytes` in all."""
+        folder = self._folder / digest
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return disk_filled_up(folder, need_bytes, self._env.disk.free_bytes(folder)).out_of(wanted_bytes)
+        return WeightsError("disk_failed", f"The weights cannot be kept in {folder}: {error.strerror or error}.")
 
     async def _fetch_file(
         self, mirror: Source, folder: Path, manifest: Manifest, want: Wanted, counter: _Counter

@@ -102,6 +102,11 @@ class Workers:
             worker.reason = reason
             worker.process.kill()
 
+    def cpu_s(self, device_id: DeviceId) -> float | None:
+        """What it has used of the processor; None if that is not known, or it is gone."""
+        worker = self._workers.get(device_id)
+        return None if worker is None else worker.process.cpu_s()
+
     async def kill_all(self) -> None:
         """End every worker at once and wait until they are gone: only then is their memory free.
 

@@ -15,6 +15,9 @@ ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
     "HF_DEACTIVATE_ASYNC_LOAD": "1",  # one tensor at a time: bounded memory, honest progress
     "TOKENIZERS_PARALLELISM": "false",
+    # Huge pages for what torch allocates on the CPU. A killed process's sockets close after its memory was freed
+    # (Linux, do_exit: exit_mm before exit_files), so that this is how long its death goes unnoticed.
+    "THP_MEM_ALLOC_ENABLE": "1",
 }
 """Set before torch and transformers are imported, which read it then. What is set already wins."""
 

@@ -59,6 +59,27 @@ class BatchBudget:
                 self.max_tokens, self._num_worked = min(self._full, 2 * self.max_tokens), 0
 
 
+class Shortage:
+    """Steps that found no memory, however small they were made."""
+
+    def __init__(self) -> None:
+        self._num_used_tokens: int | None = None
+        self._num_in_a_row = 0
+
+    def lacks(self, num_used_tokens: int) -> None:
+        """A part of this step did not fit, with so many tokens' room reserved; the most counts."""
+        self._num_used_tokens = max(self._num_used_tokens or 0, num_used_tokens)
+
+    def after_step(self) -> tuple[int, int] | None:
+        """(tokens reserved, how many such steps in a row), if the step did not fit."""
+        num_used_tokens, self._num_used_tokens = self._num_used_tokens, None
+        if num_used_tokens is None:
+            self._num_in_a_row = 0
+            return None
+        self._num_in_a_row += 1
+        return num_used_tokens, self._num_in_a_row
+
+
 @dataclass(frozen=True)
 class StepLayout:
     """Where a step's rows stand. `positions` and `slots` are int64 [rows], on the CPU, made when first asked for."""

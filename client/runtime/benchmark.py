@@ -13,15 +13,17 @@ from torch import Tensor
 
 from client.runtime.architecture import Architecture, read_architecture
 from client.runtime.batch import StepLayout, lay_out
-from client.runtime.cut import cut_class, meta_cut
+from client.runtime.cut import CutModel, cut_class, meta_cut
 from client.runtime.decode_graphs import BUCKETS, bucket_of
 from client.runtime.device import Device
 from client.runtime.kv_cache import BLOCK_TOKENS, KvTable
 from client.runtime.loading import materialise
+from client.runtime.packed_layers import check_packable
+from client.runtime.packed_loading import assemble, pack_cut
 from client.runtime.paged_forward import PagedForward
 from client.runtime.sampling import sample
 from client.runtime.stage import Stage, probe_shapes, run_cut
-from protocol.values import BatchTime, LayerBenchmark, Sampling
+from protocol.values import BatchTime, LayerBenchmark, Quantisation, Sampling
 
 CONTEXT_TOKENS = 128
 """Decode is timed with this much context behind each session."""
@@ -43,19 +45,31 @@ def measure_layers(
     batch_sizes: Sequence[int],
     num_prefill_tokens: int,
     between: Callable[[], None] = lambda: None,
+    quantisation: Quantisation | None = None,
 ) -> LayerBenchmark:
     """Median times of one layer from the middle of the model, and of its head. `between` is called now and then.
 
     Raises BadConfigError, UnsupportedArchitectureError, or what torch raises when the layer does not fit."""
     architecture = read_architecture(config_json)
+    if quantisation is not None:
+        check_packable(meta_cut(architecture, 0, architecture.num_layers))
     clock = StepClock(device, between)
-    layer = LayerTimer(architecture, dtype, device, clock, [*batch_sizes, 1])
+    middle = architecture.num_layers // 2
+    layer = LayerTimer(
+        random_cut(architecture, middle, middle + 1, dtype, device, quantisation),
+        dtype,
+        device,
+        clock,
+        [*batch_sizes, 1],
+    )
     decode = tuple(BatchTime(size, layer.decode_s(size)) for size in sorted(set(batch_sizes)))
     num_tokens = min(num_prefill_tokens, max(BLOCK_TOKENS, int(PREFILL_BUDGET_S / decode[0].layer_s)))
     prefill_s = layer.prefill_s(max(1, num_tokens)) / max(1, num_tokens)
     del layer  # its memory is needed for the head
     device.release_cached()
-    return LayerBenchmark(decode, prefill_s, head_s(architecture, dtype, device, clock))
+    num_layers = architecture.num_layers
+    head = random_cut(architecture, num_layers, num_layers, dtype, device, quantisation)
+    return LayerBenchmark(decode, prefill_s, head_s(head, dtype, device, clock))
 
 
 class StepClock:
@@ -82,15 +96,13 @@ class StepClock:
 
 
 class LayerTimer:
-    """One layer from the middle of a model, where families with a few dense layers at the start are past them."""
+    """One layer, with random weights: from the middle of a model, where families with a few dense layers at the start
+    are past them."""
 
     def __init__(
-        self, architecture: Architecture, dtype: torch.dtype, device: Device, clock: StepClock,
-        batch_sizes: Sequence[int],
-    ) -> None:  # fmt: skip
+        self, cut: CutModel, dtype: torch.dtype, device: Device, clock: StepClock, batch_sizes: Sequence[int]
+    ) -> None:
         self._clock = clock
-        middle = architecture.num_layers // 2
-        cut = random_cut(architecture, middle, middle + 1, dtype, device)
         token_bytes = sum(shape.num_elements for shape in probe_shapes(cut, dtype, device)) * dtype.itemsize
         num_tokens = max(batch_sizes) * (CONTEXT_TOKENS + BLOCK_TOKENS) + 4096
         sizes = sorted({bucket_of(size) or BUCKETS[-1] for size in batch_sizes})
@@ -126,10 +138,9 @@ class LayerTimer:
         return torch.randn(layout.num_rows, self._stage.hidden_size, dtype=torch.float32).to(self._stage.dtype)
 
 
-def head_s(architecture: Architecture, dtype: torch.dtype, device: Device, clock: StepClock) -> float:
-    """Final norm, lm_head and greedy sampling for one token: a cut without layers."""
-    cut = random_cut(architecture, architecture.num_layers, architecture.num_layers, dtype, device)
-    hidden = torch.randn(1, architecture.hidden_size, dtype=torch.float32).to(device.torch_device, dtype)
+def head_s(cut: CutModel, dtype: torch.dtype, device: Device, clock: StepClock) -> float:
+    """Final norm, lm_head and greedy sampling for one token, of a cut without layers."""
+    hidden = torch.randn(1, cut.architecture.hidden_size, dtype=torch.float32).to(device.torch_device, dtype)
     position = torch.zeros(1, dtype=torch.int64, device=device.torch_device)
 
     def step() -> None:
@@ -138,13 +149,25 @@ def head_s(architecture: Architecture, dtype: torch.dtype, device: Device, clock
     return clock.median_s(step)
 
 
-def random_cut(architecture: Architecture, start: int, stop: int, dtype: torch.dtype, device: Device) -> Any:
-    """Layers [start, stop) with random weights, loaded as if from a checkpoint."""
-    shapes = meta_cut(architecture, start, stop).model.state_dict()
+def random_cut(
+    architecture: Architecture, start: int, stop: int, dtype: torch.dtype, device: Device,
+    quantisation: Quantisation | None = None,
+) -> CutModel:  # fmt: skip
+    """Layers [start, stop) with random weights, loaded as if from a checkpoint; packed ones layer by layer."""
     pattern = torch.randn(PATTERN_LENGTH, generator=torch.Generator().manual_seed(0)) * 0.02
     pattern = pattern.to(device.torch_device, dtype)
-    tensors = {name: _RandomTensor(tuple(meta.shape), pattern) for name, meta in shapes.items()}
-    return materialise(cut_class(architecture, start, stop), architecture, tensors, dtype, device)
+
+    def cut(first: int, last: int) -> CutModel:
+        shapes = meta_cut(architecture, first, last).model.state_dict()
+        tensors = {name: _RandomTensor(tuple(meta.shape), pattern) for name, meta in shapes.items()}
+        return materialise(cut_class(architecture, first, last), architecture, tensors, dtype, device)
+
+    if quantisation is None:
+        return cut(start, stop)
+    if start == stop:
+        return pack_cut(cut(start, stop), quantisation)
+    pieces = [pack_cut(cut(index, index + 1), quantisation) for index in range(start, stop)]
+    return assemble(meta_cut(architecture, start, stop), pieces)
 
 
 class _RandomTensor:

@@ -10,8 +10,8 @@ from time import monotonic, perf_counter_ns
 import torch
 from torch import Tensor
 
-from client.ipc import EndSession, Sampled, SessionFailed, SessionStarted, StartSession
-from client.runtime.batch import BatchBudget, StepLayout, lay_out, plan_step
+from client.ipc import MAX_SENT_BYTES, EndSession, NoMemory, Sampled, SessionFailed, SessionStarted, StartSession
+from client.runtime.batch import BatchBudget, Shortage, StepLayout, lay_out, plan_step
 from client.runtime.errors import (
     BadTokenError,
     ChannelClosedError,
@@ -27,6 +27,7 @@ from client.runtime.errors import (
 from client.runtime.meter import WorkMeter
 from client.runtime.outbox import LinkGroups, Outbox
 from client.runtime.sampling import finish_reason, sample
+from client.runtime.send_log import SendLog
 from client.runtime.sessions import Rows, Session, SessionBook
 from client.runtime.stage import Stage
 from client.runtime.wire import WIRE_DTYPES, from_payload
@@ -53,14 +54,17 @@ class _Work:
 class Engine:
     """All sessions of one stage. `num_dropped` counts segments that nobody waited for, by reason; `meter` the work."""
 
-    def __init__(self, stage: Stage, outbox: Outbox, max_batch_tokens: int) -> None:
+    def __init__(
+        self, stage: Stage, outbox: Outbox, max_batch_tokens: int, max_sent_bytes: int = MAX_SENT_BYTES
+    ) -> None:
         self.num_dropped: Counter[FrameFault] = Counter()
         self.meter = WorkMeter()
-        self.sessions = SessionBook(stage.cache)
+        self.sessions = SessionBook(stage.cache, SendLog(max_sent_bytes))
         self._stage = stage
         self._outbox = outbox
         self._late: list[Sampled] = []
         self._budget = BatchBudget(max(1, max_batch_tokens))
+        self._shortage = Shortage()
 
     @property
     def has_work(self) -> bool:
@@ -176,6 +180,9 @@ class Engine:
             return
         work = [self._take(session_id, num_rows) for session_id, num_rows in takes]
         self._guarded(work)
+        lack = self._shortage.after_step()
+        if lack is not None:
+            self._outbox.send_message(NoMemory(*lack))
         if not self.has_work:
             self._send_late()
 
@@ -196,6 +203,8 @@ class Engine:
         if may_halve and _may_be_halved(work, fault):
             self._in_halves(work)
             return
+        if isinstance(fault, DeviceMemoryError):
+            self._shortage.lacks(self.sessions.num_reserved_tokens)
         for item in work:
             self._fail(item.session, fault)
 

@@ -5,7 +5,6 @@ Decoding reads every weight for a few rows. Each shape of weight is tried once, 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from itertools import islice
 
@@ -13,18 +12,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from client.runtime.decode_graphs import Recorder, time_s
-from client.runtime.errors import first_line
-
-_logger = logging.getLogger(__name__)
+from client.runtime.decode_graphs import Recorder
+from client.runtime.trial import MAX_TRIED, is_faster
 
 Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """F.linear by its signature: (hidden [..., depth], weight [columns, depth], bias) to [..., columns]."""
 FEW_ROWS = 16
 COLUMNS_MULTIPLE = 32
-MAX_TRIED = 8
-"""Weights of one shape that a trial goes through, so that they do not stay in the card's cache."""
-TOLERANCE = 0.01
 DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -90,15 +84,5 @@ def _is_faster(linears: list[FewRowsLinear], multiply: Multiply, num_rows: int, 
     def all_with(product: Multiply) -> Tensor:
         return [product(hidden, linear.weight, linear.bias) for linear in tried][-1]
 
-    try:
-        found, wanted = (all_with(product).float() for product in (multiply, F.linear))
-        if not float((found - wanted).norm()) <= TOLERANCE * float(wanted.norm()):
-            raise ValueError("its result is another")
-        own_s, library_s = (
-            time_s(recorder.record(lambda product=product: all_with(product)), recorder)  # type: ignore[misc]
-            for product in (multiply, F.linear)
-        )
-    except Exception as error:  # noqa: BLE001 - compilers raise anything; the library's product is always there
-        _logger.warning("no own product of %d rows with %s: %s", num_rows, tuple(weight.shape), first_line(error))
-        return False
-    return own_s < library_s
+    what = f"{num_rows} rows with {tuple(weight.shape)}"
+    return is_faster(lambda: all_with(multiply), lambda: all_with(F.linear), what, recorder)

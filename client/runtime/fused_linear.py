@@ -14,6 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from client.runtime.packed_layers import PackedLinear
+
+KINDS = (nn.Linear, PackedLinear)
+"""Exactly these: what is derived from them may compute something else."""
+
 
 @dataclass
 class _Seen:
@@ -41,7 +46,7 @@ class _Parts:
 class LeadingLinear(nn.Module):
     """In place of a group's first layer: the product with all weights."""
 
-    def __init__(self, product: nn.Linear, sizes: Sequence[int], parts: _Parts) -> None:
+    def __init__(self, product: nn.Module, sizes: Sequence[int], parts: _Parts) -> None:
         super().__init__()
         self.product = product
         self.sizes = list(sizes)
@@ -82,7 +87,7 @@ def watching(layers: Sequence[nn.Module]) -> Iterator[list[Group]]:
 
 def _watch(seen: _Seen) -> Iterator[Any]:
     for name, child in seen.parent.named_children():
-        if type(child) is nn.Linear:
+        if type(child) in KINDS:
 
             def note(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
                 seen.calls.append((name, args[0]))
@@ -107,22 +112,32 @@ def _groups(seen: _Seen) -> Iterator[Group]:
 
 def _is_alike(parent: nn.Module, names: Sequence[str]) -> bool:
     """Whether the layers' weights can stand in one matrix."""
-    linears = [parent.get_submodule(name) for name in names]
-    kinds = {(one.weight.dtype, one.weight.device, one.in_features, one.bias is None) for one in linears}
-    return len(kinds) == 1
+    return len({_kind(parent.get_submodule(name)) for name in names}) == 1
+
+
+def _kind(linear: Any) -> tuple[Any, ...]:
+    weight = linear.codes if isinstance(linear, PackedLinear) else linear.weight
+    kind = linear.kind if isinstance(linear, PackedLinear) else None
+    return kind, weight.dtype, weight.device, linear.in_features, linear.bias is None
 
 
 def fuse(group: Group) -> None:
     """Replace the group's layers. Needs the memory of its weights twice for a moment."""
     linears: list[Any] = [group.parent.get_submodule(name) for name in group.names]
     sizes = [linear.out_features for linear in linears]
-    with torch.device("meta"):
-        product = nn.Linear(linears[0].in_features, sum(sizes), bias=linears[0].bias is not None)
-    product.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
-    if linears[0].bias is not None:
-        product.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]), requires_grad=False)
+    product = PackedLinear.joined(linears) if isinstance(linears[0], PackedLinear) else _joined(linears)
     parts = _Parts()
     first, *others = group.names
     setattr(group.parent, first, LeadingLinear(product, sizes, parts))
     for name in others:
         setattr(group.parent, name, FollowingLinear(parts))
+
+
+def _joined(linears: Sequence[nn.Linear]) -> nn.Linear:
+    with torch.device("meta"):
+        num_columns = sum(linear.out_features for linear in linears)
+        product = nn.Linear(linears[0].in_features, num_columns, bias=linears[0].bias is not None)
+    product.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
+    if linears[0].bias is not None:
+        product.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]), requires_grad=False)
+    return product

@@ -53,18 +53,27 @@ def load_folder(
     """Load `layers` from a checkpoint folder. `on_progress` gets (bytes done, bytes in all).
 
     Raises BadConfigError, UnsupportedArchitectureError, BadWeightsError, or what torch raises when memory runs out."""
-    architecture = read_architecture(_read_config(folder))
+    architecture = read_architecture(read_config(folder))
     check_range(architecture, layers)
     checkpoint = Checkpoint.open(folder)
     try:
         plan = plan_tensors(meta_cut(architecture, layers.start, layers.stop), checkpoint.file_of)
-        progress = _Progress(sum(checkpoint.size_bytes(name) for name in plan), on_progress)
-        tensors = {inner: checkpoint.lazy(name, progress.add) for name, inner in plan.items()}
-        cut = materialise(cut_class(architecture, layers.start, layers.stop), architecture, tensors, dtype, device)
+        progress = Progress(sum(checkpoint.size_bytes(name) for name in plan), on_progress)
+        cut = load_cut(checkpoint, architecture, layers.start, layers.stop, (dtype, device), progress)
         progress.finish()
         return cut
     finally:
         checkpoint.close()
+
+
+def load_cut(
+    checkpoint: Checkpoint, architecture: Architecture, start: int, stop: int, place: tuple[torch.dtype, Device],
+    progress: Progress,
+) -> CutModel:  # fmt: skip
+    """Layers [start, stop) of an opened checkpoint, in the dtype and on the device that `place` names."""
+    plan = plan_tensors(meta_cut(architecture, start, stop), checkpoint.file_of)
+    tensors = {inner: checkpoint.lazy(name, progress.add) for name, inner in plan.items()}
+    return materialise(cut_class(architecture, start, stop), architecture, tensors, *place)
 
 
 def materialise(
@@ -99,7 +108,7 @@ def _check_complete(info: dict[str, Any]) -> None:
         raise BadWeightsError(name, f"its shape is {tuple(found)}, the configuration says {tuple(expected)}")
 
 
-def _read_config(folder: Path) -> str:
+def read_config(folder: Path) -> str:
     try:
         text = (folder / "config.json").read_text(encoding="utf-8")
         json.loads(text)
@@ -108,7 +117,9 @@ def _read_config(folder: Path) -> str:
     return text
 
 
-class _Progress:
+class Progress:
+    """Bytes read of those that are to be read; never more than these, though a tied embedding may be read twice."""
+
     def __init__(self, total_bytes: int, report: Callable[[int, int], None]) -> None:
         self._total = total_bytes
         self._done = 0
@@ -116,7 +127,7 @@ class _Progress:
         self._report = report
 
     def add(self, num_bytes: int) -> None:
-        self._done += num_bytes
+        self._done = min(self._total, self._done + num_bytes)
         if self._done - self._told >= PROGRESS_BYTES:
             self._tell()
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from client.ipc import MAX_SENT_BYTES
 from protocol.values import SessionId
 
-MAX_SESSION_BYTES = 64 * 2**20
-MAX_TOTAL_BYTES = 256 * 2**20
+SESSION_SHARE = 4
+"""One session gets a fourth of it all at most: 64 MiB of 256."""
 ROWS_PER_CHUNK = 64
 """Rows are slices of whole batches' tensors, which they keep alive: every so often they are copied out of them."""
 
@@ -60,9 +61,9 @@ class SentRows:
 class SendLog:
     """The rows of all sessions of a stage, each from its first row on or not at all."""
 
-    def __init__(self, max_session_bytes: int = MAX_SESSION_BYTES, max_total_bytes: int = MAX_TOTAL_BYTES) -> None:
-        self._max_session_bytes = max_session_bytes
+    def __init__(self, max_total_bytes: int = MAX_SENT_BYTES, max_session_bytes: int | None = None) -> None:
         self._max_total_bytes = max_total_bytes
+        self._max_session_bytes = max_total_bytes // SESSION_SHARE if max_session_bytes is None else max_session_bytes
         self._rows: dict[SessionId, SentRows] = {}
         """In the order in which their first rows came."""
         self.num_bytes = 0

@@ -95,8 +95,8 @@ class Session:
 class SessionBook:
     """All open sessions of a slice, and their places in the KV pool."""
 
-    def __init__(self, cache: KvCache) -> None:
-        self.sent = SendLog()
+    def __init__(self, cache: KvCache, sent: SendLog | None = None) -> None:
+        self.sent = sent or SendLog()
         self._cache = cache
         self._sessions: dict[SessionId, Session] = {}
         self._queue: dict[SessionId, None] = {}
@@ -111,6 +111,11 @@ class SessionBook:
     @property
     def has_waiting(self) -> bool:
         return any(session.waiting for session in self._sessions.values())
+
+    @property
+    def num_reserved_tokens(self) -> int:
+        """Of the KV room, by all open sessions."""
+        return self._cache.num_tokens - self._cache.num_free_tokens
 
     def open(self, start: StartSession) -> Session:
         """Open a session, ending an older epoch of it, or going on with what is to be kept of that.

@@ -14,9 +14,11 @@ import torch
 from client.ipc import (
     IPC_VERSION,
     AgentMessage,
+    AreYouThere,
     CommandFailed,
     EndSession,
     FramePacket,
+    Here,
     LayersMeasured,
     LoadProgress,
     LoadSlice,
@@ -31,10 +33,12 @@ from client.ipc import (
 )
 from client.runtime.benchmark import measure_layers
 from client.runtime.channel import Channel
+from client.runtime.cut import CutModel
 from client.runtime.device import DTYPES, Device
 from client.runtime.engine import Engine
 from client.runtime.errors import ChannelClosedError, NoSliceError, as_fault
 from client.runtime.loading import load_folder, plan_slice
+from client.runtime.packed_loading import load_packed
 from client.runtime.stage import Stage
 
 _logger = logging.getLogger(__name__)
@@ -64,6 +68,7 @@ class Worker:
             LoadSlice: lambda message: self._command(self._load, message),
             StartSession: self._start,
             EndSession: self._end,
+            AreYouThere: lambda message: self._channel.send_message(Here()),
             FramePacket: self._receive,
         }
 
@@ -105,7 +110,9 @@ class Worker:
         dtype = DTYPES[message.variant]
         sizes, num_tokens = message.batch_sizes, message.num_prefill_tokens
         return LayersMeasured(
-            measure_layers(message.config_json, dtype, self._device, sizes, num_tokens, self._channel.poll)
+            measure_layers(
+                message.config_json, dtype, self._device, sizes, num_tokens, self._channel.poll, message.quantisation
+            )
         )
 
     def _plan(self, message: PlanSlice) -> WorkerMessage:
@@ -117,10 +124,16 @@ class Worker:
             self._engine = None  # its memory is needed for the new slice
             self._device.release_cached()
         dtype = DTYPES[message.variant]
-        cut = load_folder(Path(message.folder), message.layers, dtype, self._device, self._progress)
+        cut = self._load_cut(message, dtype)
         stage = Stage(cut, message.max_kv_bytes, dtype, self._device)
-        self._engine = Engine(stage, self._channel, message.max_batch_tokens)
+        self._engine = Engine(stage, self._channel, message.max_batch_tokens, message.max_sent_bytes)
         return SliceLoaded(stage.cache.num_tokens, stage.weight_bytes, stage.can_truncate)
+
+    def _load_cut(self, message: LoadSlice, dtype: torch.dtype) -> CutModel:
+        folder, place = Path(message.folder), (dtype, self._device)
+        if message.quantisation is None:
+            return load_folder(folder, message.layers, *place, self._progress)
+        return load_packed(folder, message.layers, message.quantisation, place, self._progress)
 
     def _progress(self, done_bytes: int, total_bytes: int) -> None:
         self._channel.send_message(LoadProgress(done_bytes, total_bytes))

@@ -76,7 +76,7 @@ class ContributeButton(_BigButton):
 class PauseMenuButton(_BigButton):
     """A chevron that opens the menu. Drawn here: a style sheet takes an arrow from a file only."""
 
-    chosen = Signal(PauseChoice)
+    chosen = Signal(PauseChoice, bool)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -85,8 +85,15 @@ class PauseMenuButton(_BigButton):
         self.setProperty("menu", True)
         self.setFixedWidth(52)
         menu = PauseMenu("Pause", self)
-        menu.chosen.connect(self.chosen)
+        after = PauseMenu("After the current answers", menu, after_answers=True)
+        for choices in (menu, after):
+            choices.chosen.connect(self.chosen)
+        self._after = menu.addMenu(after)
         self.setMenu(menu)
+
+    def show_view(self, view: View) -> None:
+        self.setVisible(view.can_pause)
+        self._after.setVisible(view.can_finish)
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802 - Qt's name
         super().paintEvent(event)
@@ -115,4 +122,4 @@ class ButtonRow(QWidget):
 
     def show_view(self, view: View) -> None:
         self.button.show_view(view)
-        self.pause_menu.setVisible(view.can_pause)
+        self.pause_menu.show_view(view)

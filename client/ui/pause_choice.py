@@ -21,6 +21,10 @@ class PauseChoice(Enum):
     UNTIL_RESTART = "Until restart"
 
 
+AFTER_ANSWERS = tuple(choice for choice in PauseChoice if choice is not PauseChoice.UNTIL_RESTART)
+"""What a pause can be that waits for answers: an app that ends meanwhile comes back paused, whatever was chosen."""
+
+
 @dataclass(frozen=True, slots=True)
 class ManualPause:
     """`until_s` is seconds since 1970; None: until the volunteer resumes."""

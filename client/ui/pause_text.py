@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from client.status import PauseInfo
+from client.status import SOFT_LEAVE_S, PauseInfo, Status
 from client.ui.pause_choice import ManualPause
 from client.ui.text import MAX_SENTENCE_CHARACTERS, clean, format_duration, format_moment, format_point
 from protocol.pause import PauseReason
@@ -30,6 +30,7 @@ _GOES_ON = {
     PauseReason.HOT: "It goes on by itself once the GPU has cooled down.",
     PauseReason.HOURS: "It goes on by itself when they begin.",
 }
+LEAVING = "Leaving the pool and freeing your devices' memory."
 _MEMORY_IS_FREE = "Your devices' memory is free. The pool goes on without you."
 
 
@@ -57,6 +58,17 @@ def automatic_pause_sentence(pause: PauseInfo | None, now_s: float) -> str:
 def is_counting_down(pause: PauseInfo | None, now_s: float) -> bool:
     """The sentence changes by the second."""
     return pause is not None and pause.resumes_at_s is not None and pause.resumes_at_s - now_s <= _LONG_WAIT_S
+
+
+def finishing_sentence(status: Status, now_s: float) -> str:
+    """What a pause waits for, and for how long at most; a clock that was set meanwhile does not make it longer."""
+    if status.num_sessions <= 0:
+        return LEAVING
+    answers = "1 answer" if status.num_sessions == 1 else f"{status.num_sessions:,} answers"
+    if status.leaves_at_s is None:
+        return f"Finishing {answers}."
+    wait_s = min(SOFT_LEAVE_S, status.leaves_at_s - now_s)
+    return f"Finishing {answers}, at most {format_duration(wait_s)} more."
 
 
 def manual_pause_sentence(until_s: float | None, pause: ManualPause | None, now_s: float) -> str:

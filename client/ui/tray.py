@@ -26,7 +26,7 @@ class Tray(QObject):
     Qt puts a shown icon into a tray that comes back by itself (a panel or Explorer that was restarted)."""
 
     wished = Signal(Wish)
-    pause_chosen = Signal(PauseChoice)
+    pause_chosen = Signal(PauseChoice, bool)
     window_wished = Signal()
     history_wished = Signal()
     settings_wished = Signal()
@@ -42,6 +42,7 @@ class Tray(QObject):
         self._shown_icon: tuple[Icon, bool] | None = None
         self._menu = QMenu()
         self._pause = PauseMenu("Pause", self._menu)
+        self._finish = PauseMenu("Pause after the current answers", self._menu, after_answers=True)
         self._build_menu()
         self._icon: QSystemTrayIcon | None = None
         self._num_misses = 0
@@ -57,9 +58,10 @@ class Tray(QObject):
         self._add("Open DecentLLM", self.window_wished)
         self._switch = self._menu.addAction("Contribute GPU")
         self._switch.triggered.connect(lambda: self.wished.emit(self._wish))
-        self._menu.addMenu(self._pause)
-        self._pause.menuAction().setVisible(False)
-        self._pause.chosen.connect(self.pause_chosen)
+        for pause in (self._pause, self._finish):
+            self._menu.addMenu(pause)
+            pause.menuAction().setVisible(False)
+            pause.chosen.connect(self.pause_chosen)
         self._add("Why did it pause?", self.history_wished)
         self._add("Settings…", self.settings_wished)
         self._menu.addSeparator()
@@ -100,6 +102,7 @@ class Tray(QObject):
         self._switch.setVisible(view.wish is not Wish.PAUSE)
         self._switch.setEnabled(view.button_enabled)
         self._pause.menuAction().setVisible(view.can_pause)
+        self._finish.menuAction().setVisible(view.can_finish)
 
     def _show_icon(self, icon: QSystemTrayIcon, view: View) -> None:
         """Each of these goes over the session's bus: only what has changed."""

@@ -87,17 +87,21 @@ class View:
     wish: Wish
     can_pause: bool
     """The menu with times to pause for is there."""
+    can_finish: bool
+    """So is the one for pausing after the answers that run."""
     progress: Progress | None
     devices: tuple[DeviceView, ...]
     facts: tuple[Fact, ...]
     note: str
     reason: str
-    """Why it is paused, for the tray; empty otherwise."""
+    """Why it is paused, or what happened a while ago, for the tray; mostly empty."""
     tooltip: str
     plan: Plan | None = None
     """Shown before the first contribution, instead of devices and figures."""
     is_counting_down: bool = False
     """The sentence changes by the second."""
+    is_finishing: bool = False
+    """So does the tray's: it is half a minute at most."""
 
 
 _STATE_NAMES = {
@@ -138,8 +142,8 @@ _STATE_ICONS = {
 }
 _PHASE_HEADLINES = {
     Phase.STARTING: (Icon.BUSY, "Starting", ""),
-    Phase.PAUSING: (Icon.BUSY, "Pausing", "Leaving the pool and freeing your devices' memory."),
-    Phase.ENDING: (Icon.BUSY, "Pausing", "Leaving the pool and freeing your devices' memory."),
+    Phase.PAUSING: (Icon.BUSY, "Pausing", pause_text.LEAVING),
+    Phase.ENDING: (Icon.BUSY, "Pausing", pause_text.LEAVING),
     Phase.REPLACING: (Icon.BUSY, "Starting again", ""),
     Phase.RESTARTING: (Icon.ATTENTION, "Stopped unexpectedly", ""),
     Phase.LEAVING: (Icon.BUSY, "Leaving the pool", "The app closes as soon as the pool knows."),
@@ -148,8 +152,8 @@ _PHASE_HEADLINES = {
 """Where the wish is ahead of the agent, its last report is not the truth any more."""
 
 _WISH_IS_PAUSE = frozenset({Phase.STARTING, Phase.CONTRIBUTING, Phase.REPLACING, Phase.RESTARTING})
-_CAN_PAUSE = _WISH_IS_PAUSE | {Phase.PAUSING, Phase.PAUSED, Phase.FAILED}
-_WITH_DEVICES = frozenset({Phase.CONTRIBUTING, Phase.FAILED, Phase.PAUSING, Phase.PAUSED})
+_CAN_PAUSE = _WISH_IS_PAUSE | {Phase.FINISHING, Phase.PAUSING, Phase.PAUSED, Phase.FAILED}
+_WITH_DEVICES = frozenset({Phase.CONTRIBUTING, Phase.FAILED, Phase.FINISHING, Phase.PAUSING, Phase.PAUSED})
 _NOT_MARKUP = str.maketrans({"<": "(", ">": ")", "&": "+"})
 """Some desktops render a tray's tooltip as HTML (freedesktop's StatusNotifierItem allows markup in it)."""
 _WITH_BYTES = (AgentState.DOWNLOADING, AgentState.LOADING)
@@ -159,9 +163,11 @@ def view_of(snapshot: Snapshot, around: Surroundings = Surroundings()) -> View:
     said = _headline(snapshot, around)
     button_text, wish = _button(snapshot, said.icon)
     reason = _reason(snapshot, around)
+    notice = _notice(snapshot)
     subject = said.subject
     told = f". {reason}" if reason else f" of {subject}" if subject else ""
     is_idle = snapshot.phase is Phase.STOPPED and said.icon is Icon.IDLE
+    is_finishing = _is_finishing(snapshot)
     return View(
         icon=said.icon,
         headline=said.headline,
@@ -172,14 +178,16 @@ def view_of(snapshot: Snapshot, around: Surroundings = Surroundings()) -> View:
         button_enabled=snapshot.phase not in (Phase.LEAVING, Phase.ENDED),
         wish=wish,
         can_pause=snapshot.phase in _CAN_PAUSE or _is_resting(snapshot, around),
+        can_finish=snapshot.phase is Phase.CONTRIBUTING and snapshot.status.state is AgentState.SERVING,
         progress=_total_progress(snapshot),
         devices=_devices(snapshot),
         facts=_facts(snapshot),
-        note=_note(snapshot.num_garbage_lines),
-        reason=reason,
+        note=" ".join(part for part in (notice, _note(snapshot.num_garbage_lines)) if part),
+        reason=reason or notice,
         tooltip=f"DecentLLM: {said.headline}{told}".translate(_NOT_MARKUP),
         plan=around.plan if is_idle else None,
-        is_counting_down=_is_auto_paused(snapshot) and pause_text.is_counting_down(snapshot.status.pause, around.now_s),
+        is_counting_down=is_finishing or _is_counting_to_the_end(snapshot, around.now_s),
+        is_finishing=is_finishing,
     )
 
 
@@ -196,6 +204,8 @@ def _headline(snapshot: Snapshot, around: Surroundings) -> _Said:
     if phase in _PHASE_HEADLINES:
         icon, headline, sentence = _PHASE_HEADLINES[phase]
         return _Said(icon, headline, _with_restart(snapshot) or sentence)
+    if _is_finishing(snapshot):
+        return _Said(Icon.BUSY, "Pausing", pause_text.finishing_sentence(status, around.now_s))
     if _is_auto_paused(snapshot):
         return _auto_paused(status.pause, around.now_s)
     if phase is Phase.PAUSED or _is_resting(snapshot, around) or status.state is AgentState.PAUSED:
@@ -225,6 +235,16 @@ def _pause_end_s(pause: PauseInfo | None, around: Surroundings) -> float | None:
     return around.pause.until_s if around.pause is not None else None
 
 
+def _is_finishing(snapshot: Snapshot) -> bool:
+    """Nothing new is taken, as the volunteer wishes, or for a reason that is in no hurry."""
+    goes = snapshot.phase is Phase.CONTRIBUTING and snapshot.status.leaves_at_s is not None
+    return goes or snapshot.phase is Phase.FINISHING
+
+
+def _is_counting_to_the_end(snapshot: Snapshot, now_s: float) -> bool:
+    return _is_auto_paused(snapshot) and pause_text.is_counting_down(snapshot.status.pause, now_s)
+
+
 def _is_auto_paused(snapshot: Snapshot) -> bool:
     """The volunteer wants to contribute, and the agent has a reason not to."""
     status = snapshot.status
@@ -240,6 +260,8 @@ def _is_resting(snapshot: Snapshot, around: Surroundings) -> bool:
 
 
 def _reason(snapshot: Snapshot, around: Surroundings) -> str:
+    if _is_finishing(snapshot):
+        return pause_text.finishing_sentence(snapshot.status, around.now_s)
     if _is_auto_paused(snapshot):
         return pause_text.reason_of(snapshot.status.pause)
     is_paused = snapshot.phase is Phase.PAUSED or _is_resting(snapshot, around)
@@ -250,6 +272,8 @@ def _button(snapshot: Snapshot, icon: Icon) -> tuple[str, Wish]:
     is_paused = snapshot.status.state is AgentState.PAUSED
     if snapshot.phase is Phase.CONTRIBUTING and is_paused:
         return ("Contribute anyway" if _is_auto_paused(snapshot) else "Contribute GPU"), Wish.ANYWAY
+    if snapshot.phase is Phase.FINISHING:
+        return "Keep contributing", Wish.CONTRIBUTE
     if snapshot.phase in _WISH_IS_PAUSE:
         is_preparing = snapshot.phase is Phase.CONTRIBUTING and snapshot.status.state is AgentState.PREPARING
         return ("Cancel" if is_preparing else "Pause"), Wish.PAUSE
@@ -341,6 +365,10 @@ def _facts(snapshot: Snapshot) -> tuple[Fact, ...]:
         Fact("Answers in progress", f"{max(0, snapshot.status.num_sessions):,}"),
         Fact("Tokens served", f"{max(0, snapshot.num_tokens):,}"),
     )
+
+
+def _notice(snapshot: Snapshot) -> str:
+    return clean(snapshot.status.notice, MAX_SENTENCE_CHARACTERS) if snapshot.phase is Phase.CONTRIBUTING else ""
 
 
 def _note(num_garbage_lines: int) -> str:

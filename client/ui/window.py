@@ -27,7 +27,7 @@ class MainWindow(QWidget):
     """Says what the volunteer wants by signals, and shows what is true."""
 
     wished = Signal(Wish)
-    pause_chosen = Signal(PauseChoice)
+    pause_chosen = Signal(PauseChoice, bool)
     pool_chosen = Signal(JoinLink)
     history_wished = Signal()
     settings_wished = Signal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from coordinator.api.services import Services
 from coordinator.nodes import NodeView
 
 NUM_AUDIT_LINES = 100
+TROUBLES = ("hangs", "silent", "cut")
+LATE = ("wait", *TROUBLES, "unknown", "slow")
+"""What late answers turned out to be (coordinator/verdict.py), and moves away from what became slow."""
 
 
 class Records(NamedTuple):
@@ -41,6 +45,7 @@ async def overview(services: Services, plans: PlanBoard) -> dict[str, Any]:
         "browser_link": site.browser_link(),
         "pin": site.pin,
         "nodes": nodes_view(services, records.nodes),
+        "late": {what: services.hub.core.lateness.counts[what] for what in LATE},
         "models": models_view(services, known),
         "jobs": [asdict(job) for job in services.desk.jobs()],
         "invitations": [asdict(invitation) for invitation in records.invitations],
@@ -59,12 +64,13 @@ def nodes_view(services: Services, records: Iterable[NodeRecord]) -> list[dict[s
         for node_id, node in connected.items()
     ]
     draining = services.hub.core.scheduler.state.draining
+    troubles = services.hub.core.lateness.troubles
     gone = [
         _gone(record, now_s) | {"is_draining": node_id in draining}
         for node_id, record in known.items()
         if node_id not in connected
     ]
-    return here + gone
+    return [node | {"troubles": _troubles(troubles.get(node["node_id"]))} for node in here + gone]
 
 
 def models_view(services: Services, known: Iterable[KnownModel]) -> list[dict[str, Any]]:
@@ -96,6 +102,11 @@ def _facts(node_id: str, record: NodeRecord | None, node: NodeView | None, now_s
         "num_sessions": node.num_sessions if node else 0,
         "tokens_per_s": node.tokens_per_s if node else 0.0,
     }
+
+
+def _troubles(counted: Counter[str] | None) -> dict[str, int]:
+    """What was found of the node when answers were late, since the coordinator's start."""
+    return {what: counted[what] if counted else 0 for what in TROUBLES}
 
 
 def _gone(record: NodeRecord, now_s: float) -> dict[str, Any]:

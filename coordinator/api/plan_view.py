@@ -192,9 +192,10 @@ class _Names:
         )
 
     def _model(self, model: ModelPlan, message: str) -> ModelPlanView:
+        packed = model.facts.quantisation
         return ModelPlanView(
             name=model.facts.name,
-            variant=model.variant,
+            variant=f"{model.variant}, {packed} weights" if packed else model.variant,
             num_layers=model.facts.num_layers,
             num_replicas=model.num_replicas,
             wanted_tokens_per_s=model.wanted_tokens_per_s,

@@ -26,6 +26,10 @@ def model_facts(model: Model) -> ModelFacts:
         hidden_size=shape.hidden_size,
         active_numels=shape.active_numels,
         kv_numels=shape.kv_numels,
+        packed_layers=shape.packed_layers,
+        packed_embedding=shape.packed_embedding,
+        packed_head=shape.packed_head,
+        quantisation=model.manifest.quantisation,
     )
 
 

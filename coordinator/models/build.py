@@ -13,6 +13,7 @@ from coordinator.models.files import optional_json, regular_file
 from coordinator.models.safetensors_header import Header, read_header
 from coordinator.models.tokenizer import check_tokenizer_files
 from protocol.manifest import Manifest, ManifestFile, chunk_bytes_for, num_chunks
+from protocol.values import Quantisation
 
 INDEX_FILE = "model.safetensors.index.json"
 SMALL_FILES = ("config.json", INDEX_FILE)
@@ -54,7 +55,9 @@ def check_folder(folder: Path) -> CheckedFolder:
     return CheckedFolder(folder, config, files, headers)
 
 
-def build_manifest(checked: CheckedFolder, name: str, progress: Progress) -> Manifest:
+def build_manifest(
+    checked: CheckedFolder, name: str, progress: Progress, quantisation: Quantisation | None = None
+) -> Manifest:
     """Hash all files of a checked folder; reads every byte once. Raises BrokenModelError, OSError."""
     sizes = {file: path.stat().st_size for file, path in checked.files.items()}
     chunk_bytes = chunk_bytes_for(sizes.values())
@@ -72,6 +75,7 @@ def build_manifest(checked: CheckedFolder, name: str, progress: Progress) -> Man
         chunk_bytes=chunk_bytes,
         files=tuple(hasher.file(file, path, checked.headers.get(file)) for file, path in checked.files.items()),
         tensors=tuple(tensor for header in checked.headers.values() for tensor in header.tensors),
+        quantisation=quantisation,
     )
 
 

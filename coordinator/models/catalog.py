@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from coordinator.models.build import CheckedFolder, Progress, build_manifest, check_folder
-from coordinator.models.errors import BrokenModelError, ModelNotFoundError, shown
+from coordinator.models.errors import BrokenModelError, ModelNotFoundError, UnsupportedModelError, shown
 from coordinator.models.shape import ModelShape, model_shape
 from coordinator.models.sources import (
     Convert,
@@ -29,10 +29,12 @@ from coordinator.models.sources import (
     fetch_snapshot,
     resolve,
     run_converter,
+    split_quantisation,
 )
 from coordinator.models.tokenizer import ChatTokenizer
 from protocol.manifest import Manifest, ManifestError, decode_manifest, encode_manifest, manifest_hash
-from protocol.values import ManifestHash
+from protocol.quantisation import has_experts
+from protocol.values import ManifestHash, Quantisation
 
 _NOT_IN_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069<>\"'&]")
 """What the wire forbids (protocol.values.Name), and what would turn a line of text around or break it."""
@@ -62,6 +64,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     folder: str
     manifest_hash: str
     fingerprint: list[list[str | int]]
+    quantisation: Quantisation | None = None
 
 
 def no_progress(step: str, done_bytes: int, total_bytes: int) -> None:
@@ -78,33 +81,31 @@ class Catalog:
         self._convert = convert
 
     def add(self, spec: str, name: str | None = None, progress: Progress = no_progress) -> Model:
-        """Add what `spec` means (`sources.resolve`): a folder, a .gguf file or a hub id.
+        """Add what `spec` means (`sources.resolve`): a folder, a .gguf file or a hub id, each with `:int8` or `:int4`
+        behind it if its weights are to be packed.
 
         A model known under the same name is replaced. Raises ModelError, always with a sentence for people."""
+        spec, quantisation = split_quantisation(spec)
+        folder, own_name = self._folder(spec, progress)
+        suffix = f"-{quantisation}" if quantisation else ""
+        return self._make(folder, _clean_name(name or own_name, suffix if name is None else ""), progress, quantisation)
+
+    def _folder(self, spec: str, progress: Progress) -> tuple[Path, str]:
+        """Where the model lies, or is put by this, and what it is called there."""
         source = resolve(spec)
         if isinstance(source, FolderSource):
-            return self.add_folder(source.path, name, progress)
+            return source.path.absolute(), source.path.absolute().name
         if isinstance(source, GgufSource):
-            return self.add_gguf(source.path, name, progress)
-        return self.add_hub(source.repo_id, source.revision, name, progress)
-
-    def add_folder(self, folder: Path, name: str | None = None, progress: Progress = no_progress) -> Model:
-        """Add a folder with safetensors weights and a tokenizer. Raises ModelError."""
-        return self._make(folder.absolute(), _clean_name(name or folder.absolute().name), progress)
-
-    def add_hub(
-        self, repo_id: str, revision: str | None = None, name: str | None = None, progress: Progress = no_progress
-    ) -> Model:
-        """Download a model from the hub, if it is not in the hub library's cache yet, and add it. Raises ModelError."""
+            return self._converted_folder(source.path, progress), source.path.stem
         progress("downloading", 0, 0)
-        return self.add_folder(self._fetch(repo_id, revision), name or repo_id, progress)
+        return self._fetch(source.repo_id, source.revision).absolute(), source.repo_id
 
-    def add_gguf(self, path: Path, name: str | None = None, progress: Progress = no_progress) -> Model:
-        """Convert a GGUF file, if that has not been done yet, and add the result. Raises ModelError."""
+    def _converted_folder(self, path: Path, progress: Progress) -> Path:
+        """A GGUF file's, which is converted if that has not been done yet."""
         target = self._converted / _converted_name(path)
         if not target.exists():
             self._convert(path.absolute(), target, progress)
-        return self.add_folder(target, name or path.stem, progress)
+        return target.absolute()
 
     def names(self) -> list[str]:
         """Names of all models added, sorted."""
@@ -116,7 +117,7 @@ class Catalog:
         `name` is compared with the known names and is never part of a path."""
         for entry in self._known().values():
             if entry.name == name:
-                return self._make(Path(entry.folder), name, progress)
+                return self._make(Path(entry.folder), name, progress, entry.quantisation)
         known = ", ".join(self.names()) or "none yet"
         raise ModelNotFoundError(name, f"known models: {known}")
 
@@ -126,18 +127,19 @@ class Catalog:
             if entry.name == name:
                 shutil.rmtree(path)
 
-    def _make(self, folder: Path, name: str, progress: Progress) -> Model:
+    def _make(self, folder: Path, name: str, progress: Progress, quantisation: Quantisation | None) -> Model:
         path = self._entries / _key(name, str(folder))
         try:
             checked = check_folder(folder)
-            data = _cached_manifest(path, checked, name) or _encode(checked, name, progress)
+            cached = _cached_manifest(path, checked, name, quantisation)
+            data = cached or _encode(checked, name, progress, quantisation)
         except OSError as error:
             raise BrokenModelError(
                 Path(str(error.filename or folder)).name, f"it cannot be read ({error.strerror})"
             ) from None
         model = _model(checked, data)
         self.remove(name)
-        _write_entry(path, _Entry(name, str(folder), model.manifest_hash, checked.fingerprint()), data)
+        _write_entry(path, _Entry(name, str(folder), model.manifest_hash, checked.fingerprint(), quantisation), data)
         return model
 
     def _known(self) -> dict[Path, _Entry]:
@@ -154,18 +156,22 @@ def _model(checked: CheckedFolder, data: bytes) -> Model:
     return Model(manifest.name, checked.folder, manifest, data, manifest_hash(data), checked.files, shape)
 
 
-def _encode(checked: CheckedFolder, name: str, progress: Progress) -> bytes:
+def _encode(checked: CheckedFolder, name: str, progress: Progress, quantisation: Quantisation | None) -> bytes:
     ChatTokenizer.load(checked.folder)  # a catalog does not take what the pool could not serve
+    if quantisation and has_experts(t for header in checked.headers.values() for t in header.tensors):
+        raise UnsupportedModelError(name, f"a mixture of experts cannot be packed as {quantisation} yet")
     try:
-        return encode_manifest(build_manifest(checked, name, progress))
+        return encode_manifest(build_manifest(checked, name, progress, quantisation))
     except ManifestError as error:
         raise BrokenModelError(checked.folder.name, f"{error.field}: {error.detail}") from None
 
 
-def _cached_manifest(path: Path, checked: CheckedFolder, name: str) -> bytes | None:
+def _cached_manifest(path: Path, checked: CheckedFolder, name: str, quantisation: Quantisation | None) -> bytes | None:
     """The manifest made before, if it is of these very files and of this name."""
     entry = _read_entry(path / "entry.json")
-    if entry is None or entry.name != name or entry.fingerprint != checked.fingerprint():
+    if entry is None or (entry.name, entry.quantisation) != (name, quantisation):
+        return None
+    if entry.fingerprint != checked.fingerprint():
         return None
     try:
         data = (path / "manifest.json").read_bytes()
@@ -205,8 +211,8 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _clean_name(name: str) -> str:
-    cleaned = _NOT_IN_NAME.sub("_", name)[:64]
+def _clean_name(name: str, suffix: str) -> str:
+    cleaned = _NOT_IN_NAME.sub("_", name)[: 64 - len(suffix)] + suffix
     if not cleaned.strip():
         raise ModelNotFoundError(shown(name), "a model's name cannot be empty")
     return cleaned

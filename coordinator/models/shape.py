@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from coordinator.models.active import active_numels, kv_numels
 from protocol.manifest import Manifest, Part, has_own_head, parts_of
+from protocol.quantisation import NOTHING, Packed, packed_as
 from protocol.values import LayerRange
 
 
@@ -27,6 +28,10 @@ class ModelShape:
     kv_numel_per_token: int
     active_numels: tuple[int, ...] = ()
     kv_numels: tuple[int, ...] = ()
+    packed_layers: tuple[Packed, ...] = ()
+    """Per layer, what is in fewer bits (empty: nothing), as in the two ends."""
+    packed_embedding: Packed = NOTHING
+    packed_head: Packed = NOTHING
 
     @property
     def numel(self) -> int:
@@ -44,10 +49,13 @@ def model_shape(manifest: Manifest, kv_numel_per_token: int) -> ModelShape:
     """Sizes by the manifest's tensors; raises ManifestError if they do not have the layers it claims."""
     parts = parts_of(manifest)
     numel: dict[int | Part, int] = dict.fromkeys(Part, 0)
+    packed: dict[int | Part, Packed] = dict.fromkeys(Part, NOTHING)
     for tensor in manifest.tensors:
         part = parts[tensor.name]
         numel[part] = numel.get(part, 0) + tensor.numel
-    tied = 0 if has_own_head(manifest) else numel[Part.EMBEDDING]
+        packed[part] = packed.get(part, NOTHING) + packed_as(tensor, part, manifest.quantisation)
+    is_tied = not has_own_head(manifest)
+    tied = numel[Part.EMBEDDING] if is_tied else 0
     return ModelShape(
         num_layers=manifest.num_layers,
         hidden_size=manifest.hidden_size,
@@ -59,4 +67,7 @@ def model_shape(manifest: Manifest, kv_numel_per_token: int) -> ModelShape:
         kv_numel_per_token=kv_numel_per_token,
         active_numels=active_numels(manifest),
         kv_numels=kv_numels(manifest),
+        packed_layers=tuple(packed[layer] for layer in range(manifest.num_layers)) if manifest.quantisation else (),
+        packed_embedding=packed[Part.EMBEDDING],
+        packed_head=packed[Part.HEAD] + (packed[Part.EMBEDDING] if is_tied else NOTHING),
     )

@@ -18,6 +18,7 @@ from coordinator.models.errors import (
     UnsupportedModelError,
     shown,
 )
+from protocol.values import Quantisation
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
 NOT_HUB_FILES = ["*/*", "consolidated*.safetensors"]
@@ -46,6 +47,15 @@ class GgufSource:
 class HubSource:
     repo_id: str
     revision: str | None
+
+
+def split_quantisation(spec: str) -> tuple[str, Quantisation | None]:
+    """What `SPEC:int8` and `SPEC:int4` mean: the model that SPEC means, with its weights packed so by the nodes. A file
+    or folder whose own name ends so is meant first."""
+    source, _, word = spec.rpartition(":")
+    if not source or word not in set(Quantisation) or _existing(spec) is not None:
+        return spec, None
+    return source, Quantisation(word)
 
 
 def resolve(spec: str) -> FolderSource | GgufSource | HubSource:

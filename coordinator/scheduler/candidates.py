@@ -36,7 +36,7 @@ MANY = 8
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A request in the index' terms. `penalties_s` are added to these devices' costs; those in `kept` hold the
-    request's KV already."""
+    request's KV already. `for_itself`: what it costs others does not count."""
 
     num_new_tokens: float
     num_prompt_tokens: float
@@ -44,6 +44,7 @@ class Ask:
     avoid: frozenset[DeviceKey] = frozenset()
     penalties_s: tuple[tuple[DeviceKey, float], ...] = ()
     kept: frozenset[DeviceKey] = frozenset()
+    for_itself: bool = False
 
 
 class Run(NamedTuple):
@@ -95,18 +96,28 @@ class StageTime:
     speed: Speed
     work: float
     last: bool
+    up_s: float = 0.0
+    """Of one row on its node's uplink; 0 for the last stage, which sends a token only."""
 
     def times_s(self, load: Load, num_requests: int) -> tuple[float, float]:
         """Seconds of one more request's decode row under that load, and of one of its prompt tokens; always finite.
 
-        Prompts share what time there is with other prompts."""
+        Prompts share what time there is with other prompts. What a row waits for the uplink is part of both; its own
+        time there is the hop's."""
         prompt_s = self.work * self.speed.prefill_s
         free_share, others = 1.0 - load.prompt_tokens_per_s * prompt_s, load
         if free_share < MIN_FREE_SHARE:
             free_share, others = MIN_FREE_SHARE, Load(load.rows_per_s, (1.0 - MIN_FREE_SHARE) / prompt_s)
         trip_s = num_requests / load.rows_per_s if num_requests and load.rows_per_s > 0.0 else math.inf
         token_s = response_s(self.speed, self.work, others, last=self.last, num_others=num_requests, trip_s=trip_s)
-        return token_s, prompt_s / free_share
+        wait_s = self.uplink_wait_s(load, num_requests)
+        return token_s + wait_s, prompt_s / free_share + wait_s
+
+    def uplink_wait_s(self, load: Load, num_requests: int) -> float:
+        """A row's wait while others' rows go up the line: as in a queue of one server (M/M/1), and never for more than
+        one row of each."""
+        busy = min((load.rows_per_s + load.prompt_tokens_per_s) * self.up_s, 1.0 - MIN_FREE_SHARE)
+        return self.up_s * min(busy / (1.0 - busy), num_requests)
 
     def others_loss_s(self, token_s: float, load: Load, num_requests: int) -> float:
         """By how much all other requests' rows together take longer for one request more.
@@ -124,11 +135,13 @@ class StageTime:
         return self.speed.step_time_s(self.work, 1, last=self.last)
 
 
-def stage_time(device: Device, model: ModelCost) -> StageTime:
+def stage_time(device: Device, model: ModelCost, upload_bytes_per_s: float = math.inf) -> StageTime:
     """As measured, corrected by what its live work has shown."""
     assert device.layers is not None, "a candidate has layers"
     speed = device_speed(device, model.facts.manifest_hash)
-    return StageTime(speed, model.work_of(device.layers), device.layers.stop == model.num_layers)
+    is_last = device.layers.stop == model.num_layers
+    up_s = 0.0 if is_last else model.hidden_bytes / upload_bytes_per_s
+    return StageTime(speed, model.work_of(device.layers), is_last, up_s)
 
 
 class Candidates:
@@ -142,9 +155,9 @@ class Candidates:
         """Changes with membership: who holds which slice."""
         self._links = links
         self._spare: list[int] = []
-        self._stages: dict[int, tuple[LayerBenchmark, float, StageTime]] = {}
-        self._fixed = np.zeros((3, 16))
-        """Of a decode step, of a row in it, and of a prompt token: seconds for the device's layers."""
+        self._stages: dict[int, tuple[LayerBenchmark, float, float, StageTime]] = {}
+        self._fixed = np.zeros((4, 16))
+        """Of a decode step, of a row in it, of a prompt token, and of a row on the uplink: seconds."""
         self._now = np.zeros((3, 16))
         """See `times_s`."""
         self._whole: Groups | None = None
@@ -248,17 +261,19 @@ class Candidates:
     def _stage(self, slot: int, device: Device) -> StageTime:
         """Looking a speed up by its benchmark takes longer than all else here, so it is kept while that is the same."""
         benchmark = device.benchmarks[self.model.facts.manifest_hash]
+        upload = self._links.upload(int(self._rows[slot]))
         kept = self._stages.get(slot)
-        if kept is None or kept[0] is not benchmark or kept[1] != device.slowdown:
-            stage = stage_time(device, self.model)
-            self._stages[slot] = kept = (benchmark, device.slowdown, stage)
+        if kept is None or kept[0] is not benchmark or kept[1] != device.slowdown or kept[2] != upload:
+            stage = stage_time(device, self.model, upload)
+            self._stages[slot] = kept = (benchmark, device.slowdown, upload, stage)
             self._now[2, slot] = stage.idle_token_s()
             self._fixed[:, slot] = (
                 stage.speed.step_time_s(stage.work, 0, last=stage.last),
                 stage.work * stage.speed.row_s,
                 stage.work * stage.speed.prefill_s,
+                stage.up_s,
             )
-        return kept[2]
+        return kept[3]
 
     def drop(self, key: DeviceKey) -> None:
         """Harmless for one that is not here."""
@@ -303,7 +318,7 @@ class Candidates:
     def costs(self, ask: Ask, among: Ints | None = None) -> Floats:
         """Seconds that the request would spend at each device (all slots, or these); inf where it has no room."""
         pick = slice(0, len(self.devices)) if among is None else among
-        token, prompt = self._times[:, pick]
+        token, prompt = (self._now[:2] if ask.for_itself else self._times)[:, pick]
         costs = ask.num_new_tokens * token + self.prompt_weight(ask.num_prompt_tokens) * prompt
         costs[self._rooms[pick] < ask.num_reserved_tokens] = np.inf
         if ask.avoid or ask.penalties_s or ask.kept:
@@ -408,9 +423,9 @@ def _distances(links: LinkMap, rows: Ints, region: Ints) -> tuple[Floats, Floats
 def _times_under_load(
     fixed: Floats, rows_per_s: Floats, prompts_per_s: Floats, num_requests: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """StageTime.times_s and others_loss_s of many devices: arrays [n], `fixed` is [3, n]. See there, and
+    """StageTime.times_s and others_loss_s of many devices: arrays [n], `fixed` is [4, n]. See there, and
     cost.response_s."""
-    step_s, row_s, prompt_s = fixed
+    step_s, row_s, prompt_s, up_s = fixed
     num = num_requests + ONE_MORE
     share = np.divide(1.0, num, out=np.zeros_like(num), where=num > 0.0)
     more = 1.0 + ONE_MORE * share[0]
@@ -421,8 +436,11 @@ def _times_under_load(
     step = np.minimum(step, np.divide(step_s + row_s, slack, out=step.copy(), where=slack > 0.0))
     busy = rows * step
     token_s = step * (1.0 + np.maximum(1.0 - busy * share, 0.0) * np.minimum(busy, 1.0) / 2.0)
+    sent = np.minimum((rows + prompts_per_s * more) * up_s, 1.0 - MIN_FREE_SHARE)
+    waits_s = up_s * np.minimum(sent / (1.0 - sent), num)
+    token_s += waits_s
     loss_s = num_requests * np.maximum(token_s[1] - token_s[0], 0.0)
-    return token_s[0], prompt_s / free[0], loss_s
+    return token_s[0], prompt_s / free[0] + waits_s[0], loss_s
 
 
 def held_by(candidates: Candidates, keys: Iterable[DeviceKey]) -> Ints:

@@ -40,6 +40,16 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Nothing has been heard of what the device was to do: it is not waited for any more, and tried again later.
+    `generation` 0: it was to measure."""
+
+    device: DeviceKey
+    generation: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChainStage:
     device: DeviceKey
     generation: int
@@ -52,6 +62,15 @@ class StartChain:
 
     session_id: SessionId
     chain: tuple[ChainStage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartHedge:
+    """The running request may have this chain beside its own; `ttft_s` is forecast until its first token."""
+
+    session_id: SessionId
+    chain: tuple[ChainStage, ...]
+    ttft_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +90,4 @@ class LetGo:
     session_id: SessionId
 
 
-Command = Measure | MeasureLinks | Assign | Release | StartChain | LetGo | RefuseRequest
+Command = Measure | MeasureLinks | Assign | Release | GiveUp | StartChain | StartHedge | LetGo | RefuseRequest

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
 from coordinator.scheduler.state import ITEM_BYTES, Device, Load, ModelFacts
+from protocol.quantisation import NOTHING, Packed
 from protocol.values import MEMORY_FOR_ACTIVATIONS, LayerBenchmark, LayerRange, Variant
 
 MIN_KV_TOKENS = 4096
@@ -65,7 +66,12 @@ class ModelCost:
     @cached_property
     def weights(self) -> tuple[float, ...]:
         """Bytes of the layers before layer i, for i = 0 ... num_layers; without embedding and head."""
-        return tuple(accumulate((n * self.weight_item_bytes for n in self.facts.layer_numels), initial=0.0))
+        numels = self.facts.layer_numels
+        packed = self.facts.packed_layers or (NOTHING,) * len(numels)
+        return tuple(accumulate(map(self._bytes, numels, packed), initial=0.0))
+
+    def _bytes(self, numel: int, packed: Packed) -> float:
+        return packed.num_bytes + (numel - packed.numel) * self.weight_item_bytes
 
     @cached_property
     def work(self) -> tuple[float, ...]:
@@ -76,11 +82,11 @@ class ModelCost:
 
     @cached_property
     def embedding_bytes(self) -> float:
-        return self.facts.embedding_numel * self.weight_item_bytes
+        return self._bytes(self.facts.embedding_numel, self.facts.packed_embedding)
 
     @cached_property
     def head_bytes(self) -> float:
-        return self.facts.head_numel * self.weight_item_bytes
+        return self._bytes(self.facts.head_numel, self.facts.packed_head)
 
     @cached_property
     def hidden_bytes(self) -> int:
@@ -215,17 +221,20 @@ def place(device: Device, model: ModelFacts, *, first: bool, last: bool) -> Plac
     cost = model_cost(model, device.spec.variant)
     usable = usable_bytes(device) - cost.embedding_bytes * first - cost.head_bytes * last
     fitting = max(0, int(usable // _layer_bytes(cost)))
-    limit = device.spec.max_layers if device.spec.max_layers is not None else model.num_layers
+    limit = device.max_layers(model.manifest_hash)
     head_s = device.benchmarks[model.manifest_hash].head_s if last else 0.0
-    return Place(device, min(fitting, limit, model.num_layers), device.layer_time_s(model.manifest_hash), head_s)
+    most = min(fitting, model.num_layers if limit is None else limit, model.num_layers)
+    return Place(device, most, device.layer_time_s(model.manifest_hash), head_s)
 
 
 def memory_for(model: ModelFacts, variant: Variant, num_layers: int) -> int:
-    """The least memory, in bytes, with which a device can hold that many layers anywhere in a pipeline of two or more.
+    """The least memory, in bytes, with which a device can hold that many layers anywhere in a pipeline: with one end's
+    own part, or with both if it is all layers.
 
     The reverse of `place`: for demos and tests that make one machine play several small ones."""
     cost = model_cost(model, variant)
-    ends_bytes = max(cost.embedding_bytes, cost.head_bytes)
+    ends = (cost.embedding_bytes, cost.head_bytes)
+    ends_bytes = sum(ends) if num_layers >= model.num_layers else max(ends)
     return math.ceil((ends_bytes + num_layers * _layer_bytes(cost)) / (1 - MEMORY_FOR_ACTIVATIONS)) + 1
 
 

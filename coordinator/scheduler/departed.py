@@ -70,7 +70,7 @@ class Departed:
             before = old.get(device.key.device_id)
             if before is not None and _hardware(before.spec) == _hardware(device.spec):
                 device.benchmarks = before.benchmarks
-                device.last = before.last
+                device.last, device.lacking_bytes, device.earlier = before.last, before.lacking_bytes, before.earlier
                 device.generation = max(device.generation, before.generation)
                 device.slowdown = before.slowdown
                 device.fetch_bytes_per_s = before.fetch_bytes_per_s

@@ -11,16 +11,19 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from coordinator.scheduler.candidates import suspect
-from coordinator.scheduler.commands import ChainStage, Command, LetGo, RefuseRequest, StartChain
+from coordinator.scheduler.chains import chain_of, running_of
+from coordinator.scheduler.commands import Command, LetGo, StartChain, StartHedge
 from coordinator.scheduler.cost import Workload
 from coordinator.scheduler.fair_queue import MAX_PASSED, FairQueue, Place
+from coordinator.scheduler.hedged import HedgedRoom
 from coordinator.scheduler.kept import KEEP_S, KeptRoom
 from coordinator.scheduler.policy import Route, Router, RouteRequest, SchedulerConfig
 from coordinator.scheduler.queue_forecast import QueueForecast, QueuePlace
+from coordinator.scheduler.refusals import queue_full, too_late
 from coordinator.scheduler.room import IdleRoom
 from coordinator.scheduler.state import Device, DeviceKey, DeviceState, Load, Running, State, Waiting
 from protocol.values import SessionId, Variant
@@ -31,7 +34,6 @@ ALWAYS_WAITING = 16
 WAIT_SHARE = 0.2
 """Of the bound on the time to the first token: so long may the expected wait be. Where people have to wait, chains are
 so full that the prompt takes most of the bound (4 to 6 s of 10 in the simulator's overloaded pools)."""
-MAX_RETRY_AFTER_S = 60.0
 MAX_TRIES = 3
 """Waiting requests per model that may find no chain before the others are left for the next time."""
 RETRY_S = 0.5
@@ -40,9 +42,6 @@ FULL_S = 5.0
 """A device that was found full gets nothing new for so long; what it still kept for others is mostly gone by then."""
 SURELY = 0.5
 """A deadline cannot be met if even this share of the expected wait is beyond it."""
-LOAD_STEP = 2.0**-20
-"""Loads are whole multiples of this. Sums of such floats are exact, so that an idle device's load is exactly zero."""
-MAX_ROWS_PER_S, MAX_PROMPT_TOKENS_PER_S = 2.0**20, 2.0**24
 NOBODY: frozenset[DeviceKey] = frozenset()
 
 
@@ -54,21 +53,13 @@ class KnowsWorkload(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A route, and whether it would be slower per token than the bound only because of what runs there now."""
-
-    route: Route
-    is_crowded: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Stuck:
     """What was found when waiting requests of a model were tried last, good as long as no device is better off."""
 
     as_of: object
     at_s: float
     least_tokens: float
-    """Of those for whom there was no room; 0: the chains are crowded, so that nobody is to start."""
+    """Of those for whom there was no room."""
 
 
 class Dispatcher:
@@ -87,6 +78,7 @@ class Dispatcher:
         self._sessions_on: defaultdict[DeviceKey, dict[SessionId, None]] = defaultdict(dict)
         self._sessions_of: defaultdict[str, dict[SessionId, None]] = defaultdict(dict)
         self._kept = KeptRoom(state, self._reserve)
+        self._hedged = HedgedRoom(state, self._count_all)
         self.room = IdleRoom(state)
         self._stuck: dict[str, _Stuck] = {}
         self._num_better = 0
@@ -197,7 +189,42 @@ class Dispatcher:
         if found is None:
             return []
         self.free(waiting.session_id)
-        return [self._start(waiting, found.route, now_s)]
+        return [self._start(waiting, found, now_s)]
+
+    def has_no_room_for_hedges(self, waiting: Waiting) -> bool:
+        """As many as may be there are, or others wait for room."""
+        return self._hedged.is_spent or bool(len(self._queues[waiting.manifest_hash]))
+
+    def hedge(self, waiting: Waiting, ttft_limit_s: float, tpot_limit_s: float, now_s: float) -> list[Command]:
+        """A second chain for a running request; not where it would be crowded."""
+        running = self._state.running.get(waiting.session_id)
+        if running is None:
+            return []
+        request = replace(self._request(waiting, waiting.avoid | self._hedged.own_nodes(running)), kept=NOBODY)
+        routes = [self._router.route(request, variant, now_s) for variant in Variant]
+        worth = [route for route in routes if self._hedged.is_worth_it(route, ttft_limit_s, tpot_limit_s)]
+        best = min(filter(None, worth), key=lambda route: route.tpot_s, default=None)
+        if best is None or self._is_crowded(best):
+            return []
+        self._hedged.start(waiting.session_id, running_of(waiting, best, now_s))
+        return [StartHedge(waiting.session_id, chain_of(best.devices), best.ttft_s)]
+
+    def hedge_ended(self, session_id: SessionId, has_won: bool, now_s: float) -> None:
+        """One chain is left: the second one takes the place of the first if it has won."""
+        self._now_s = now_s
+        hedge = self._hedged.take(session_id)
+        if has_won and hedge is not None:
+            self.free(session_id)
+            self._run(session_id, hedge, now_s)
+        self._num_better += 1
+
+    def hedge_takes_over(self, session_id: SessionId, now_s: float) -> list[Command]:
+        """The request starts again over its second chain; nothing if it has none."""
+        hedge = self._state.hedges.get(session_id)
+        if hedge is None:
+            return []
+        self.hedge_ended(session_id, True, now_s)
+        return [StartChain(session_id, chain_of(self._state.devices[key] for key in hedge.devices))]
 
     def let_go(self, now_s: float) -> list[Command]:
         """Who still waits has kept others from this room for long enough."""
@@ -205,6 +232,11 @@ class Dispatcher:
 
     def free(self, session_id: SessionId) -> None:
         """It neither waits nor runs now, and nothing is kept for it."""
+        self._hedged.take(session_id)
+        self._leave(session_id)
+
+    def _leave(self, session_id: SessionId) -> None:
+        """The same, but for its second chain."""
         self._kept.release(session_id)
         waiting = self._state.waiting.pop(session_id, None)
         if waiting is not None:
@@ -218,9 +250,10 @@ class Dispatcher:
 
         Until then what they have reserved elsewhere stays so: the nodes there have not been told yet."""
         self._kept.lost(devices)
+        self._hedged.lost(devices)
         for session_id in {s: None for key in devices for s in self._sessions_on.get(key, ())}:
             running = self._state.running[session_id]
-            self.free(session_id)
+            self._leave(session_id)
             self._kept.keep(session_id, [key for key in running.devices if key not in devices], running.num_tokens)
 
     def drop_model(self, manifest_hash: str) -> list[SessionId]:
@@ -288,16 +321,15 @@ class Dispatcher:
         starts: list[tuple[StartChain, list[Place]]] = []
         passed: list[Place] = []
         num_tries = 0
-        for place in queue.order() if too_large > 0.0 else ():
+        for place in queue.order():
             waiting = place.waiting
             if waiting.num_tokens < too_large or waiting.session_id in self._state.kept:
                 found = self._find(waiting, now_s)
-                if found is not None and found.is_crowded:
-                    return starts, 0.0  # others would be as slow
                 if found is not None:
-                    starts.append((self._start(waiting, found.route, now_s), list(passed)))
+                    starts.append((self._start(waiting, found, now_s), list(passed)))
                     continue
-                too_large, num_tries = min(too_large, waiting.num_tokens), num_tries + 1
+                if now_s >= waiting.return_at_s:  # who may not return yet says nothing of the room there is
+                    too_large, num_tries = min(too_large, waiting.num_tokens), num_tries + 1
             passed.append(place)
             if num_tries >= MAX_TRIES or self._blocks(model, place):
                 break
@@ -314,7 +346,7 @@ class Dispatcher:
             if waiting is not None and waiting.deadline_at_s is not None and waiting.deadline_at_s <= now_s:
                 over.append(waiting)
                 self.free(waiting.session_id)
-        return [_too_late(waiting, None) for waiting in over]
+        return [too_late(waiting, None) for waiting in over]
 
     def _turned_away(self, waiting: Waiting, now_s: float) -> list[Command]:
         """One that surely waits in vain, or the newest of whoever fills the queue."""
@@ -324,12 +356,12 @@ class Dispatcher:
         wait_s = self._wait_of(waiting) if waiting.deadline_at_s is not None else None
         if wait_s is not None and waiting.deadline_at_s is not None and now_s + SURELY * wait_s > waiting.deadline_at_s:
             self.free(waiting.session_id)
-            return [_too_late(waiting, wait_s)]
+            return [too_late(waiting, wait_s)]
         is_full = len(queue) > MAX_WAITING or self._is_hopeless(waiting, len(queue))
         surplus = queue.one_too_many() if is_full else None
         if surplus is None:
             return []
-        refusal = _queue_full(surplus.session_id, len(queue) - 1, self._wait_of(surplus))
+        refusal = queue_full(surplus.session_id, len(queue) - 1, self._wait_of(surplus))
         self.free(surplus.session_id)
         return [refusal]
 
@@ -347,22 +379,24 @@ class Dispatcher:
 
     # ------------------------------------------------------------ chains
 
-    def _find(self, waiting: Waiting, now_s: float) -> _Found | None:
-        """A chain without the devices to avoid if there is one, else one with them: better tried than lost."""
-        for avoid in (waiting.avoid, NOBODY) if waiting.avoid else (NOBODY,):
+    def _find(self, waiting: Waiting, now_s: float) -> Route | None:
+        """A chain without the devices to avoid if there is one, else, in time, with them: better tried than lost."""
+        may_return = waiting.avoid and now_s >= waiting.return_at_s
+        for avoid in (waiting.avoid, NOBODY) if may_return else (waiting.avoid,):
             request = self._request(waiting, avoid)
             found = [self._router.route(request, variant, now_s) for variant in Variant]
             routes = [route for route in found if route is not None]
             if routes:
-                best = min(routes, key=lambda route: route.tpot_s)
-                return _Found(best, self._is_crowded(best))
+                return min(routes, key=lambda route: route.tpot_s)
         return None
 
     def _is_crowded(self, route: Route) -> bool:
-        """Started now it would miss the bound, started later it would not: see `SchedulerConfig.keeps_bound`."""
+        """It would be slower per token than the bound only because of what runs there. That keeps nobody from starting,
+        as forecasts near saturation are too high: a pool that waited for better ones served a fifth less
+        (docs/scheduling.md). It is no place to move to, or for a second chain."""
         bound_s = self._config.bound.tpot_s
         is_busy = any(device.num_requests for device in route.devices)
-        return self._config.keeps_bound and is_busy and route.idle_tpot_s <= bound_s < route.tpot_s
+        return is_busy and route.idle_tpot_s <= bound_s < route.tpot_s
 
     def _request(self, waiting: Waiting, avoid: frozenset[DeviceKey]) -> RouteRequest:
         num_most = max(1, waiting.num_tokens - waiting.num_prompt_tokens)
@@ -383,22 +417,22 @@ class Dispatcher:
 
     def _start(self, waiting: Waiting, route: Route, now_s: float) -> StartChain:
         """Everything but that it leaves the queue."""
-        session_id, model = waiting.session_id, waiting.manifest_hash
+        session_id = waiting.session_id
         self._state.waiting.pop(session_id, None)
         self._kept.release(session_id)
-        keys = tuple(device.key for device in route.devices)
-        load = Load(
-            _in_steps(route.rows_per_s, MAX_ROWS_PER_S), _in_steps(route.prompt_tokens_per_s, MAX_PROMPT_TOKENS_PER_S)
-        )
-        self._state.running[session_id] = Running(model, keys, waiting.num_tokens, now_s, load, waiting.tenant)
+        self._run(session_id, running_of(waiting, route, now_s), now_s)
+        return StartChain(session_id, chain_of(route.devices))
+
+    def _run(self, session_id: SessionId, running: Running, now_s: float) -> None:
+        model = running.manifest_hash
+        self._state.running[session_id] = running
         self._num_running[model] += 1
         self._forecasts[model].runs(self._num_running[model], now_s)
-        if waiting.tenant:
-            self._sessions_of[waiting.tenant][session_id] = None
-        for device in route.devices:
-            self._sessions_on[device.key][session_id] = None
-            self._count(device, load, waiting.num_tokens, 1)
-        return StartChain(session_id, tuple(_stage(device) for device in route.devices))
+        if running.tenant:
+            self._sessions_of[running.tenant][session_id] = None
+        for key in running.devices:
+            self._sessions_on[key][session_id] = None
+        self._count_all(running, 1)
 
     def _stop(self, session_id: SessionId, running: Running) -> None:
         self._num_running[running.manifest_hash] -= 1
@@ -435,11 +469,12 @@ class Dispatcher:
         """Re-derive what is counted; raises AssertionError. Tests call it after every event."""
         running, waiting = self._state.running, self._state.waiting
         for device in self._state.devices.values():
-            mine = [r for r in running.values() if device.key in r.devices]
+            mine = [r for r in (*running.values(), *self._state.hedges.values()) if device.key in r.devices]
             assert device.num_requests == len(mine), device
             kept = sum(k.num_tokens for k in self._state.kept.values() if device.key in k.devices)
             num_reserved = kept + sum(r.num_tokens for r in mine)
-            assert device.num_reserved_tokens == num_reserved <= max(0, device.num_kv_tokens), device
+            assert device.num_reserved_tokens == num_reserved, device
+            assert num_reserved <= max(0, device.num_kv_tokens) or device.is_lowered, device
             assert device.load == _sum_of(r.load for r in mine), device
         assert {s: None for queue in self._queues.values() for s in _sessions(queue)}.keys() == waiting.keys()
         assert {s for on in self._sessions_on.values() for s in on} == set(running)
@@ -454,25 +489,3 @@ def _sessions(queue: FairQueue) -> list[SessionId]:
 def _sum_of(loads: Iterable[Load]) -> Load:
     kept = list(loads)
     return Load(sum(load.rows_per_s for load in kept), sum(load.prompt_tokens_per_s for load in kept))
-
-
-def _in_steps(rate: float, most: float) -> float:
-    return round(min(rate, most) / LOAD_STEP) * LOAD_STEP
-
-
-def _stage(device: Device) -> ChainStage:
-    assert device.layers is not None, "a chain has ready devices only"
-    return ChainStage(device.key, device.generation, device.layers)
-
-
-def _queue_full(session_id: SessionId, num_others: int, wait_s: float | None) -> RefuseRequest:
-    message = f"{num_others} requests wait for this model already; try again later."
-    return RefuseRequest(session_id, "queue_full", message, min(MAX_RETRY_AFTER_S, wait_s or MAX_RETRY_AFTER_S))
-
-
-def _too_late(waiting: Waiting, wait_s: float | None) -> RefuseRequest:
-    """`wait_s`: what it would have had to wait; None when its time is over."""
-    if wait_s is None:
-        return RefuseRequest(waiting.session_id, "deadline", "No chain was free before the request's deadline.", None)
-    message = f"The request would wait for about {wait_s:.0f} s, longer than its deadline allows."
-    return RefuseRequest(waiting.session_id, "deadline", message, min(MAX_RETRY_AFTER_S, wait_s))

@@ -53,10 +53,23 @@ class DeviceMeasured:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFailed:
-    """Measuring or serving failed. `generation` 0 means measuring."""
+    """Measuring or serving failed. `generation` 0 means measuring. `max_layers`: the slice did not fit on its disk, so
+    many of its layers would; None: something else."""
 
     device: DeviceKey
     generation: int
+    max_layers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SliceProgress:
+    """A device that is to load a slice has so many of its bytes on its disk (`loading`: in its memory), of so many."""
+
+    device: DeviceKey
+    generation: int
+    loading: bool
+    done_bytes: int
+    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +123,8 @@ class RequestArrived:
     `num_tokens` is the KV room it reserves: prompt and the most that it may answer. `tenant` is who asks (fairness is
     between tenants). `affinity` are running hashes of the prompt's blocks, longest prefix last: chains that have seen
     them may have them cached. `deadline_s`: after so long in the queue the answer is wanted no more. `kept`: devices
-    that still hold the session's KV and its reservation."""
+    that still hold the session's KV and its reservation. `return_after_s`: before that the devices to avoid are not
+    tried even if there are no others."""
 
     session_id: SessionId
     manifest_hash: str
@@ -122,12 +136,42 @@ class RequestArrived:
     affinity: tuple[int, ...] = ()
     deadline_s: float | None = None
     kept: tuple[DeviceKey, ...] = ()
+    return_after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class MoveWanted:
     """A running request had better run elsewhere, as a node of its chain wants to go: another chain if there is one
     now, else it stays where it is."""
+
+    request: RequestArrived
+
+
+@dataclass(frozen=True, slots=True)
+class HedgeWanted:
+    """A running request is slow, or a node of its chain wants to go: a second chain on other nodes if there is room for
+    one now that is expected to be no slower than this (time to the first token, time per token).
+
+    `has_to_move`: it will compute its log elsewhere in any case, so that a second chain makes the pool no fuller."""
+
+    request: RequestArrived
+    ttft_limit_s: float
+    tpot_limit_s: float
+    has_to_move: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HedgeEnded:
+    """The request has one chain again: the second one if that has won. Harmless if there was none."""
+
+    session_id: SessionId
+    has_won: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HedgeTakesOver:
+    """The request's chain is lost, or left: it goes on over the second one, in a new epoch. If that is lost as well it
+    comes back as any other."""
 
     request: RequestArrived
 
@@ -158,6 +202,7 @@ Event = (
     | NodeDraining
     | DeviceMeasured
     | DeviceFailed
+    | SliceProgress
     | SliceReady
     | StepsSeen
     | LinksSeen
@@ -165,6 +210,9 @@ Event = (
     | DeviceFull
     | RequestArrived
     | MoveWanted
+    | HedgeWanted
+    | HedgeEnded
+    | HedgeTakesOver
     | RequestFinished
     | Replan
     | TimePassed

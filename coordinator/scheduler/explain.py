@@ -220,6 +220,8 @@ def _trouble_sentences(device: Device) -> Iterable[str]:
         yield f"Its node has been leaving about {leaves:.1f} times an hour."
     if device.spec.max_layers is not None:
         yield f"Its owner allows {device.spec.max_layers} layers at most."
+    for num_layers in device.disk_layers.values():
+        yield f"Its disk had room for {num_layers} layers of what it was to load."
 
 
 def _gigabytes(num_bytes: float) -> str:

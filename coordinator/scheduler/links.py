@@ -253,6 +253,10 @@ class LinkMap:
         """One way from sources[i] to targets[i], by coordinates only [n]. Rows from `row`."""
         return self._coordinates.pair_rtts_s(sources, targets) / 2
 
+    def upload(self, row: int) -> float:
+        """Bytes per second: like `uploads` of one."""
+        return float(self._uploads[row])
+
     def uploads(self, rows: Ints) -> Floats:
         """Median of each node's measured links, or the default [n]."""
         return self._uploads[rows]

@@ -46,6 +46,14 @@ def cheapest_path(prices: Mapping[Piece, float], layer_prices: Sequence[float], 
     return _walked_back(whole, hole, came, opened) or None
 
 
+def least_wait(waits: Mapping[Piece, float], num_layers: int) -> float:
+    """When the first whole path of these pieces is there, each of which is there after its wait; infinite: never."""
+    there = [0.0] + [math.inf] * num_layers
+    for (start, stop), wait in sorted(waits.items()):
+        there[stop] = min(there[stop], max(there[start], wait))
+    return there[num_layers]
+
+
 def _walked_back(
     whole: Sequence[float], hole: Sequence[float], came: Sequence[int | None], opened: Sequence[int]
 ) -> list[Piece]:

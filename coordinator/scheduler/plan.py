@@ -19,8 +19,9 @@ from protocol.values import LayerRange
 class Offer:
     """A device as phase 1 sees it, for one model.
 
-    `memory_bytes` is for weights and KV. `held` is what it holds or loads now (None: it is free); `stored` are layers
-    whose weights are on its disk. `leaves_per_s` is its churn: the rate at which it has been leaving."""
+    `memory_bytes` is for weights and KV. `held` is what it holds or loads now (None: it is free); `stored` are slices
+    whose weights are on its disk, the one that it had last first. `leaves_per_s` is its churn: the rate at which it has
+    been leaving."""
 
     key: DeviceKey
     memory_bytes: float
@@ -34,9 +35,11 @@ class Offer:
     is_loading: bool = False
     """It does not serve what it holds yet."""
     lacking_bytes: float = 0.0
-    """While it loads: what it lacked of `held` when it was told to. How much has come since is not known."""
+    """While it loads: what it still lacks of `held`, as far as is known."""
     fetch_bytes_per_s: float | None = None
     """How fast its last slices came; None while unknown."""
+    partly: tuple[tuple[LayerRange, float], ...] = ()
+    """Layers of which so many bytes are not on its disk: downloads that were not finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class Problem:
     bound: Bound = Bound()
     min_kv_tokens: int = MIN_KV_TOKENS
     """KV room that every slice must leave (or the model's context length, if that is less)."""
+    has_served: bool = False
+    """A whole chain has been ready at some time: if there is none now, people wait."""
     budget: int = 1_000
     """Plans that the local search may try: work instead of time, so that the same problem has the same answer."""
 

@@ -6,6 +6,7 @@ The policy's allocator says what to hold; here is when to ask it, for which devi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 from coordinator.scheduler.commands import Assign, Command, Measure, Release
 from coordinator.scheduler.migrations import Migrations
@@ -49,6 +50,8 @@ class Planner:
         self._adapted_at_s = -BATCH_S
         self._looked_at_s = 0.0
         self._num_holders = 0
+        self._served: set[tuple[str, Variant]] = set()
+        """What has had a whole chain at some time."""
 
     # ------------------------------------------------------------ what happens
 
@@ -56,7 +59,7 @@ class Planner:
         """Whatever can be done now: give back what was held, measure, mend, strengthen."""
         if self._settled == self._signature(now_s):
             return []
-        commands = [*self._resume_broken(now_s), *self._measure_idle(), *self._migrate(now_s)]
+        commands = [*self._resume_broken(now_s), *self._measure_idle(now_s), *self._migrate(now_s)]
         if self._may_wait(now_s):
             return commands
         self._adapted_at_s = now_s
@@ -85,9 +88,10 @@ class Planner:
         return [*self._migrate(now_s), *self.settle(now_s)]
 
     def loaded(self, device: Device, now_s: float) -> None:
-        """The device is ready: how fast did its weights come?"""
+        """The device is ready: how fast did its weights come, if it has not said so on the way?"""
+        device.lacking_bytes = 0.0
         took_s = now_s - device.assigned_at_s - RATE_LOAD_S
-        if device.num_fetched_bytes > 0.0 and took_s > 0.0:
+        if device.progress.first is None and device.num_fetched_bytes > 0.0 and took_s > 0.0:
             rate, before = device.num_fetched_bytes / took_s, device.fetch_bytes_per_s
             device.fetch_bytes_per_s = rate if before is None else before + NEWEST_RATE_WEIGHT * (rate - before)
 
@@ -101,6 +105,7 @@ class Planner:
     def drop_model(self, manifest_hash: str) -> list[Command]:
         """Nobody holds or measures it any more. No request may run over its holders now."""
         self._migrations.drop_model(manifest_hash)
+        self._served = {kind for kind in self._served if kind[0] != manifest_hash}
         for device in self._state.in_state(DeviceState.MEASURING):
             if device.measuring == manifest_hash:
                 device.move(Signal.DROP)
@@ -129,14 +134,13 @@ class Planner:
 
     # ------------------------------------------------------------ measuring
 
-    def _measure_idle(self) -> list[Command]:
+    def _measure_idle(self, now_s: float) -> list[Command]:
         """Every device that has nothing to do measures the models it has not measured yet."""
         commands: list[Command] = []
         for device in self._state.usable(DeviceState.NEW, DeviceState.FREE):
             unknown = next((model for model in self._state.models if model not in device.benchmarks), None)
             if unknown is not None:
-                device.move(Signal.MEASURE)
-                device.measuring = unknown
+                device.measure(unknown, now_s)
                 commands.append(Measure(device.key, unknown, device.spec.variant))
             elif device.state is DeviceState.NEW and self._state.models:
                 _skip_measuring(device)
@@ -190,8 +194,11 @@ class Planner:
         for variant in Variant:
             if self._migrations.is_under_way(manifest_hash, variant):
                 continue
-            some = self._steady(free, now_s) if self._serves(manifest_hash, variant) else free
-            problem = self._problem(manifest_hash, variant, some)
+            is_served = self._serves(manifest_hash, variant)
+            if is_served:
+                self._served.add((manifest_hash, variant))
+            problem = self._problem(manifest_hash, variant, self._steady(free, now_s) if is_served else free)
+            problem = replace(problem, has_served=(manifest_hash, variant) in self._served)
             if not problem.offers:
                 continue
             placements = self._policy.allocator.adapt(problem)
@@ -219,8 +226,9 @@ class Planner:
                 continue
             if device.state in HOLDING:
                 commands += self._release([device])
-            device.num_fetched_bytes = missing_bytes(problem, bytes_of[device.key], placement.layers)
             device.assign(Slice(manifest_hash, placement.layers), placement.reason, now_s)
+            device.num_fetched_bytes = missing_bytes(problem, bytes_of[device.key], placement.layers)
+            device.lacking_bytes = device.num_fetched_bytes
             variant, layers = device.spec.variant, placement.layers
             commands.append(Assign(device.key, device.generation, manifest_hash, variant, layers, placement.reason))
         return commands

@@ -80,5 +80,3 @@ class SchedulerConfig:
     bound: Bound = Bound()
     keeps_apart: bool = False
     """Chain diversity: neighbouring stages on different nodes, and requests of one tenant over different chains."""
-    keeps_bound: bool = True
-    """A request waits rather than start where it would be slower per token than the bound only because of the load."""

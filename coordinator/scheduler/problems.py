@@ -11,7 +11,7 @@ from coordinator.scheduler.cost import MIN_KV_TOKENS, Workload, device_speed, mo
 from coordinator.scheduler.division import Claim, Part, divide
 from coordinator.scheduler.plan import Offer, Problem
 from coordinator.scheduler.policy import SchedulerConfig
-from coordinator.scheduler.state import Device, DeviceKey, DeviceState, State
+from coordinator.scheduler.state import HOLDING, Device, DeviceKey, DeviceState, Fetched, State
 from protocol.values import LayerRange, Variant
 
 PLANNABLE = (DeviceState.FREE, DeviceState.ASSIGNED, DeviceState.READY)
@@ -37,6 +37,7 @@ def problem_of(
     came first must not matter."""
     devices = _candidates(state, manifest_hash) if among is None else _among(state, among)
     usable = [d for d in devices if d.spec.variant is variant and manifest_hash in d.benchmarks]
+    usable = [d for d in usable if d.disk_layers.get(manifest_hash) != 0]
     usable.sort(key=lambda d: d.key)
     return Problem(
         model=model_cost(state.models[manifest_hash], variant),
@@ -59,39 +60,43 @@ def offer_of(device: Device, manifest_hash: str) -> Offer:
         device.slowdown,
         device.leaves_per_s,
         device.benchmarks[manifest_hash],
-        device.num_fetched_bytes,
+        device.lacking_bytes,
+        device.earlier,
         device.fetch_bytes_per_s,
+        device.disk_layers.get(manifest_hash),
     )
     if device.offer is None or device.offer[0] != made_of:
-        before = device.offer[1] if device.offer and device.offer[0][0] == manifest_hash else None
-        device.offer = made_of, _new_offer(device, manifest_hash, cast("Offer | None", before))
+        device.offer = made_of, _new_offer(device, manifest_hash)
     return cast(Offer, device.offer[1])
 
 
-def _new_offer(device: Device, manifest_hash: str, before: Offer | None) -> Offer:
-    limit, is_loading = device.spec.max_layers, device.state is DeviceState.ASSIGNED
+def _new_offer(device: Device, manifest_hash: str) -> Offer:
+    limit, is_loading = device.max_layers(manifest_hash), device.state is DeviceState.ASSIGNED
+    stored, partly = _on_disk(device, manifest_hash)
     return Offer(
         device.key,
         usable_bytes(device),
         limit if limit is not None else 1 << 30,
         device_speed(device, manifest_hash),
         device.layers if device.model == manifest_hash else None,
-        _on_disk(device, manifest_hash, before),
+        stored,
         device.leaves_per_s,
         device.num_requests > 0,
         is_loading,
-        device.num_fetched_bytes if is_loading else 0.0,
+        device.lacking_bytes if is_loading else 0.0,
         device.fetch_bytes_per_s,
+        partly,
     )
 
 
-def _on_disk(device: Device, manifest_hash: str, before: Offer | None) -> tuple[LayerRange, ...]:
-    """Its last slice; while it loads that, also what it had `before`, for which it may be wanted after all."""
-    last = device.last
-    own = (last.layers,) if last is not None and last.manifest_hash == manifest_hash else ()
-    if before is None or device.state is not DeviceState.ASSIGNED:
-        return own
-    return (*own, *(layers for layers in before.stored if layers not in own))
+def _on_disk(device: Device, manifest_hash: str) -> tuple[tuple[LayerRange, ...], tuple[tuple[LayerRange, float], ...]]:
+    """Slices that are there, the last one first (what it holds or loads is one of them: `Offer.lacking_bytes` says
+    what is still to come); and those of which something is missing."""
+    lacking_bytes = 0.0 if device.state in HOLDING else device.lacking_bytes
+    last = () if device.last is None else (Fetched(device.last, lacking_bytes),)
+    known = [(f.slice.layers, f.lacking_bytes) for f in (*last, *device.earlier) if f.slice[0] == manifest_hash]
+    stored = dict.fromkeys(layers for layers, lacking_bytes in known if not lacking_bytes)
+    return tuple(stored), tuple(part for part in known if part[1])
 
 
 def _candidates(state: State, manifest_hash: str) -> list[Device]:
@@ -169,9 +174,21 @@ class Stored(NamedTuple):
 def stored_by(offer: Offer) -> list[Stored]:
     """What is on its disk, or soon will be. What it is loading is there only as far as it was when that began."""
     found = [Stored(layers.start, layers.stop) for layers in offer.stored if layers != offer.held]
+    found += [Stored(layers.start, layers.stop, lacking_bytes) for layers, lacking_bytes in offer.partly]
     if offer.held is not None:
         found.append(Stored(offer.held.start, offer.held.stop, offer.lacking_bytes))
-    return found
+    return [*found, *_joined(found)] if len(found) > 1 else found
+
+
+def _joined(pieces: Iterable[Stored]) -> list[Stored]:
+    """What whole pieces make together where they touch or overlap."""
+    joined: list[Stored] = []
+    for piece in sorted(piece for piece in pieces if not piece.lacking_bytes):
+        if joined and piece.start <= joined[-1].stop:
+            joined[-1] = Stored(joined[-1].start, max(joined[-1].stop, piece.stop))
+        else:
+            joined.append(piece)
+    return joined
 
 
 def missing_bytes(problem: Problem, offer: Offer, layers: LayerRange) -> float:

@@ -25,6 +25,9 @@ BISECTIONS = 7
 PATIENCE = (1.0, 1.2, 1.5, 2.0)
 """A chain that takes so many times as long as the quickest may have fewer stages, or quicker devices."""
 SLACK_S = 1.0
+MIRROR_LINES = 2.0
+"""What all download from together is taken to be as quick as so many of the quickest lines: its rate is not known, and
+where it is the narrowest, what counts is how many bytes there are in all."""
 
 
 class _Begun(NamedTuple):
@@ -58,6 +61,17 @@ class Quickest:
         """Until the last of these is downloaded."""
         self._learn(changes)
         return max((self._fetch_s(i, piece) for i, piece in changes.items()), default=0.0)
+
+    def shared_s(self, changes: Mapping[int, Piece]) -> float:
+        """Until a mirror that is no quicker than a few of the quickest lines has sent all of these."""
+        self._learn(changes)
+        line = max((self._rates[i] for i in self._stored), default=1.0)
+        return sum(self._missing(i, piece) for i, piece in changes.items()) / (MIRROR_LINES * line)
+
+    def missing_bytes(self, i: int, piece: Piece) -> float:
+        """What offer i would have to download for this."""
+        self._learn([i])
+        return self._missing(i, piece)
 
     # ------------------------------------------------------------ what is known of devices
 

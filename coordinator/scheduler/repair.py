@@ -16,7 +16,7 @@ from typing import Protocol
 from coordinator.scheduler.departed import FLAPPING_PER_S
 from coordinator.scheduler.filling_holes import HoleFiller
 from coordinator.scheduler.forecast import lanes_of, score
-from coordinator.scheduler.pieces import Piece, cheapest_path, holes_of, on_paths
+from coordinator.scheduler.pieces import Piece, cheapest_path, holes_of, least_wait, on_paths
 from coordinator.scheduler.plan import Lane, Placement, Problem, Stage
 from coordinator.scheduler.problems import Fit, fit_of
 from coordinator.scheduler.quickest import Quickest
@@ -36,6 +36,9 @@ SPLIT_PATIENCE = 1.5
 not longer than so many times."""
 HURRY_PATIENCE = 1.3
 HURRY_SLACK_S = 5.0
+LEAST_HASTE = 0.4
+"""A chain that is being loaded is given up for one that is ready in this part of the time that is left, and some
+seconds less: what is known of lines and disks is not exact, and each change leaves something downloaded in vain."""
 LEAST_HURRY = 0.97
 HURRY_SESSIONS = (1, 4, 16)
 LARGE_POOL = 64
@@ -102,11 +105,11 @@ class _Repair:
                     self._place(i, piece, f"{piece[1] - piece[0]} layers, which it held before")
 
     def _stored(self) -> dict[Piece, list[int]]:
-        """What free devices have on their disks and can hold."""
+        """What free devices had last, and can hold."""
         found: dict[Piece, list[int]] = {}
         for i in self._free:
             offer = self._problem.offers[i]
-            for layers in offer.stored:
+            for layers in offer.stored[:1]:
                 if layers.stop <= self._num_layers and self._fit.fits(offer, layers.start, layers.stop):
                     found.setdefault((layers.start, layers.stop), []).append(i)
         return found
@@ -114,16 +117,23 @@ class _Repair:
     # ------------------------------------------------------------ 2: nothing serves
 
     def _hurry(self) -> None:
-        """Nothing serves, nor will with what is being loaded: those that are left make the chain that is ready first,
-        whatever they hold now, unless the usual way is as good."""
-        if not self._held or self._serving():
+        """Nothing serves: those that are left make the chain that is ready first, whatever they hold now, unless the
+        usual way is as good, or what is being loaded is ready nearly as soon. Who builds the first chain of a pool is
+        left to it."""
+        ready = self._ready()
+        if not self._held or on_paths(ready, self._num_layers) or (self._serving() and not self._problem.has_served):
+            return
+        within_s = LEAST_HASTE * self._soonest_s({}) - HURRY_SLACK_S
+        if within_s <= 0.0:
             return
         everybody = sorted([*self._held, *self._free])
-        usual = self._closing(self._fragments())
+        usual = None if self._serving() else self._closing(self._fragments())
         chains = [chain for fit in self._fits() for chain in Quickest(self._problem, fit).chains(everybody)]
         best = self._best_soon([usual, *chains] if usual else chains)
-        if best is None or best is usual:
+        if best is None or best is usual or self._soonest_s(best) > within_s:
             return  # _mend_all will do the usual
+        if self._serving() and self._lacking(self._held | best) > self._lacking(self._held):
+            return  # all share a mirror: more bytes may take longer, however quick the lines are
         for i, piece in best.items():
             if self._held.get(i) != piece:
                 num_layers = piece[1] - piece[0]
@@ -131,7 +141,7 @@ class _Repair:
 
     def _best_soon(self, options: Sequence[dict[int, Piece]]) -> dict[int, Piece] | None:
         """Of those that are ready not much later than the first, the one that is worth most; the first of equals."""
-        waits_s = [max(self._quickest.wait_s(changes), self._loads_s(changes)) for changes in options]
+        waits_s = [self._soonest_s(changes) for changes in options]
         limit_s = HURRY_PATIENCE * min(waits_s, default=0.0) + HURRY_SLACK_S
         soon = [
             (self._worth_with(changes) / (1.0 + wait_s / LASTS_S), changes)
@@ -151,19 +161,39 @@ class _Repair:
             num_tokens = num_sessions * int(self._problem.workload.num_reserved_tokens)
             yield fit_of(replace(self._problem, min_kv_tokens=max(self._problem.min_kv_tokens, num_tokens)))
 
-    def _loads_s(self, changes: Mapping[int, Piece]) -> float:
-        """Until those who stay as they are have loaded what these changes make use of."""
-        offers = self._problem.offers
+    def _soonest_s(self, changes: Mapping[int, Piece]) -> float:
+        """Until a whole chain is downloaded if these changes are made to what is planned so far. All load from one
+        mirror, whose rate nobody knows."""
         plan = self._held | dict(changes)
         whole = on_paths({*plan.values()}, self._num_layers)
-        loading = {i: p for i, p in self._held.items() if i not in changes and p in whole and offers[i].is_loading}
-        return self._quickest.wait_s(loading)
+        waits: dict[Piece, float] = {}
+        loading: dict[int, Piece] = {}
+        for i, piece in plan.items():
+            if i in changes or self._is_new(i):
+                loading |= {i: piece} if piece in whole else {}
+                wait_s = self._quickest.wait_s({i: piece})
+            else:
+                wait_s = 0.0
+            waits[piece] = min(wait_s, waits.get(piece, wait_s))
+        return max(least_wait(waits, self._num_layers), self._quickest.shared_s(loading))
+
+    def _lacking(self, plan: Mapping[int, Piece]) -> float:
+        """Bytes that are still to be downloaded before each slice of this plan's whole chains has a holder."""
+        least: dict[Piece, float] = {}
+        for i, piece in plan.items():
+            missing = self._quickest.missing_bytes(i, piece)
+            least[piece] = min(missing, least.get(piece, missing))
+        return sum(least[piece] for piece in on_paths(least, self._num_layers))
 
     def _is_served(self) -> bool:
         """Whether slices that are ready make a whole chain, or none is ready yet. Until then whatever else is
         downloaded makes those wait longer who load what is missing: they share a mirror, often a line."""
-        ready = {piece for piece, held in self._holders.items() if not all(map(self._is_new, held))}
+        ready = self._ready()
         return not ready or bool(on_paths(ready, self._num_layers))
+
+    def _ready(self) -> set[Piece]:
+        """Pieces that somebody has loaded."""
+        return {piece for piece, held in self._holders.items() if not all(map(self._is_new, held))}
 
     def _is_new(self, i: int) -> bool:
         """It has yet to load what it is to hold."""

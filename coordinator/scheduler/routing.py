@@ -33,6 +33,8 @@ from protocol.values import NodeId, SessionId, Variant
 NEW_SHORTLIST_AFTER = 16
 """Requests. Until then costs within the shortlist have risen, so that devices outside it may be better."""
 SHORTLIST_FRESH_S = 5.0
+CROWDED_FRESH_S = 0.02
+"""A shortlist in which every chain misses the bound is made anew if it is older: in a busy pool costs rise quickly."""
 NEW_REGIONS_AFTER_S = 30.0
 SMALL_POOL = 40
 """So many devices are all looked at."""
@@ -148,23 +150,49 @@ class ChainRouter:
     # ------------------------------------------------------------ routes
 
     def route(self, request: RouteRequest, variant: Variant, now_s: float) -> Route | None:
-        """The chain of this variant with the least expected time for the request; None if none has room now."""
+        """The chain of this variant with the least expected time for the request; None if none has room now.
+
+        A chain that misses the bound is looked for again: without regard to what it costs others, and in a shortlist of
+        this moment. What others lose there may have made a slow chain look cheaper than one within the bound."""
         self._settle(now_s)
         table = self._tables.get((request.manifest_hash, variant))
         while table is not None and table.candidates.slots:
-            way, num_prompt = self._way(table, request, now_s)
+            ask = self._ask(request)
+            way, num_prompt = self._way(table, request, ask, now_s)
             if way is None:
                 return None
             if self._forget_unusable(table, way):
                 continue  # a device changed and nobody said so
+            route = self._predicted(table.candidates, way, request.num_new_tokens, num_prompt)
+            if self._misses_bound(route) and not ask.kept:
+                route = self._for_itself(table, ask) or route
+                if self._misses_bound(route) and self._is_old(table, now_s):
+                    table.net = None
+                    continue
             table.num_routed += 1
             self._note_affinity(request)
-            return self._predicted(table.candidates, way, request.num_new_tokens, num_prompt)
+            return route
         return None
 
-    def _way(self, table: Table, request: RouteRequest, now_s: float) -> tuple[Way | None, int]:
+    def _misses_bound(self, route: Route) -> bool:
+        return route.tpot_s > self._config.bound.tpot_s
+
+    def _for_itself(self, table: Table, ask: Ask) -> Route | None:
+        """The quickest chain of the shortlist; None if it misses the bound, too."""
+        if table.net is None:
+            return None
+        candidates = table.candidates
+        way = cheapest_way(table.net, candidates, replace(ask, for_itself=True), looks_twice=True)
+        if way is None or self._forget_unusable(table, way):
+            return None
+        route = self._predicted(candidates, way, ask.num_new_tokens, ask.num_prompt_tokens)
+        return None if self._misses_bound(route) else route
+
+    def _is_old(self, table: Table, now_s: float) -> bool:
+        return len(table.candidates) > SMALL_POOL and now_s - table.made_at_s >= CROWDED_FRESH_S
+
+    def _way(self, table: Table, request: RouteRequest, ask: Ask, now_s: float) -> tuple[Way | None, int]:
         """And how many tokens of the prompt are to be computed."""
-        ask = self._ask(request)
         if ask.kept:
             return self._over_survivors(table, ask), request.num_prompt_tokens
         way = self._cheapest(table, ask, now_s)
@@ -264,7 +292,7 @@ class ChainRouter:
 
     # ------------------------------------------------------------ predictions
 
-    def _predicted(self, candidates: Candidates, way: Way, num_new: int, num_prompt: int) -> Route:
+    def _predicted(self, candidates: Candidates, way: Way, num_new: float, num_prompt: float) -> Route:
         """What the chain is expected to do, and what its devices are given to do."""
         devices = tuple([candidates.device(slot) for slot in way.slots])
         nodes = [device.key.node_id for device in devices]

@@ -11,10 +11,12 @@ from typing import Any
 from coordinator.scheduler import events as ev
 from coordinator.scheduler.allocation import LaneAllocator
 from coordinator.scheduler.chain_times import ChainTimes, chain_times
-from coordinator.scheduler.commands import Assign, Command, MeasureLinks, RefuseRequest, Release
+from coordinator.scheduler.commands import Assign, Command, GiveUp, MeasureLinks, RefuseRequest, Release
 from coordinator.scheduler.cost import model_cost
 from coordinator.scheduler.coverage import missing_layers
+from coordinator.scheduler.deadlines import Deadlines
 from coordinator.scheduler.departed import Departed
+from coordinator.scheduler.disk_limits import DiskLimits
 from coordinator.scheduler.dispatcher import Dispatcher
 from coordinator.scheduler.explain import PoolPlan, plan_of
 from coordinator.scheduler.planner import Planner
@@ -63,6 +65,8 @@ class Scheduler:
         self.state = State()
         self.workloads = Workloads()
         self._speeds = Speeds()
+        self._deadlines = Deadlines(self.state)
+        self._disk_limits = DiskLimits(self.state)
         router = self.policy.make_router(self.state)
         self._dispatcher = Dispatcher(self.state, router, self.config, self.workloads)
         drop = self._dispatcher.drop_requests_on
@@ -80,6 +84,7 @@ class Scheduler:
             ev.NodeDraining: self._node_draining,
             ev.DeviceMeasured: self._device_measured,
             ev.DeviceFailed: self._device_failed,
+            ev.SliceProgress: self._slice_progress,
             ev.SliceReady: self._slice_ready,
             ev.StepsSeen: self._steps_seen,
             ev.LinksSeen: self._links_seen,
@@ -88,6 +93,9 @@ class Scheduler:
             ev.Replan: self._replan,
             ev.RequestArrived: self._request_arrived,
             ev.MoveWanted: self._move_wanted,
+            ev.HedgeWanted: self._hedge_wanted,
+            ev.HedgeEnded: self._hedge_ended,
+            ev.HedgeTakesOver: self._hedge_takes_over,
             ev.RequestFinished: self._request_finished,
             ev.TimePassed: self._time_passed,
         }
@@ -104,10 +112,11 @@ class Scheduler:
         return manifest_hash in self.state.models and self._dispatcher.room.has_chain(manifest_hash)
 
     def is_current(self, device_key: DeviceKey, generation: int) -> bool:
-        """Is news of this generation about what the device does now? 0 stands for measuring."""
+        """Is news of this generation about what the device does now? 0 stands for measuring, whose answer may come when
+        nobody waits for it any more."""
         device = self.state.devices.get(device_key)
         if device is None or device.state not in _BUSY:
-            return False
+            return device is not None and _is_late(device) and not generation
         return generation == (0 if device.state is DeviceState.MEASURING else device.generation)
 
     def held_by(self, node_id: NodeId) -> list[Device]:
@@ -200,8 +209,11 @@ class Scheduler:
 
     def _device_measured(self, event: ev.DeviceMeasured, now_s: float) -> list[Command]:
         device = self.state.devices.get(event.device)
-        if device is None or device.state is not DeviceState.MEASURING or device.measuring != event.manifest_hash:
+        if device is None or device.measuring != event.manifest_hash or event.manifest_hash not in self.state.models:
             return []
+        if device.state is not DeviceState.MEASURING and not _is_late(device):
+            return []
+        device.is_overdue = False
         device.benchmarks[event.manifest_hash] = event.benchmark
         device.move(Signal.MEASURED)
         return self._settle(now_s)
@@ -210,23 +222,58 @@ class Scheduler:
         if not self.is_current(event.device, event.generation):
             return []
         device = self.state.devices[event.device]
+        if device.state is DeviceState.FAILED:  # it was given up; its answer is that it could not
+            device.is_overdue = False
+            return []
+        if event.max_layers is not None:
+            self._disk_limits.told(device, event.max_layers, now_s)
+        self._fail(device, now_s)
+        return self._settle(now_s)
+
+    def _fail(self, device: Device, now_s: float) -> None:
+        """It holds nothing any more, and is tried again later."""
         self._dispatcher.drop_requests_on([device.key])
         device.let_go(Signal.FAIL)
         self.state.retiring.discard(device.key)
         self._dispatcher.changed(device)
         device.num_failures += 1
         device.retry_at_s = now_s + doubled_s(RETRY_BASE_S, device.num_failures - 1, MAX_RETRY_S)
-        return self._settle(now_s)
+
+    def _give_up_overdue(self, now_s: float) -> list[Command]:
+        """Devices that have been silent for too long count as failed; others get their layers."""
+        commands: list[Command] = []
+        for overdue in self._deadlines.overdue(now_s):
+            self._fail(overdue.device, now_s)
+            overdue.device.is_overdue = True
+            commands.append(GiveUp(overdue.device.key, overdue.generation, overdue.message))
+        return commands
+
+    def _slice_progress(self, event: ev.SliceProgress, now_s: float) -> list[Command]:
+        device = self.state.devices.get(event.device)
+        if device is not None and device.state is DeviceState.ASSIGNED and device.generation == event.generation:
+            self._deadlines.heard(device, event, now_s)
+        return []
 
     def _slice_ready(self, event: ev.SliceReady, now_s: float) -> list[Command]:
         device = self.state.devices.get(event.device)
-        if device is None or device.state is not DeviceState.ASSIGNED or device.generation != event.generation:
+        if device is None or device.generation != event.generation:
+            return []
+        if device.state is DeviceState.READY:
+            return self._room_lowered(device, event.num_kv_tokens, now_s)
+        if device.state is not DeviceState.ASSIGNED:
             return []
         device.move(Signal.LOADED)
         device.num_kv_tokens = event.num_kv_tokens
         device.num_failures = 0
         self._planner.loaded(device, now_s)
         self._dispatcher.changed(device)
+        return self._settle(now_s)
+
+    def _room_lowered(self, device: Device, num_kv_tokens: int, now_s: float) -> list[Command]:
+        """It ran out of memory: from now on less is reserved there. What is reserved stays so."""
+        if num_kv_tokens < device.num_kv_tokens:
+            device.num_kv_tokens, device.is_lowered = num_kv_tokens, True
+            self._dispatcher.changed(device)
         return self._settle(now_s)
 
     def _steps_seen(self, event: ev.StepsSeen, now_s: float) -> list[Command]:
@@ -291,6 +338,22 @@ class Scheduler:
     def _move_wanted(self, event: ev.MoveWanted, now_s: float) -> list[Command]:
         return self._dispatcher.move(_waiting(event.request, now_s), now_s)
 
+    def _hedge_wanted(self, event: ev.HedgeWanted, now_s: float) -> list[Command]:
+        waiting = _waiting(event.request, now_s)
+        if not event.has_to_move and self._dispatcher.has_no_room_for_hedges(waiting):
+            return []
+        return self._dispatcher.hedge(waiting, event.ttft_limit_s, event.tpot_limit_s, now_s)
+
+    def _hedge_ended(self, event: ev.HedgeEnded, now_s: float) -> list[Command]:
+        self._dispatcher.hedge_ended(event.session_id, event.has_won, now_s)
+        return self._dispatcher.serve_waiting(now_s)
+
+    def _hedge_takes_over(self, event: ev.HedgeTakesOver, now_s: float) -> list[Command]:
+        started = self._dispatcher.hedge_takes_over(event.request.session_id, now_s)
+        if not started:
+            return self._request_arrived(event.request, now_s)
+        return [*started, *self._dispatcher.serve_waiting(now_s)]
+
     def _request_finished(self, event: ev.RequestFinished, now_s: float) -> list[Command]:
         running = self.state.running.get(event.session_id)
         if running is not None:
@@ -301,11 +364,14 @@ class Scheduler:
     def _time_passed(self, event: ev.TimePassed, now_s: float) -> list[Command]:
         gave_up = [self._gave_up(waiting) for waiting in self._dispatcher.overdue(now_s)]
         let_go = self._dispatcher.let_go(now_s)
+        self._disk_limits.forget(now_s)
         for device in self.state.in_state(DeviceState.FAILED):
             if device.retry_at_s <= now_s:
                 device.move(Signal.RETRY)
+        given_up = self._give_up_overdue(now_s)
         planned = [] if self._returning.waits(now_s) else self._told(self._planner.passed(now_s))
-        return [*gave_up, *let_go, *self._probes(now_s), *planned, *self._dispatcher.serve_waiting(now_s)]
+        waiting = self._dispatcher.serve_waiting(now_s)
+        return [*gave_up, *let_go, *given_up, *self._probes(now_s), *planned, *waiting]
 
     def _probes(self, now_s: float) -> list[Command]:
         """A few nodes at a time measure their links, each when its turn comes."""
@@ -364,7 +430,7 @@ class Scheduler:
         self._dispatcher.validate()
         for device in state.devices.values():
             self._validate_device(device)
-        for running in state.running.values():
+        for running in (*state.running.values(), *state.hedges.values()):
             self._validate_chain(running)
         assert not set(state.waiting) & set(state.running)
         assert {waiting.manifest_hash for waiting in state.waiting.values()} <= set(state.models)
@@ -407,10 +473,16 @@ def _waiting(event: ev.RequestArrived, now_s: float) -> Waiting:
         event.tenant,
         event.affinity,
         None if event.deadline_s is None else now_s + event.deadline_s,
+        now_s + event.return_after_s,
     )
 
 
 _BUSY = (DeviceState.MEASURING, DeviceState.ASSIGNED, DeviceState.READY)
+
+
+def _is_late(device: Device) -> bool:
+    """Whether its measurement was given up and may yet come."""
+    return device.state is DeviceState.FAILED and device.is_overdue and device.measuring not in device.benchmarks
 
 
 def _unloaded(session_id: SessionId, model: ModelFacts) -> RefuseRequest:

@@ -9,7 +9,6 @@ that those with the least slack make whole chains among themselves.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,14 +86,18 @@ def _num_nets(candidates: Candidates) -> int:
 
 
 def _costs_with_links(candidates: Candidates, ask: Ask, links: LinkMap) -> Floats:
-    """In order of the groups' members: costs, with what a device's own line adds to the hops to it and from it."""
+    """In order of the groups' members: costs, with what a device's own line adds to the hops to it and from it.
+
+    Whoever holds the whole model sends nothing back, so that its region's own distance, which all ways back are at
+    least taken for, is taken off."""
     groups = candidates.groups()
     num_rows = ask.num_new_tokens + candidates.prompt_weight(ask.num_prompt_tokens)
     leave_s = num_rows * candidates.model.hidden_bytes / links.uploads(candidates.rows[groups.members])
     stop = candidates.stop[groups.members]
     leave_s[stop == candidates.model.num_layers] = 0.0
     has_hops = stop - candidates.start[groups.members] < candidates.model.num_layers
-    line_s = np.where(has_hops, 2 * (ask.num_new_tokens + 1) * groups.remote_s, 0.0)
+    inside_s = np.repeat(groups.delays_s.diagonal()[groups.region], np.diff(groups.first, append=len(stop)))
+    line_s = np.where(has_hops, 2 * (ask.num_new_tokens + 1) * groups.remote_s, -ask.num_new_tokens * inside_s)
     return np.asarray(candidates.costs(ask)[groups.members] + leave_s + line_s)
 
 
@@ -102,16 +105,24 @@ def _graph(candidates: Candidates, ask: Ask, costs: Floats) -> Graph:
     """`costs` are in order of the groups' members."""
     groups = candidates.groups()
     least_s = np.minimum.reduceat(costs, groups.first)
-    heads = _head_regions(groups, least_s)
-    hop_s, back_s = (ask.num_new_tokens + 1.0) * groups.delays_s, ask.num_new_tokens * groups.delays_s[:, heads]
+    hop_s = (ask.num_new_tokens + 1.0) * groups.delays_s
+    heads = _head_regions(candidates.model.num_layers, groups, least_s, hop_s)
+    back_s = ask.num_new_tokens * groups.delays_s[:, heads]
     return Graph(candidates.model.num_layers, groups, least_s, hop_s, back_s, heads)
 
 
-def _head_regions(groups: Groups, least_s: Floats) -> Ints:
-    """Regions with a head that has room: those with the most of them, if there are too many to look at."""
-    found = Counter(groups.region[(groups.start == 0) & (least_s < math.inf)].tolist())
-    ranked = sorted(found, key=lambda r: (-found[r], r))
-    return np.array(sorted(ranked[:MAX_HEAD_REGIONS]), dtype=np.intp)
+def _head_regions(num_layers: int, groups: Groups, least_s: Floats, hop_s: Floats) -> Ints:
+    """Regions with a head that has room: if there are too many to look at, those where the shortest chains begin, the
+    way back left out."""
+    has_room = (groups.start == 0) & (least_s < math.inf)
+    found = np.unique(groups.region[has_room])
+    if len(found) > MAX_HEAD_REGIONS:
+        go = _go(num_layers, groups, least_s, hop_s, hop_s.diagonal()[:, None])
+        whole_s = least_s[has_room] + go[groups.stop[has_room], groups.region[has_room], 0]
+        first_s = np.full(len(hop_s), math.inf)
+        np.minimum.at(first_s, groups.region[has_room], whole_s)
+        found = np.sort(np.argsort(first_s, kind="stable")[:MAX_HEAD_REGIONS])
+    return np.asarray(found, dtype=np.intp)
 
 
 # ---------------------------------------------------------------- the sweeps
@@ -121,18 +132,24 @@ def _bounds(graph: Graph) -> Bounds:
     num_heads = len(graph.heads)
     come = np.full((graph.num_layers + 1, len(graph.hop_s), num_heads), math.inf)
     come[0, graph.heads, np.arange(num_heads)] = 0.0
-    go = np.full_like(come, math.inf)
-    go[graph.num_layers] = graph.back_s
     groups, region, least_s = graph.groups, graph.groups.region, graph.least_s[:, None]
     for stop, piece, places, first in groups.ending:
         if stop < graph.num_layers:
             done = np.minimum.reduceat(come[groups.start[piece], region[piece]] + least_s[piece], first)
             come[stop] = (done[:, None, :] + graph.hop_s[places][:, :, None]).min(axis=0)
+    return Bounds(come, _go(graph.num_layers, groups, graph.least_s, graph.hop_s, graph.back_s))
+
+
+def _go(num_layers: int, groups: Groups, least_s: Floats, hop_s: Floats, back_s: Floats) -> Floats:
+    """See `Bounds.go`; `back_s` is what follows the last layer [region, head]."""
+    go = np.full((num_layers + 1, *back_s.shape), math.inf)
+    go[num_layers] = back_s
     for start, piece, places, first in reversed(groups.beginning):
         if start > 0:
-            left = np.minimum.reduceat(go[groups.stop[piece], region[piece]] + least_s[piece], first)
-            go[start] = (graph.hop_s[:, places][:, :, None] + left[None]).min(axis=1)
-    return Bounds(come, go)
+            left = go[groups.stop[piece], groups.region[piece]] + least_s[piece, None]
+            left = np.minimum.reduceat(left, first)
+            go[start] = (hop_s[:, places][:, :, None] + left[None]).min(axis=1)
+    return go
 
 
 # ---------------------------------------------------------------- what is chosen

@@ -9,7 +9,8 @@ from enum import Enum, auto
 from typing import NamedTuple, Self
 
 from coordinator.scheduler.links import LinkMap
-from protocol.values import DeviceId, DeviceSpec, LayerBenchmark, LayerRange, NodeId, SessionId, Variant
+from protocol.quantisation import NOTHING, Packed
+from protocol.values import DeviceId, DeviceSpec, LayerBenchmark, LayerRange, NodeId, Quantisation, SessionId, Variant
 
 ITEM_BYTES = {Variant.FLOAT32: 4, Variant.BFLOAT16: 2}
 
@@ -42,7 +43,13 @@ class ModelFacts:
     windows: tuple[int | None, ...] = ()
     """Per layer, how many tokens it keeps at most (sliding attention); empty: all layers keep everything."""
     weight_bits: float | None = None
-    """Bits per weight of a quantised variant; None: what the variant's arithmetic takes."""
+    """Bits per weight of a quantised model of which no more is known (simulations); None: as the variant, and what is
+    packed below."""
+    packed_layers: tuple[Packed, ...] = ()
+    """Per layer, what is in fewer bits; empty: nothing."""
+    packed_embedding: Packed = NOTHING
+    packed_head: Packed = NOTHING
+    quantisation: Quantisation | None = None
 
     @property
     def num_layers(self) -> int:
@@ -85,6 +92,7 @@ TRANSITIONS: dict[tuple[DeviceState, Signal], DeviceState] = {
     (DeviceState.READY, Signal.RELEASE): DeviceState.FREE,
     (DeviceState.READY, Signal.FAIL): DeviceState.FAILED,
     (DeviceState.FAILED, Signal.RETRY): DeviceState.NEW,
+    (DeviceState.FAILED, Signal.MEASURED): DeviceState.FREE,
 }
 
 
@@ -93,6 +101,31 @@ class Slice(NamedTuple):
 
     manifest_hash: str
     layers: LayerRange
+
+
+class Fetched(NamedTuple):
+    """A slice that is on a device's disk, but for so many bytes."""
+
+    slice: Slice
+    lacking_bytes: float = 0.0
+
+
+MOST_REMEMBERED = 4
+"""Slices that a device had on its disk before the last one. Nodes keep what they have downloaded of a model for as long
+as there is room."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a device is with what it was told to do (deadlines.py)."""
+
+    grew_at_s: float = 0.0
+    """When it got any further, or was told."""
+    is_loading: bool = False
+    """All is on its disk."""
+    done_bytes: int = 0
+    first: tuple[float, int] | None = None
+    """When it first said how many bytes of its download it has, and how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +154,16 @@ class Device:
     layers: LayerRange | None = None
     last: Slice | None = None
     """What it was assigned last: those weights are on its disk, though it may hold them no more."""
+    lacking_bytes: float = 0.0
+    """What is still to come of that, as far as is known."""
+    earlier: tuple[Fetched, ...] = ()
+    """What it had been assigned before, newest first."""
     num_kv_tokens: int = 0
     num_reserved_tokens: int = 0
     num_hidden_tokens: int = 0
     """KV room that is taken there though nothing here says so: it was found full (dispatcher.py)."""
+    is_lowered: bool = False
+    """It has less KV room than when it was loaded: what had been reserved then may be more than there is now."""
     num_requests: int = 0
     num_failures: int = 0
     retry_at_s: float = 0.0
@@ -137,6 +176,9 @@ class Device:
     suspicion: float = 0.0
     """How often chains broke at it, as of `suspected_at_s`; halves every 30 s (candidates.py)."""
     suspected_at_s: float = 0.0
+    progress: Progress = field(default_factory=Progress)
+    is_overdue: bool = False
+    """It failed because nothing was heard of what it was to do; its answer may yet come."""
     reason: str = ""
     """Why it holds what it holds, or why it stands by: one line for people."""
     leaves_per_s: float = 0.0
@@ -148,6 +190,8 @@ class Device:
     """What it had to download for the slice that it was assigned last."""
     fetch_bytes_per_s: float | None = None
     """How fast its last slices came; None while unknown."""
+    disk_layers: Mapping[str, int] = field(default_factory=dict)
+    """By model: so many layers its disk has room for, where that is known because more did not fit (disk_limits.py)."""
     offer: tuple[tuple[object, ...], object] | None = field(default=None, repr=False, compare=False)
     """What phase 1 saw of it last, and of what that was made (problems.py): most devices do not change."""
     table: DeviceTable | None = field(default=None, repr=False, compare=False)
@@ -159,13 +203,27 @@ class Device:
         if self.table is not None:
             self.table.moved(self, before)
 
+    def measure(self, manifest_hash: str, now_s: float) -> None:
+        """It is to measure this model."""
+        self.measuring, self.progress, self.is_overdue = manifest_hash, Progress(now_s), False
+        self.move(Signal.MEASURE)
+
     def assign(self, held: Slice, reason: str, now_s: float) -> None:
         """It is to load this: a new generation, whose KV room is not known yet."""
+        self._remember(held)
         self.model, self.layers = held
         self.last, self.reason, self.assigned_at_s = held, reason, now_s
+        self.progress, self.is_overdue = Progress(now_s), False
         self.generation += 1
         self.num_kv_tokens = self.num_hidden_tokens = 0
+        self.is_lowered = False
         self.move(Signal.ASSIGN)
+
+    def _remember(self, newest: Slice) -> None:
+        """What it was assigned last stays on its disk."""
+        if self.last is not None and self.last != newest:
+            others = [f for f in self.earlier if f.slice not in (self.last, newest)]
+            self.earlier = (Fetched(self.last, self.lacking_bytes), *others)[:MOST_REMEMBERED]
 
     def let_go(self, signal: Signal) -> None:
         """It holds nothing any more: released, or failed."""
@@ -176,6 +234,11 @@ class Device:
     def num_free_kv_tokens(self) -> int:
         """Negative where more is taken than there is."""
         return self.num_kv_tokens - self.num_reserved_tokens - self.num_hidden_tokens
+
+    def max_layers(self, model: str) -> int | None:
+        """What its owner and its disk allow; None: any number."""
+        limits = [limit for limit in (self.spec.max_layers, self.disk_layers.get(model)) if limit is not None]
+        return min(limits, default=None)
 
     def layer_time_s(self, model: str) -> float:
         """Measured decode time of one layer at batch 1; never zero, so that it can divide."""
@@ -276,6 +339,8 @@ class Waiting:
     affinity: tuple[int, ...] = ()
     deadline_at_s: float | None = None
     """After this the answer is wanted no more."""
+    return_at_s: float = 0.0
+    """Before this it goes to none of the devices to avoid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +372,8 @@ class State:
     running: dict[SessionId, Running] = field(default_factory=dict)
     kept: dict[SessionId, Kept] = field(default_factory=dict)
     """Of sessions that do not run now: they have lost their chain, and most of them wait for another one."""
+    hedges: dict[SessionId, Running] = field(default_factory=dict)
+    """Second chains, beside those of `running` or, for a moment, of requests that have just lost their own."""
     draining: set[NodeId] = field(default_factory=set)
     """Nodes that finish what runs on them and get nothing new. One that left and comes back is still one of them."""
     links: LinkMap = field(default_factory=LinkMap)

@@ -139,7 +139,7 @@ class Simulation:
                 self.users.refuse(command)
             case cmd.Assign():
                 self.fleet.assign(command, cause_of(event))
-            case cmd.Release():
+            case cmd.Release() | cmd.GiveUp():
                 self.fleet.release(command)
             case cmd.Measure():
                 self.fleet.measure(command)

@@ -206,7 +206,7 @@ class Fleet:
             self._num_fetching += 1
             self._fetch(fetch, 0.0)
 
-    def release(self, command: cmd.Release) -> None:
+    def release(self, command: cmd.Release | cmd.GiveUp) -> None:
         device = self.devices[command.device]
         if device.node.is_up and device.generation == command.generation:
             device.let_go()
@@ -249,8 +249,16 @@ class Fleet:
         mirror = self._scenario.pool.mirror_bits_per_s / 8 / max(1, self._num_fetching)
         rate = min(device.node.site.down_bytes_per_s, mirror)
         left = sum(size for _, size in fetch.parts)
+        self._tell_progress(fetch, left)
         wait_s = min(PIECE_S, left / rate)
         self._timeline.after(wait_s, self._fetch, fetch, min(left, rate * wait_s))
+
+    def _tell_progress(self, fetch: Fetch, left_bytes: float) -> None:
+        assert fetch.device.model is not None, "it is wanted"
+        assert fetch.device.layers is not None, "it is wanted"
+        total = model_cost(fetch.device.model.facts, VARIANT).weight_bytes(fetch.device.layers)
+        done = (int(total - left_bytes), int(total))
+        self._timeline.tell(ev.SliceProgress(fetch.device.key, fetch.generation, False, *done))
 
     def _load(self, fetch: Fetch) -> None:
         assert fetch.device.model is not None, "it is wanted"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +48,7 @@ class Pool(_Table, frozen=True):
     """`mix`: kinds of devices and their shares, relative to each other; one device per node."""
 
     num_nodes: Annotated[int, Meta(ge=1, le=100_000)]
-    mix: dict[str, Positive]
+    mix: Mapping[str, Positive]
     num_regions: Annotated[int, Meta(ge=1, le=len(REGIONS))] = 1
     access: Access = "fibre"
     mirror_bits_per_s: Positive = 1e9

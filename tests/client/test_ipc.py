@@ -20,6 +20,7 @@ TO_WORKER: tuple[ipc.AgentMessage, ...] = (
     ipc.StartSession(SESSION, 1, 0, 2, 7, 64, 3, 1, Sampling(0.5, 0.9, 40, 7), StopRule(100, (2,)), (1, 2, 3)),
     ipc.StartSession(SESSION, 1, 0, 1, 7, 64, None, 0),
     ipc.EndSession(SESSION, 4),
+    ipc.AreYouThere(),
 )
 TO_AGENT: tuple[ipc.WorkerMessage, ...] = (
     ipc.WorkerReady(ipc.IPC_VERSION, "2.13", "cpu", 10**10),
@@ -32,6 +33,8 @@ TO_AGENT: tuple[ipc.WorkerMessage, ...] = (
     ipc.SessionFailed(SESSION, 1, "kv_full", "No."),
     ipc.Sampled(SESSION, 1, 9, (5, 6), None, StepTiming(1, 2)),
     ipc.WorkDone(30, 55, 512, 0.75),
+    ipc.Here(),
+    ipc.NoMemory(4096, 2),
 )
 
 

@@ -31,7 +31,9 @@ RULES = PauseRules(mode=PauseMode.WHEN_AWAY, programs=("steam",), hours=Hours(0,
 def test_a_status_survives_the_trip() -> None:
     device = DeviceStatus("cuda:0", "GPU\n<b>", AgentState.LOADING, "model", LayerRange(0, 12), 24, 5, 10)
     pause = PauseInfo((PauseReason.MANUAL, PauseReason.HOT), 1.5, "the GPU is at 90 °C", 2.5, 3.5)
-    status = Status(AgentState.LOADING, "line 1\nline 2", "pool", (device,), 3, 10**15, (11, 12), pause, 5, 6)
+    status = Status(
+        AgentState.LOADING, "line 1\nline 2", "pool", (device,), 3, 10**15, (11, 12), pause, 5, 6, leaves_at_s=7.5
+    )
     assert decode_report(encode_line(status)) == status
 
 
@@ -50,6 +52,7 @@ def test_a_history_survives_the_trip() -> None:
     [
         Pause(),
         Pause(900.0),
+        Pause(900.0, after_answers=True),
         Resume(),
         Resume(anyway=True),
         SetRules(RULES),

@@ -45,7 +45,15 @@ from client.supervisor import (
     UnexpectedInput,
     WakeAfter,
 )
-from client.supervisor_table import LISTENING, PAUSE_LIMIT_S, QUIT_LIMIT_S, START_LIMIT_S, TRANSITIONS, Input, Phase
+from client.supervisor_table import (
+    LISTENING,
+    PAUSE_LIMIT_S,
+    QUIT_LIMIT_S,
+    START_LIMIT_S,
+    TRANSITIONS,
+    Input,
+    Phase,
+)
 from protocol.pause import PauseMode, PauseReason, PauseRules
 
 PAUSE_LINE = SendLine(encode_line(Pause()))
@@ -390,7 +398,8 @@ def test_what_cannot_happen_is_an_error(supervisor: Supervisor) -> None:
 
 
 def test_every_phase_knows_what_to_do_with_every_wish() -> None:
-    wishes = {Input.CONTRIBUTE, Input.CONTRIBUTE_ANYWAY, Input.PAUSE, Input.QUIT, Input.CHANGE_POOL}
+    pauses = {Input.PAUSE, Input.PAUSE_AFTER_ANSWERS}
+    wishes = {Input.CONTRIBUTE, Input.CONTRIBUTE_ANYWAY, *pauses, Input.QUIT, Input.CHANGE_POOL}
     reports = {Input.REPORTED, Input.REPORTED_PAUSED, Input.REPORTED_FAILED, Input.EXITED}
     without_process = {Phase.STOPPED, Phase.RESTARTING, Phase.ENDED}
     assert not without_process & LISTENING
@@ -421,6 +430,7 @@ class World:
     def _next_event(self) -> Event:
         wishes: list[Event] = [
             *(ContributePressed(), ContributePressed(anyway=True), PausePressed(), PausePressed(900.0)),
+            PausePressed(after_answers=True),
             *(PoolChanged(), TimePassed(), RulesChanged(PauseRules()), SessionRead(SessionReading(1.0))),
         ]
         if self.random.random() < 0.02:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from client.supervisor_table import LISTENING, TRANSITIONS, Do, Input, Order, Phase
+from client.status import SOFT_LEAVE_S
+from client.supervisor_table import FINISH_LIMIT_S, LISTENING, PAUSE_LIMIT_S, TRANSITIONS, Do, Input, Order, Phase
 
 
 def entries() -> list[tuple[Phase, Input, Phase, Do]]:
@@ -30,5 +31,23 @@ def test_a_phase_with_a_deadline_is_entered_with_a_limit_or_kept(phase: Phase) -
 
 def test_whoever_is_told_to_pause_listens() -> None:
     for phase, _, _, do in entries():
-        if {Order.PAUSE, Order.RESUME, Order.RESUME_ANYWAY} & set(do.orders):
+        if {Order.PAUSE, Order.PAUSE_AFTER_ANSWERS, Order.RESUME, Order.RESUME_ANYWAY} & set(do.orders):
             assert phase in LISTENING
+
+
+def test_once_paused_only_the_volunteer_or_the_end_of_the_pause_makes_it_contribute() -> None:
+    wishes = {Input.CONTRIBUTE, Input.CONTRIBUTE_ANYWAY, Input.PAUSE_OVER}
+    pauses = (Phase.FINISHING, Phase.PAUSING, Phase.PAUSED, Phase.ENDING, Phase.STOPPED)
+    for phase, given, after, _ in entries():
+        assert phase not in pauses or given in wishes or after in {*pauses, Phase.LEAVING, Phase.ENDED}
+
+
+def test_who_wants_the_gpu_at_once_never_waits_for_answers() -> None:
+    for phase in Phase:
+        for given in (Input.PAUSE, Input.PAUSE_AFTER_ANSWERS):
+            after, _ = TRANSITIONS[phase][given] or (phase, Do())
+            assert after is not Phase.FINISHING or (given is Input.PAUSE_AFTER_ANSWERS and phase is not Phase.PAUSING)
+
+
+def test_a_pause_after_answers_has_their_time_and_that_of_any_pause() -> None:
+    assert FINISH_LIMIT_S == SOFT_LEAVE_S + PAUSE_LIMIT_S

@@ -175,6 +175,9 @@ def test_machines_are_listed_and_cannot_move_the_cursor(accounts: Accounts) -> N
     text = administration.nodes(accounts)
     assert re.search(rf"^{'a' * 32} +ada\?2J ", text, re.MULTILINE)
     assert re.search(rf"^{'c' * 32} +bob .*removed$", text, re.MULTILINE)
+    assert "TROUBLES" not in text
+    found = administration.nodes(accounts, {"a" * 32: "hangs 2, cut 1"})
+    assert re.search(rf"^{'a' * 32} .* hangs 2, cut 1$", found, re.MULTILINE)
 
 
 def test_what_was_done_is_in_the_audit_trail_without_secrets(accounts: Accounts) -> None:

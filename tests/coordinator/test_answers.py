@@ -84,6 +84,27 @@ def test_an_answer_that_ends_unread_is_kept_from_its_end_on() -> None:
     assert book.overdue(620.0) == [one]
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_a_refusal_is_told_and_not_kept(started: bool) -> None:
+    one, reader = answer(retry_key="story"), asyncio.Queue[Item | Failed]()
+    book = opened(one)
+    book.attach(one, reader)
+    failed = Failed(ONE, "no_capacity", "Try again.", 1.0, started=started)
+    book.take(ONE, failed, 1.0)
+    assert read(reader) == [failed]
+    assert book.detach(one, reader, 2.0) is not started
+
+
+def test_a_refusal_waits_for_a_reader_who_has_not_come_back_yet() -> None:
+    one, reader = answer(), asyncio.Queue[Item | Failed]()
+    book = opened(one)
+    failed = Failed(ONE, "no_capacity", "Try again.", 1.0, started=False)
+    book.take(ONE, failed, 1.0)
+    assert not book.overdue(2.0)
+    book.attach(one, reader)
+    assert read(reader) == [failed]
+
+
 def test_nothing_comes_behind_the_end() -> None:
     one, reader = answer(), asyncio.Queue[Item | Failed]()
     book = opened(one)
@@ -142,6 +163,16 @@ def test_a_repeated_request_is_found_by_its_own_tenant() -> None:
     assert book.repeated("key a", "abc") is one
     assert book.repeated("key b", "abc") is None
     assert book.repeated("key a", "") is None
+
+
+def test_of_two_requests_under_one_name_the_older_one_is_found_as_long_as_it_is_there() -> None:
+    one, two = answer(retry_key="abc"), answer(2, retry_key="abc")
+    book = opened(one, two)
+    assert book.repeated("key a", "abc") is one
+    book.drop(ONE)
+    assert book.repeated("key a", "abc") is two
+    book.drop(two.order.session_id)
+    assert book.repeated("key a", "abc") is None
 
 
 def test_news_of_an_answer_that_is_gone_are_nothing() -> None:

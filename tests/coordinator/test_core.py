@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator import core as core_module
+from coordinator.arrivals import rest_s
 from coordinator.core import HEARTBEAT_S, LEASE_S, MAX_FAULTS, TICK_S
 from coordinator.effects import DropNode
 from coordinator.nodes import DeviceActivity
@@ -80,7 +81,7 @@ def test_a_stop_token_ends_the_answer() -> None:
 
 
 def test_a_prompt_longer_than_a_frame_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.sessions.MAX_ROWS_PER_FRAME", 4)
+    monkeypatch.setattr("coordinator.openings.MAX_ROWS_PER_FRAME", 4)
     pool = pool_of(4, 4)
     prompt = tuple(range(10, 21))
     session_id = pool.request(prompt=prompt, num_tokens=3)
@@ -287,6 +288,7 @@ def test_a_session_that_breaks_its_chains_again_and_again_is_given_up() -> None:
     for epoch in range(1, 5):
         assert pool.failure(session_id) is None
         pool.say(tail_of(pool, session_id), m.SessionBroken(session_id, epoch, 0, "non_finite", "NaN in a row."))
+        pool.wait(rest_s(epoch) + 0.1)
     failure = pool.failure(session_id)
     assert failure is not None
     assert (failure.code, failure.started) == ("non_finite", True)

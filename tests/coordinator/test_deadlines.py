@@ -14,6 +14,7 @@ from coordinator.deadlines import (
     LEAST_OPENING_S,
     LEAST_PROMPT_S,
     LEAST_S,
+    LEAST_SILENT_S,
     MAX_PATIENCE,
     MOST_BIAS,
     NUM_RECENT,
@@ -168,10 +169,19 @@ def test_a_prompts_limit_grows_with_its_rows_and_with_those_before_it() -> None:
         deadlines = Deadlines()
         deadlines.opens(ONE, chain(), num_rows, 0.0)
         deadlines.runs(ONE, num_ahead, 0.0)
-        limits.append(limit_s(deadlines, 0.0))
+        watch = deadlines.watch(ONE)
+        assert watch is not None
+        limits.append(watch.prompt_by_s)
     assert limits[0] >= SAFETY * (1000 + 512) * 0.001 - 1e-3, "two stages pass it on in chunks"
     assert limits[1] - limits[0] == pytest.approx(SAFETY * 1000 * 0.001, rel=1e-3)
     assert limits[2] - limits[0] == pytest.approx(SAFETY * 5000 * 0.001, rel=1e-3)
+
+
+def test_a_long_prompts_workers_are_asked_long_before_it_is_late() -> None:
+    deadlines = Deadlines()
+    deadlines.opens(ONE, chain(), 100_000, 0.0)
+    deadlines.runs(ONE, 0, 1.0)
+    assert limit_s(deadlines, 1.0) == pytest.approx(LEAST_SILENT_S, abs=1e-4)
 
 
 @pytest.mark.parametrize(("factor", "bias"), [(0.5, 1.0), (3.0, 3.0), (100.0, MOST_BIAS)])

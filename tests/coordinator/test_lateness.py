@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.deadlines import LEAST_S
-from coordinator.lateness import MAX_ASKS, REPLY_S, Late, Lateness
+from coordinator.deadlines import LEAST_S, LEAST_SILENT_S
+from coordinator.lateness import EARLY_REPLY_S, MAX_ASKS, REPLY_S, Late, Lateness
 from coordinator.nodes import NodeView
 from coordinator.scheduler.chain_times import ChainTimes, HopTimes, StageTimes
 from coordinator.scheduler.commands import ChainStage
@@ -21,17 +21,17 @@ CUTS = (0, 4, 8)
 class Case:
     """A session over nodes 1 and 2, of which tokens came every 10 ms; node 3 is in the pool as well."""
 
-    def __init__(self, *versions: int) -> None:
+    def __init__(self, *versions: int, prompt: tuple[int, ...] = (5, 6, 7)) -> None:
         hellos = {n: facts.hello(n, version=v) for n, v in enumerate(versions or (4, 4, 4), start=1)}
         self.nodes = {facts.node_id(n): NodeView(hello, 0.0) for n, hello in hellos.items()}
-        self.session = Session(Order(ONE, facts.DIGEST, (5, 6, 7), 1000, Sampling(), (2,)))
+        self.session = Session(Order(ONE, facts.DIGEST, prompt, 1000, Sampling(), (2,)))
         self.lateness = Lateness({ONE: self.session}, self.nodes, self.times)
-        self.step_s = 0.001
+        self.step_s, self.row_s = 0.001, 0.0
         self.now_s = 0.0
 
     def times(self, manifest_hash: str, chain: object) -> ChainTimes:
         assert manifest_hash == facts.DIGEST
-        return ChainTimes((StageTimes(self.step_s, 0.001),) * 2, (HopTimes(0.001, 0.0),) * 2)
+        return ChainTimes((StageTimes(self.step_s, 0.001),) * 2, (HopTimes(0.001, self.row_s),) * 2)
 
     def start(self) -> None:
         chain = [ChainStage(facts.key(n), 1, LayerRange(CUTS[n - 1], CUTS[n])) for n in (1, 2)]
@@ -74,9 +74,16 @@ class Case:
         assert all(isinstance(each, tuple) and isinstance(each[1], WhereAreRows) for each in found)
         return [facts.number_of(each[0]) for each in found]  # type: ignore[index]
 
-    def answer(self, number: int, waiting_s: float = 0.0, num_received: int = 22, num_sent: int = 22) -> list[Late]:
+    def answer(
+        self,
+        number: int,
+        waiting_s: float = 0.0,
+        num_received: int = 22,
+        num_sent: int = 22,
+        silent_s: float | None = None,
+    ) -> list[Late]:
         self.hears(number)
-        rows = RowsAt(ONE, self.session.epoch, number - 1, num_received, num_sent, waiting_s)
+        rows = RowsAt(ONE, self.session.epoch, number - 1, num_received, num_sent, waiting_s, silent_s)
         return self.lateness.heard(facts.node_id(number), rows, self.now_s)
 
 
@@ -93,6 +100,8 @@ def test_the_stage_that_has_had_the_row_for_longer_than_it_may_is_left_and_blame
     assert case.answer(1) == []
     [late] = case.answer(2, 0.55)
     assert late.avoid == late.blamed == {facts.key(2)}
+    assert case.lateness.counts == {"hangs": 1}
+    assert case.lateness.troubles == {facts.node_id(2): {"hangs": 1}}
 
 
 def test_a_stage_may_take_four_times_what_its_steps_took() -> None:
@@ -109,6 +118,28 @@ def test_a_stage_may_take_four_times_what_its_steps_took() -> None:
     assert late.blamed == {facts.key(2)}
 
 
+def test_what_its_steps_took_with_prompts_in_them_is_no_excuse_for_one_without() -> None:
+    case = Case().run()
+    view = case.nodes[facts.node_id(2)].devices[facts.CPU]
+    view.worked(DeviceWork(facts.CPU, 1, 4, 4, 2000, 4 * 0.8))
+    view.worked(DeviceWork(facts.CPU, 1, 4, 4, 0, 4 * 0.05))
+    case.asked()
+    case.answer(1)
+    [late] = case.answer(2, 0.55)
+    assert late.blamed == {facts.key(2)}
+
+
+def test_while_prompts_are_on_the_device_what_they_took_counts() -> None:
+    case = Case().run()
+    view = case.nodes[facts.node_id(2)].devices[facts.CPU]
+    view.worked(DeviceWork(facts.CPU, 1, 4, 4, 2000, 4 * 0.8))
+    view.worked(DeviceWork(facts.CPU, 1, 4, 4, 0, 4 * 0.05))
+    case.lateness._rows_on[facts.key(2)] += 1
+    case.asked()
+    case.answer(1)
+    assert case.answer(2, 3.1) == []
+
+
 def test_prompts_of_others_on_the_device_count() -> None:
     """A step may carry a chunk of 512 rows, of 1 ms each."""
     case = Case().run()
@@ -116,6 +147,83 @@ def test_prompts_of_others_on_the_device_count() -> None:
     case.asked()
     case.answer(1)
     assert case.answer(2, 1.9) == []
+
+
+def waiting_for_its_prompt() -> Case:
+    """It takes 60 s; steps of node 2 have taken 0.8 s."""
+    case = Case(prompt=(7,) * 60_000)
+    case.start()
+    view = case.nodes[facts.node_id(2)].devices[facts.CPU]
+    view.worked(DeviceWork(facts.CPU, 1, 4, 4, 2000, 4 * 0.8))
+    case.open()
+    return case
+
+
+def test_a_long_prompt_waits_for_a_worker_that_is_heard() -> None:
+    case = waiting_for_its_prompt()
+    for num_asks in range(1, 15):
+        case.now_s += 10.0
+        found = case.lateness.look(case.now_s)
+        assert len(found) == 2
+        assert case.answer(1) == []
+        assert case.answer(2, 10.0 * num_asks, 60_000, 0, silent_s=1.0) == []
+
+
+def test_a_worker_that_is_silent_over_prompts_for_longer_than_its_steps_take_is_left() -> None:
+    case = waiting_for_its_prompt()
+    for waiting_s in (LEAST_SILENT_S + 1e-3, 4 * 0.8 + 3.0):
+        case.now_s += LEAST_SILENT_S
+        case.lateness.look(case.now_s)
+        case.answer(1)
+        found = case.answer(2, waiting_s, 60_000, 0, silent_s=waiting_s - 1.5)
+    assert [late.blamed for late in found] == [{facts.key(2)}]
+
+
+def test_silence_before_its_rows_came_says_nothing() -> None:
+    case = waiting_for_its_prompt()
+    case.now_s += LEAST_SILENT_S + 1e-3
+    case.lateness.look(case.now_s)
+    case.answer(1)
+    assert case.answer(2, 0.5, 60_000, 0, silent_s=600.0) == []
+
+
+def test_what_it_says_of_its_silence_counts_for_no_single_step() -> None:
+    """Decoding has limits of its own, and shorter ones."""
+    case = Case().run()
+    case.asked()
+    case.answer(1)
+    [late] = case.answer(2, 0.55, silent_s=0.0)
+    assert late.blamed == {facts.key(2)}
+
+
+def test_a_prompt_that_nobody_seems_to_have_is_waited_for_until_it_is_late() -> None:
+    case = waiting_for_its_prompt()
+    for _ in range(20):
+        case.now_s += 10.0
+        if case.lateness.look(case.now_s):
+            case.answer(1, num_received=60_000, num_sent=60_000)
+            assert case.answer(2, num_received=60_000, num_sent=60_000) == []
+
+
+def test_an_agent_beside_a_prompt_has_longer_to_answer() -> None:
+    case = waiting_for_its_prompt()
+    assert len(case.after(LEAST_SILENT_S + 1e-3)) == 2
+    assert case.after(EARLY_REPLY_S - 0.1) == []
+    case.hears(1, 3)
+    [late] = case.after(0.2)
+    assert isinstance(late, Late)
+    assert late.blamed == {facts.key(2)}
+
+
+def test_rows_of_a_prompt_that_queue_on_their_way_behind_those_of_others_are_no_cut() -> None:
+    case = waiting_for_its_prompt()
+    case.row_s = 0.001
+    for _ in range(4):
+        case.now_s += 10.0
+        if case.lateness.look(case.now_s):
+            case.answer(1, num_received=60_000, num_sent=60_000)
+            assert case.answer(2, num_received=0, num_sent=0) == []
+    assert case.lateness.counts["cut"] == 0
 
 
 def test_a_node_that_says_nothing_while_others_do_is_blamed() -> None:
@@ -126,6 +234,7 @@ def test_a_node_that_says_nothing_while_others_do_is_blamed() -> None:
     [late] = case.after(REPLY_S)
     assert isinstance(late, Late)
     assert late.blamed == {facts.key(2)}
+    assert case.lateness.troubles == {facts.node_id(2): {"silent": 1}}
 
 
 def test_a_node_that_says_something_else_is_not_silent() -> None:
@@ -191,6 +300,8 @@ def test_rows_that_stay_between_two_stages_are_a_cut_and_nobody_is_blamed() -> N
         assert [late.cut for late in found] == [(facts.node_id(1), facts.node_id(2))] * is_cut
         assert not any(late.blamed for late in found)
         case.asked(0.1)
+    assert case.lateness.counts["cut"] == 1
+    assert case.lateness.troubles == {facts.node_id(1): {"cut": 1}, facts.node_id(2): {"cut": 1}}
 
 
 def test_rows_that_arrive_slowly_are_no_cut() -> None:

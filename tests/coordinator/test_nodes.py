@@ -115,3 +115,19 @@ def test_prompt_tokens_of_all_devices_add_up() -> None:
         work = (DeviceWork(facts.CPU, 1, 1, 5, number, 0.1), DeviceWork(facts.DeviceId("cuda:0"), 1, 1, 5, 10, 0.1))
         view.beat(Heartbeat(0, 0, 0, work), float(number))
     assert view.num_prompt_tokens == 27
+
+
+def test_a_device_that_has_never_decoded_alone_is_judged_by_all_of_its_steps() -> None:
+    device = NodeView(facts.hello(1), 0.0).devices[facts.CPU]
+    device.worked(DeviceWork(facts.CPU, 1, 2, 3, 400, 1.0))
+    assert device.slowest_step_s(with_prompts=False) == device.slowest_step_s(with_prompts=True) == 0.5
+    device.worked(DeviceWork(facts.CPU, 1, 2, 2, 0, 0.2))
+    assert device.slowest_step_s(with_prompts=False) == 0.1
+    assert device.slowest_step_s(with_prompts=True) == 0.5
+
+
+def test_what_steps_took_with_other_layers_is_forgotten() -> None:
+    device = NodeView(facts.hello(1), 0.0).devices[facts.CPU]
+    device.worked(DeviceWork(facts.CPU, 1, 2, 2, 0, 0.2))
+    device.assign(ASSIGN)
+    assert device.slowest_step_s(with_prompts=False) == 0.0

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from coordinator.accounts import Accounts, Role
+from coordinator.accounts import Role
 from coordinator.api import plan_view as v
-from coordinator.config import DATABASE_NAME, ConfigError, MachineNames, PoolConfig, make_site
-from coordinator.folder_lock import locked
+from coordinator.asking import NoAnswer
+from coordinator.config import ConfigError
 from coordinator.plan_command import PlanError, Wanted, fetch, plan, plan_text
 from coordinator.scheduler.explain import Part
-from coordinator.site_file import write_site
-from coordinator.store import Store
-from shell.clock import SystemClock
-from shell.randomness import SystemRandom
+from tests.fakes.answering_pool import answering, make_folder
 
 FORECAST = v.ForecastView(0.041, 0.8, 96.0, 14)
 
@@ -41,69 +35,23 @@ VIEW = v.PlanView("Lab", 0.0, 4, 0.25, 10.0, (MODEL,), (holder("dora", "", Part.
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of a pool that has run."""
-    Store.open(tmp_path / DATABASE_NAME).close()
-    write_site(tmp_path, make_site(PoolConfig(tmp_path), 9, "", MachineNames()))
-    return tmp_path
+    return make_folder(tmp_path)
 
 
-@contextmanager
-def answering(folder: Path, status: int = 200, body: bytes = b"") -> Iterator[list[bool]]:
-    """A pool that says this to whoever asks; the list has for each question whether an operator asked it."""
-    asked: list[bool] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            cookie = self.headers["Cookie"].partition("=")[2]
-            with closing(Store.open(folder / DATABASE_NAME)) as store:
-                caller = Accounts(store, SystemRandom(), SystemClock().wall).caller_of_cookie(cookie)
-            asked.append(self.path == "/api/operator/plan" and caller.role is Role.OPERATOR)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body or msgspec.json.encode(VIEW))
-
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server, locked(folder):
-        write_site(folder, make_site(PoolConfig(folder), server.server_port, "", MachineNames()))
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield asked
-        finally:
-            server.shutdown()
-            thread.join()
+def telling(folder: Path) -> AbstractContextManager[object]:
+    return answering(folder, msgspec.json.encode(VIEW))
 
 
-# ---------------------------------------------------------------- asking
-
-
-def test_it_asks_as_an_operator_who_is_one_no_more_afterwards(folder: Path) -> None:
-    with answering(folder) as asked:
+def test_it_asks_the_running_pool(folder: Path) -> None:
+    with answering(folder, msgspec.json.encode(VIEW)) as asked:
         assert fetch(folder) == VIEW
-    assert asked == [True]
-    with closing(Store.open(folder / DATABASE_NAME)) as store, store.read() as connection:
-        assert connection.exec_driver_sql("select count(*) from sessions").scalar() == 0
+    assert asked == [("/api/operator/plan", Role.OPERATOR)]
 
 
 def test_where_no_pool_ran_or_none_runs_now_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No pool has run"):
         fetch(tmp_path / "elsewhere")
-    with pytest.raises(PlanError, match="is not running: start it with"):
-        fetch(folder)
-    with (
-        locked(folder),
-        pytest.raises(PlanError, match=r"does not answer at http://127.0.0.1:9 \(Connection refused\)"),
-    ):
-        fetch(folder)
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "words"),
-    [(403, b"no", "HTTP status 403"), (200, b"<html>", "is no plan"), (200, b"{}", "is no plan")],
-)
-def test_an_answer_that_is_no_plan_is_a_sentence(folder: Path, status: int, body: bytes, words: str) -> None:
-    with answering(folder, status, body), pytest.raises(PlanError, match=words):
+    with pytest.raises(NoAnswer, match="is not running: start it with"):
         fetch(folder)
 
 
@@ -148,7 +96,7 @@ def test_a_pool_without_lanes_says_what_is_missing() -> None:
 
 
 def test_a_node_is_explained_by_name_or_id_or_all_are(folder: Path) -> None:
-    with answering(folder):
+    with telling(folder):
         by_name, by_id = plan(folder, Wanted(explain="ada")), plan(folder, Wanted(explain="ada0000"))
         everybody = plan(folder, Wanted(explain=""))
         with pytest.raises(PlanError, match=r"No node is called 'zoe'.*ada, bert, carl, dora"):
@@ -161,7 +109,7 @@ def test_a_node_is_explained_by_name_or_id_or_all_are(folder: Path) -> None:
 
 
 def test_a_model_is_shown_alone_and_an_unknown_one_is_refused_by_name(folder: Path) -> None:
-    with answering(folder):
+    with telling(folder):
         assert msgspec.json.decode(plan(folder, Wanted("qwen", as_json=True)), type=v.PlanView) == VIEW
         with pytest.raises(PlanError, match="no plan for a model 'other'; planned: qwen"):
             plan(folder, Wanted("other"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.poison import MAX_CRASHES, CrashBook, Verdict
+from coordinator.poison import MAX_ANYWAY, MAX_CRASHES, CrashBook
 from coordinator.sessions import SessionState
 from protocol import messages as m
 from protocol.values import NodeId, SessionId
@@ -12,58 +12,154 @@ from tests.fakes import pool_facts as facts
 from tests.fakes.fake_node import FakeNode, answer_to
 from tests.fakes.pool_driver import PoolDriver
 
-ONE, TWO, THREE = (NodeId(digit * 32) for digit in "123")
+ONE, TWO, THREE, FOUR = (NodeId(digit * 32) for digit in "1234")
 A, B, C = (SessionId(digit * 32) for digit in "abc")
-NOBODY = Verdict()
 
 
 def test_one_crash_says_nothing() -> None:
-    assert CrashBook().crashed(ONE, {A: 5, B: 0}) == NOBODY
-
-
-def test_who_sees_two_machines_crash_at_the_same_token_is_the_cause() -> None:
     book = CrashBook()
-    book.crashed(ONE, {A: 5, B: 5})
-    assert book.crashed(TWO, {A: 5}) == Verdict(guilty=frozenset({A}))
+    book.crashed(ONE, [A, B])
+    assert (book.convict(), book.waits(A), book.waits(B)) == (None, False, False)
+
+
+def test_who_is_left_as_the_only_possible_cause_of_two_machines_crashes_is_it() -> None:
+    book = CrashBook()
+    book.crashed(ONE, [A, B])
+    book.crashed(TWO, [A])
+    assert (book.convict(), book.waits(A), book.next_up()) == (None, True, None)
+    book.progressed(B)
+    assert book.convict() == A
+    assert book.convict() is None
+    assert len(book) == 0
 
 
 def test_who_has_a_token_more_starts_afresh() -> None:
     book = CrashBook()
-    book.crashed(ONE, {A: 5})
+    book.crashed(ONE, [A])
     book.progressed(A)
-    assert book.crashed(TWO, {A: 6}) == NOBODY
-    assert book.crashed(THREE, {A: 6}) == Verdict(guilty=frozenset({A}))
+    book.crashed(TWO, [A])
+    assert book.convict() is None
+    book.crashed(THREE, [A])
+    assert book.convict() == A
 
 
 def test_a_machine_that_crashes_again_and_again_is_enough_in_the_end() -> None:
     book = CrashBook()
-    verdicts = [book.crashed(ONE, {A: 0}) for _ in range(MAX_CRASHES)]
-    assert verdicts == [NOBODY] * (MAX_CRASHES - 1) + [Verdict(guilty=frozenset({A}))]
+    verdicts = []
+    for _ in range(MAX_CRASHES):
+        book.crashed(ONE, [A])
+        verdicts.append(book.convict())
+    assert verdicts == [None] * (MAX_CRASHES - 1) + [A]
+
+
+def test_a_suspect_waits_until_whoever_ran_beside_it_has_a_token_more_and_is_the_cause_then() -> None:
+    book = CrashBook()
+    book.crashed(ONE, [A])
+    book.crashed(TWO, [A, B, C])
+    assert [book.waits(each) for each in (A, B, C)] == [True, False, False]
+    assert (book.convict(), book.next_up()) == (None, None)
+    book.progressed(B)
+    assert (book.convict(), book.next_up()) == (None, None)
+    book.progressed(C)
+    assert book.convict() == A
+
+
+def test_a_suspect_is_acquitted_when_whoever_ran_beside_it_is_the_cause() -> None:
+    """A second machine fails by itself under A, and B makes another two crash."""
+    book = CrashBook()
+    book.crashed(ONE, [A, B])
+    book.crashed(TWO, [A])
+    book.crashed(THREE, [B])
+    book.crashed(FOUR, [B])
+    assert book.convict() == B
+    assert book.convict() is None
+    assert book.next_up() == A
+    assert not book.waits(A)
+    book.crashed(THREE, [A, C])
+    assert book.convict() is None, "two crashes that nobody has explained, and C may be the cause of one"
+
+
+def test_who_saw_a_machine_fail_is_not_the_cause_when_the_next_one_does_that_ran_a_new_request() -> None:
+    book = CrashBook()
+    book.crashed(ONE, [A])
+    book.crashed(TWO, [A, B])
+    book.crashed(THREE, [B])
+    assert book.convict() is None
+    assert book.next_up() == A
+    assert book.next_up() is None
+    book.progressed(A)
+    assert book.convict() == B
+
+
+def test_a_crash_that_is_explained_does_not_count_when_the_same_request_is_sent_again() -> None:
+    book = CrashBook()
+    book.crashed(ONE, [A, B])
+    book.crashed(TWO, [B])
+    book.crashed(THREE, [B])
+    assert book.convict() == B
+    book.crashed(FOUR, [A, C])
+    assert not book.waits(A)
+
+
+def test_a_suspect_tries_once_more_when_whoever_ran_beside_it_is_gone_before_anything_is_known() -> None:
+    book = CrashBook()
+    book.crashed(ONE, [A])
+    book.crashed(TWO, [A, B])
+    book.ended(B)
+    assert book.convict() is None
+    assert book.next_up() == A
+    book.progressed(A)
+    assert len(book) == 0
+
+
+def test_nobody_crashes_machines_for_ever_beside_requests_that_are_given_up() -> None:
+    book = CrashBook()
+    for number in range(MAX_ANYWAY - 1):
+        book.crashed(NodeId(f"{number:032}"), [A, B])
+        assert book.convict() is None
+        book.ended(B)
+        book.next_up()
+    book.crashed(ONE, [A, B])
+    assert book.convict() == A
 
 
 def test_of_several_suspects_each_goes_alone_and_the_one_that_crashes_again_is_the_cause() -> None:
     book = CrashBook()
-    book.crashed(ONE, {A: 5, B: 5, C: 5})
-    assert book.crashed(TWO, {A: 5, B: 5, C: 6}) == Verdict(wait=frozenset({A, B}))
-    assert book.next_alone() == A
-    assert book.next_alone() is None
+    book.crashed(ONE, [A, B, C])
+    book.progressed(C)
+    book.crashed(TWO, [A, B, C])
+    assert [book.waits(each) for each in (A, B, C)] == [True, True, False]
+    assert book.next_up() == A
+    assert book.next_up() is None
     assert not book.waits(A)
     assert book.waits(B)
     book.progressed(A)
-    assert book.next_alone() == B
-    assert book.crashed(THREE, {B: 5, C: 9}) == Verdict(guilty=frozenset({B}))
+    assert book.next_up() == B
+    book.crashed(THREE, [B])
+    assert book.convict() == B
     book.ended(B)
-    assert book.next_alone() is None
+    assert book.next_up() is None
+
+
+def test_who_goes_alone_is_not_blamed_for_what_another_suspect_does() -> None:
+    book = CrashBook()
+    book.crashed(ONE, [A, B])
+    book.crashed(TWO, [A, B])
+    book.crashed(ONE, [C])
+    assert book.next_up() == A
+    book.crashed(THREE, [A, C])
+    assert book.convict() is None
+    assert [book.waits(each) for each in (A, B, C)] == [True] * 3
 
 
 def test_a_suspect_that_ends_in_the_line_holds_up_nobody_and_nothing_is_kept() -> None:
     book = CrashBook()
-    book.crashed(ONE, {A: 1, B: 1, C: 1})
-    book.crashed(TWO, {A: 1, B: 1, C: 1})
+    book.crashed(ONE, [A, B, C])
+    book.crashed(TWO, [A, B, C])
     book.ended(A)
-    assert book.next_alone() == B
+    assert book.next_up() == B
     book.ended(B)
-    assert book.next_alone() == C
+    assert book.next_up() == C
     book.ended(C)
     assert len(book) == 0
 
@@ -143,6 +239,32 @@ def test_whoever_runs_beside_a_poisonous_request_has_the_answer_that_it_would_ha
         assert driver.tokens(session_id) == answer_to((5, 6, 7 + number), 40)
     assert sum(node.num_crashes for node in nodes) <= 4
     assert len(driver.core._crashes) == 0
+
+
+def test_whoever_saw_a_machine_fail_by_itself_is_not_blamed_for_the_poison_that_comes_beside_it_then() -> None:
+    driver, nodes = pool(3)
+    driver.pass_time(30)
+    innocent = driver.request(2, num_tokens=20)
+    driver.run_until(lambda: len(driver.tokens(innocent)) >= 5)
+    first = driver.chains(innocent)[-1][0]
+    for failed in nodes[first - 1].crash():
+        driver.say(nodes[first - 1], failed)
+    driver.run_until(lambda: driver.core.sessions[innocent].state is SessionState.RUNNING)
+    second = driver.chains(innocent)[-1][0]
+    assert second != first
+    assert [type(data) for node, data in driver.mail if node is nodes[second - 1]] == [bytes], "its rows are under way"
+    driver.mail.clear()
+    [third] = {1, 2, 3} - {first, second}
+    driver.drain(third)
+    poison = driver.request(1, prompt=(5, POISON, 7))
+    driver.run_until(lambda: nodes[second - 1].num_crashes == 1)
+    driver.drain(third, on=False)
+    driver.pass_time(60)
+    failure = driver.failure(poison)
+    assert failure is not None
+    assert failure.code == "failed_poison"
+    assert driver.failure(innocent) is None
+    assert driver.tokens(innocent) == answer_to((5, 6, 7), 20)
 
 
 def test_workers_that_crash_by_themselves_fail_no_answer() -> None:

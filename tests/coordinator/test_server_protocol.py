@@ -286,6 +286,25 @@ async def test_text_that_is_no_utf8_ends_the_connection_without_a_line_in_the_lo
     assert not caplog.records
 
 
+async def test_a_node_that_is_refused_with_a_status_leaves_no_line_in_the_log(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    protocol, transport = connect()
+    protocol.data_received(b"GET" + UPGRADE + b"\r\n")
+    websocket = cast(Any, transport.protocol)
+    caplog.clear()
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.http.response.start", "status": 503, "headers": [(b"retry-after", b"5")]})
+        await send({"type": "websocket.http.response.body", "body": b""})
+
+    websocket.app = refuse
+    await websocket.run_asgi()
+    assert b" 503 " in transport.written and b"retry-after: 5" in transport.written.lower()
+    assert transport.ended == "closed"
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 # ---------------------------------------------------------------- the newest
 
 

@@ -80,7 +80,7 @@ def test_nothing_follows_the_end() -> None:
 
 def test_a_chain_is_opened_tail_first_and_the_user_learns_it() -> None:
     actions = Session(ORDER).start(CHAIN, {MIDDLE: Contact("ws://m", "t")})
-    assert actions[0] == Rerouted(ORDER.session_id, CHAIN)
+    assert actions[0] == Rerouted(ORDER.session_id, CHAIN, 1)
     assert [order.stage for order in opens(actions)] == [2, 1, 0]
     tail, middle, head = opens(actions)
     assert (head.previous.node_id, head.next.node_id) == (TAIL, MIDDLE)
@@ -132,7 +132,7 @@ def test_opened_by_somebody_else_or_in_another_epoch_does_not_count(node_id: str
 
 
 def test_a_long_log_is_cut_into_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.sessions.MAX_ROWS_PER_FRAME", 2)
+    monkeypatch.setattr("coordinator.openings.MAX_ROWS_PER_FRAME", 2)
     session = Session(ORDER)
     session.start(SPARE, {})
     actions = session.stage_opened(facts.node_id(4), 1, 0)

@@ -189,7 +189,9 @@ def fake_model(files: Mapping[str, Path], name: str = NAME, digest: str = facts.
             name=name,
             manifest_hash=digest,
             manifest_bytes=MANIFEST,
-            manifest=SimpleNamespace(files=(SimpleNamespace(size_bytes=1000), SimpleNamespace(size_bytes=24))),
+            manifest=SimpleNamespace(
+                files=(SimpleNamespace(size_bytes=1000), SimpleNamespace(size_bytes=24)), quantisation=None
+            ),
             files=files,
             shape=sizes,
         ),

@@ -34,6 +34,9 @@ class RegionLinks(LinkMap):
     def regions(self, rows: Ints) -> Ints:
         return np.asarray(self._region_of[rows])
 
+    def upload(self, row: int) -> float:
+        return UPLOAD
+
     def uploads(self, rows: Ints) -> Floats:
         return np.full(len(rows), UPLOAD)
 

@@ -55,6 +55,9 @@ class PlaneLinks(LinkMap):
         delays = apart + a[:, None, 2] + b[None, :, 2]
         return np.asarray(np.where(sources[:, None] == targets[None, :], 0.0, delays))
 
+    def upload(self, row: int) -> float:
+        return float(self.rates[row])
+
     def uploads(self, rows: Ints) -> Floats:
         return self.rates[rows]
 

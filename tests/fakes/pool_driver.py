@@ -86,6 +86,11 @@ class PoolDriver:
             self.carry_out(self.core.tick(self.now_s))
             self.run()
 
+    def wait(self, seconds: float) -> None:
+        """A tick later, of which nobody has said anything."""
+        self.now_s += seconds
+        self.carry_out(self.core.tick(self.now_s))
+
     # ------------------------------------------------------------ running
 
     def step(self) -> bool:

@@ -58,11 +58,14 @@ Program = Callable[[Sequence[str], Mapping[str, str], VirtualChannel], Awaitable
 class VirtualProcess:
     """Implements protocol.env.Process."""
 
-    def __init__(self, pid: int, channel: VirtualChannel, task: asyncio.Task[int]) -> None:
+    def __init__(
+        self, pid: int, channel: VirtualChannel, task: asyncio.Task[int], cpu_s: Callable[[], float | None]
+    ) -> None:
         self.pid = pid
         self.channel = channel
         self._task = task
         self._killed = False
+        self._cpu_s = cpu_s
         task.add_done_callback(lambda _: channel.close())
 
     async def wait(self) -> int:
@@ -76,6 +79,9 @@ class VirtualProcess:
             self._killed = True
             self._task.cancel()
 
+    def cpu_s(self) -> float | None:
+        return self._cpu_s()
+
 
 class VirtualProcesses:
     """Implements protocol.env.Processes: every child runs `program`."""
@@ -83,13 +89,15 @@ class VirtualProcesses:
     def __init__(self, program: Program | None = None) -> None:
         self.program = program
         self.started: list[VirtualProcess] = []
+        self.cpu_s: Callable[[], float | None] = lambda: None
+        """What every child says of its use of the processor."""
 
     async def spawn(self, argv: Sequence[str], extra_environment: Mapping[str, str]) -> VirtualProcess:
         if self.program is None:
             raise FileNotFoundError(argv[0])
         ours, theirs = VirtualChannel.pair()
         task = asyncio.get_running_loop().create_task(_run(self.program, argv, extra_environment, theirs))
-        self.started.append(VirtualProcess(1000 + len(self.started), ours, task))
+        self.started.append(VirtualProcess(1000 + len(self.started), ours, task, lambda: self.cpu_s()))
         return self.started[-1]
 
 

@@ -31,6 +31,7 @@ def test_a_typed_question_is_answered_in_a_stream(page: Page, tmp_path: Path) ->
     answer_steadily(page)
     composer = page.get_by_test_id("composer")
     composer.fill("Write a Python function that reverses a string.")
+    expect(page.get_by_test_id("send")).to_be_enabled()
     composer.press("Enter")
     answer = page.get_by_test_id("message-assistant")
     expect(answer).to_contain_text("Here", timeout=ANSWER_MS)

@@ -145,6 +145,7 @@ def test_the_chat_page_comes_back_to_its_answer(served: Served, browser: Browser
         page.keyboard.press("Escape")
         composer = page.get_by_test_id("composer")
         composer.fill("a long story")
+        expect(page.get_by_test_id("send")).to_be_enabled()
         composer.press("Enter")
         answer = page.get_by_test_id("message-assistant")
         expect(answer).not_to_be_empty(timeout=ANSWER_MS)

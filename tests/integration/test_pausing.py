@@ -57,15 +57,19 @@ def serving_in(state: dict[str, list[dict[str, str]]]) -> set[str]:
     return {node["name"] for node in state["nodes"] if node["state"] == "serving"}
 
 
-def test_a_pause_in_the_middle_of_answers_breaks_and_changes_none(pool_and_agent: tuple[Served, AttachedAgent]) -> None:
+@pytest.mark.parametrize("after_answers", [False, True])
+def test_a_pause_in_the_middle_of_answers_breaks_and_changes_none(
+    pool_and_agent: tuple[Served, AttachedAgent], after_answers: bool
+) -> None:
     served, agent = pool_and_agent
+    wait_serving(served, {VOLUNTEER, REPLICA})
     questions = [f"story number {number}" for number in range(NUM_STREAMS)]
     undisturbed = [served.tokens(question, NUM_TOKENS) for question in questions]
     streams = [Stream(served, question, NUM_TOKENS) for question in questions]
     for stream in streams:
         stream.wait_begun()
     workers = agent.last.worker_pids
-    at_s = agent.send(Pause())
+    at_s = agent.send(Pause(after_answers=after_answers))
     wait_ended(workers)
     assert [stream.wait() for stream in streams] == undisturbed
     moved = [stream.chains for stream in streams if len(stream.chains) > 1]

@@ -71,6 +71,7 @@ FROM_NODE: list[m.NodeMessage] = [
     m.LinksMeasured(LINKS, 0.04),
     m.RowsAt(SESSION, 2, 1, 40, 39, 0.25),
     m.Leaving("paused", 30.0),
+    m.DeviceFailed(CPU, DIGEST, 4, "disk_full", "No room.", max_layers=0),
 ]
 FROM_COORDINATOR: list[m.CoordinatorMessage] = [
     m.Challenge((3, 4), NONCE, "a pool", DEFAULTS),

@@ -101,3 +101,25 @@ async def test_a_child_ends_by_itself_when_our_end_closes() -> None:
 async def test_a_program_that_is_not_there_is_an_error_of_the_system() -> None:
     with pytest.raises(FileNotFoundError):
         await ChildProcesses().spawn(["/nowhere/program"], {})
+
+
+BUSY = "import os,socket,sys,time; s=socket.socket(fileno=int(sys.argv[1]))\n"
+BUSY += "while time.process_time() < 0.5: pass\n"
+BUSY += "s.sendall(b'done'); time.sleep(600)"
+PARENT = "import subprocess,sys; fd = sys.argv[1]; argv = [sys.executable, '-c', sys.argv[2], fd]\n"
+PARENT += "subprocess.run(argv, pass_fds=[int(fd)])"
+
+
+@pytest.mark.parametrize("argv", [(BUSY, "{channel}"), (PARENT, "{channel}", BUSY)], ids=["itself", "its child"])
+async def test_a_child_says_what_it_and_its_children_have_used_of_the_processor(argv: tuple[str, ...]) -> None:
+    child = await spawn(*argv)
+    await read_exactly(child, 4)
+    used_s = child.cpu_s()
+    assert used_s is not None
+    assert 0.4 <= used_s < 30.0
+    again_s = child.cpu_s()
+    assert again_s is not None
+    assert again_s >= used_s
+    child.kill()
+    await end_of(child)
+    assert child.cpu_s() is None

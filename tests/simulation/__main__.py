@@ -3,6 +3,7 @@
 python -m tests.simulation --seed 42             tell this history, and whether something was wrong in it
 python -m tests.simulation --seeds 10000         play so many, on all cores; wrong ones are told at the end
 python -m tests.simulation --mutants [NAME ...]  plant bugs, one at a time; each must be found
+python -m tests.simulation --stragglers 40       what a slow or leaving node costs, with second chains and without
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 
 from tests.simulation.mutants import LIMIT_CPU_S, MUTANTS, Hunt, hunt
 from tests.simulation.simulation import Verdict, draw, simulate
+from tests.simulation.stragglers import table
 
 CHUNK = 20
 
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     if options.mutants is not None:
         return _hunt_all(options.mutants or list(MUTANTS), options.processes)
+    if options.stragglers is not None:
+        return _show_stragglers(options.stragglers)
     if options.seed is not None:
         return _tell(options.seed)
     return _play(range(options.first, options.first + options.seeds), options.processes)
@@ -38,6 +42,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=100, help="play so many histories")
     parser.add_argument("--first", type=int, default=0, help="the first of their seeds")
     parser.add_argument("--mutants", nargs="*", choices=[*MUTANTS, []], help="plant these bugs, or all")
+    parser.add_argument("--stragglers", type=int, help="so many answers each, with second chains and without")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     return parser.parse_args(arguments)
 
@@ -52,6 +57,14 @@ def _tell(seed: int) -> int:
     print(*verdict.lines, sep="\n")
     print(_sentence(verdict))
     return 1 if verdict.wrong else 0
+
+
+def _show_stragglers(num_seeds: int) -> int:
+    num_wrong = 0
+    for line, wrong in table(num_seeds):
+        print(line, flush=True)
+        num_wrong += wrong
+    return 1 if num_wrong else 0
 
 
 def _play(seeds: range, num_processes: int) -> int:

@@ -5,8 +5,10 @@ Every coroutine here takes the world and a generator of its own, so that one fau
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from itertools import combinations
 from typing import Any, Protocol
 
@@ -68,11 +70,15 @@ async def flap(world: World, rng: random.Random) -> None:
 
 
 async def leave(world: World, rng: random.Random) -> None:
-    """The volunteer quits, or the machine pauses, at once or when others have taken over; later it is back."""
+    """The volunteer quits, or the machine pauses, at once or when others have taken over; later it is back. What is
+    in no hurry may be taken back meanwhile."""
     node, reason, seconds = rng.choice(world.nodes), rng.choice(("quit", "game", "battery")), rng.uniform(0.1, 6.0)
     if not node.is_up:
         return
     is_soft, within_s = rng.random() < 0.6, rng.choice((0.3, 1.0, 8.0))
+    if is_soft and rng.random() < 0.3:
+        await _take_back(world, node, within_s, rng.uniform(0.0, within_s))
+        return
     if is_soft and not await _has_handed_over(world, node, reason, within_s):
         return
     world.history.note("%s: leaves (%s) for %.1f s", node.host, reason, seconds)
@@ -291,6 +297,14 @@ async def _has_handed_over(world: World, node: SimNode, reason: str, within_s: f
     world.history.note("%s: hands over within %.1f s", node.host, within_s)
     await node.hand_over(reason, within_s)
     return node.is_up
+
+
+async def _take_back(world: World, node: SimNode, within_s: float, after_s: float) -> None:
+    world.history.note("%s: hands over within %.1f s, but stays after %.2f s", node.host, within_s, after_s)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(after_s):
+            await node.hand_over("manual", within_s)
+    node.stay()
 
 
 async def _crash(world: World, node: SimNode, silently: bool, seconds: float) -> None:

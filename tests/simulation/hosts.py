@@ -89,6 +89,7 @@ class SimNode:
         self.env = VirtualEnv(self.network, plan.host, random.Random(f"{self.seed} {plan.host}"), self._work)
         self.clock = SimClock(plan.clock_offset_s, plan.clock_rate)
         self.env.clock = self.clock
+        self.env.processes.cpu_s = lambda: 0.0 if self.traits.is_hung else None
         self._identity = Identity.of(facts.private_key(plan.number))
         self._config = NodeConfig(
             JoinLink(POOL_URL), Path("/data"), plan.host, direct=Direct.ON if plan.direct else Direct.OFF
@@ -118,6 +119,11 @@ class SimNode:
         if self.contribution is not None:
             self.contribution.good_bye = reason
             await self.contribution.hand_over(within_s)
+
+    def stay(self) -> None:
+        """It does not leave after all."""
+        if self.contribution is not None:
+            self.contribution.stay()
 
     async def stop(self, good_bye: str = "quit") -> None:
         """As the volunteer does it: the pool is told."""

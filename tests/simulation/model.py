@@ -26,6 +26,8 @@ NAN_ROW = struct.pack("<f", float("nan")) * HIDDEN_SIZE
 VOCABULARY = 997
 POISON_TOKEN = VOCABULARY + 3
 """Never sampled. A prompt with it gives no numbers, on any machine."""
+DEADLY_TOKEN = 1
+"""Never sampled, either. The worker that embeds it dies."""
 STOP_TOKENS = tuple(range(3, 23))
 """A fiftieth of the vocabulary: answers are of all lengths."""
 HEADER_BYTES = 16

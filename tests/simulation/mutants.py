@@ -19,6 +19,7 @@ from msgspec import structs
 from coordinator import core as core_module
 from coordinator import hub as hub_module
 from coordinator import lateness as lateness_module
+from coordinator import openings as openings_module
 from coordinator import sessions as sessions_module
 from coordinator.core import PoolCore
 from coordinator.delivery import Delivery, News, page_of
@@ -26,17 +27,18 @@ from coordinator.effects import ToNode
 from coordinator.errors import StorageUnavailable
 from coordinator.hub import Hub
 from coordinator.lateness import Lateness
+from coordinator.poison import CrashBook
 from coordinator.scheduler.routing import ChainRouter
 from coordinator.scheduler.scheduler import Scheduler
 from coordinator.sessions import Deliver, SendMessage, Session, SessionState
 from coordinator.survivors import NOTHING_KEPT, Survivors
 from coordinator.verdict import Wait
 from protocol.messages import CloseSession
-from tests.simulation import agent_mutants
+from tests.simulation import agent_mutants, hedge_mutants
 from tests.simulation.planting import MUTANTS, Patch, mutant, planted
 from tests.simulation.simulation import Verdict, simulate
 
-__all__ = ["LIMIT_CPU_S", "MUTANTS", "Hunt", "agent_mutants", "hunt", "planted"]
+__all__ = ["LIMIT_CPU_S", "MUTANTS", "Hunt", "agent_mutants", "hedge_mutants", "hunt", "planted"]
 
 LIMIT_CPU_S = 60.0
 """Each must be found in so much time of one core."""
@@ -93,7 +95,7 @@ def no_new_epoch_on_a_new_chain() -> Sequence[Patch]:
     start = Session.start
 
     def same(self: Session, *args: Any) -> Any:
-        self.epoch = min(self.epoch, 0)
+        self.epoch, self.last_epoch = min(self.epoch, 0), 0
         return start(self, *args)
 
     return [(Session, "start", same)]
@@ -171,7 +173,7 @@ def replayed_without_committed_tokens() -> Sequence[Patch]:
 
 @mutant
 def replayed_token_by_token() -> Sequence[Patch]:
-    return [(sessions_module, "MAX_ROWS_PER_FRAME", 1)]
+    return [(openings_module, "MAX_ROWS_PER_FRAME", 1)]
 
 
 @mutant
@@ -431,6 +433,15 @@ def shown_though_it_cannot_be_recorded() -> Sequence[Patch]:
             await self._log.write(page_of(self._pieces))
 
     return [(Delivery, "_record", careless)]
+
+
+# ---------------------------------------------------------------- workers that die
+
+
+@mutant
+def everybody_on_the_workers_that_died_is_the_cause() -> Sequence[Patch]:
+    """Nobody asks who else ran there."""
+    return [(CrashBook, "_is_guilty", CrashBook._is_suspect)]
 
 
 # ---------------------------------------------------------------- parts

@@ -22,11 +22,12 @@ from protocol.frames import decode_frame
 from protocol.messages import CloseSession, OpenSession, decode_coordinator_message
 from protocol.values import NodeId, SessionId
 from tests.fakes.virtual_env import VirtualEnv
+from tests.simulation.books import Book
 from tests.simulation.history import History
 from tests.simulation.hosts import AUDIENCE, POOL_URL, SimClock
 from tests.simulation.model import published
 from tests.simulation.network import SimConnection, SimNetwork
-from tests.simulation.watch import Book, WatchedCore
+from tests.simulation.watch import WatchedCore
 
 HOST = "coordinator"
 COMMIT_S = 0.002
@@ -175,6 +176,11 @@ class SimPool:
     @property
     def is_idle(self) -> bool:
         return not self.core.sessions
+
+    def judge_in_haste(self, is_hurried: bool) -> None:
+        """Whoever judges what is slow says so of everything."""
+        if not self.is_down:
+            self.hub._apply(self.core.judge_in_haste(is_hurried, self.clock.monotonic()))
 
     def stall(self, seconds: float) -> None:
         """The process stands still: nothing is read or sent, and no tick comes."""

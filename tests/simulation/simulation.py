@@ -14,6 +14,7 @@ from coordinator.core import LEASE_S
 from protocol.values import DeviceId, NodeId
 from tests.fakes import pool_facts as facts
 from tests.fakes.virtual_loop import run_virtual
+from tests.simulation.books import Book
 from tests.simulation.faults import MENU, order_of
 from tests.simulation.history import History
 from tests.simulation.hosts import POOL_URL, NodePlan, SimNode
@@ -21,7 +22,6 @@ from tests.simulation.model import published
 from tests.simulation.network import SimNetwork
 from tests.simulation.pool import SimPool
 from tests.simulation.users import End, User, UserPlan, some_order, some_users
-from tests.simulation.watch import Book
 
 READY_LIMIT_S = 60.0
 TROUBLE_S = 10.0
@@ -32,6 +32,7 @@ that has failed 20 s, a worker's a few, one after the other; then the requests r
 swallowed, and workers that hang on, are found within this, too."""
 SETTLE_S = 2.0
 POLL_S = 0.1
+HASTE_S, SLOW_S = 0.2, 4.0
 SILENCE_S = LEASE_S + 2.0
 """After a node can be heard again it may still be dropped for what was not heard before."""
 UNREAD_LIMIT_S = 30.0
@@ -54,6 +55,8 @@ class Plan:
     faults: tuple[tuple[float, str], ...]
     latency_s: tuple[float, float]
     has_probe: bool
+    is_hasty: bool
+    """Sessions are called slow, again and again, whatever they are."""
 
 
 def draw(seed: int) -> Plan:
@@ -62,10 +65,12 @@ def draw(seed: int) -> Plan:
     num_nodes = 6 // slice_layers * 2 - (rng.random() < 0.3)
     has_direct = rng.random() < 0.75
     nodes = [_node(number, slice_layers, has_direct, rng) for number in range(1, num_nodes + 1)]
-    users = some_users(rng.randint(2, 4), published(POOL_URL).digest, rng, TROUBLE_S / 2)
+    is_hasty = rng.random() < 0.35
+    share_long = 0.9 if is_hasty else 0.1
+    users = some_users(rng.randint(2, 4), published(POOL_URL).digest, rng, TROUBLE_S / 2, share_long)
     faults = sorted(zip(_moments(rng, num := rng.randint(4, 8)), order_of(rng, num), strict=True))
     latency_s = rng.choice(((0.0, 0.0), (0.001, 0.01), (0.01, 0.06)))
-    return Plan(seed, tuple(nodes), tuple(users), tuple(faults), latency_s, rng.random() < 0.25)
+    return Plan(seed, tuple(nodes), tuple(users), tuple(faults), latency_s, rng.random() < 0.25, is_hasty)
 
 
 def _moments(rng: random.Random, num: int) -> list[float]:
@@ -127,6 +132,8 @@ class Simulation:
             user.start()
         for number, (at_s, kind) in enumerate(self.plan.faults):
             self.spawn(self._fault(number, at_s, kind))
+        if self.plan.is_hasty:
+            self.spawn(self._judge_in_haste(random.Random(f"{self.plan.seed} haste")))
         await self._until(self._all_done, TROUBLE_S)
         await self._heal()
         await self._end()
@@ -136,6 +143,22 @@ class Simulation:
         if not self._healed.is_set():
             fault, _ = MENU[kind]
             await fault(self, random.Random(f"{self.plan.seed} {kind} {number}"))
+
+    async def _judge_in_haste(self, rng: random.Random) -> None:
+        while not self._healed.is_set():
+            self.pool.judge_in_haste(is_hurried=rng.random() < 0.1)
+            hedged = [session for session in self.pool.core.sessions.values() if session.hedge is not None]
+            for session in hedged if rng.random() < 0.3 else ():
+                slow = rng.choice(session.chain).device.node_id
+                self.spawn(self._slow_down(next(node for node in self.nodes if node.node_id == slow)))
+            await self.lasts(HASTE_S)
+
+    async def _slow_down(self, node: SimNode) -> None:
+        """The judge was right after all."""
+        self.history.note("%s: is slow indeed", node.host)
+        node.traits.set(slowness=10.0)
+        await self.lasts(SLOW_S)
+        node.traits.set(slowness=1.0)
 
     async def _heal(self) -> None:
         """Nothing is wrong any more: what was down comes up. What was swallowed does not come back by that."""

@@ -19,6 +19,9 @@ SOON = (
     "more_is_kept_than_was_committed",
     "restored_without_its_tokens",
     "shown_though_it_cannot_be_recorded",
+    "the_loser_of_two_chains_is_not_closed",
+    "tokens_of_both_chains_are_committed",
+    "a_second_chain_that_is_given_up_is_not_closed",
 )
 LIMIT_CPU_S = 20.0
 

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.faults import MENU
+from tests.simulation.model import DEADLY_TOKEN
 from tests.simulation.simulation import Verdict, draw, simulate, simulate_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,11 +43,26 @@ def test_no_answer_is_lost_repeated_or_changed(first: int) -> None:
 def test_without_faults_everybody_is_answered_at_once() -> None:
     for seed in range(10):
         plan = draw(seed)
-        verdict = simulate_plan(replace(plan, faults=(), has_probe=False))
+        verdict = simulate_plan(replace(plan, faults=(), has_probe=False, is_hasty=False))
         assert not verdict.wrong, told(verdict)
         fine = [user for user in plan.users if not user.is_poison]
         assert verdict.counts["ANSWERED"] + verdict.counts["LEFT"] == len(fine)
         assert verdict.counts["epochs"] - verdict.counts["breaks"] <= len(plan.users), "nobody moves"
+
+
+@pytest.mark.parametrize("seeds", [range(20), range(20, 40), (121, 180)], ids=str)
+def test_nobody_is_blamed_for_a_request_of_which_workers_die(seeds: Sequence[int]) -> None:
+    """In the last two, workers are killed at moments at which somebody else was blamed once."""
+    num_failed = 0
+    for seed in seeds:
+        plan = draw(seed)
+        culprit = plan.users[seed % len(plan.users)]
+        order = replace(culprit.order, prompt=(*culprit.order.prompt, DEADLY_TOKEN))
+        users = tuple(replace(user, order=order) if user is culprit else user for user in plan.users)
+        verdict = simulate_plan(replace(plan, users=users), with_lines=True)
+        assert not verdict.wrong, told(verdict)
+        num_failed += any("fails with failed_poison" in line for line in verdict.lines)
+    assert num_failed > len(seeds) / 2
 
 
 def test_every_fault_is_ordered_within_a_hundred_histories() -> None:

@@ -14,7 +14,7 @@ from coordinator.errors import GenerationFailed, RequestRefused
 from coordinator.sessions import Deliver, Order
 from protocol.values import FinishReason, Sampling
 from tests.fakes import pool_facts as facts
-from tests.simulation.model import POISON_TOKEN, STOP_TOKENS, VOCABULARY, Answer, undisturbed
+from tests.simulation.model import DEADLY_TOKEN, POISON_TOKEN, STOP_TOKENS, VOCABULARY, Answer, undisturbed
 from tests.simulation.pool import SimPool
 
 
@@ -48,7 +48,7 @@ class UserPlan:
 
     @property
     def is_poison(self) -> bool:
-        return POISON_TOKEN in self.order.prompt
+        return not {POISON_TOKEN, DEADLY_TOKEN}.isdisjoint(self.order.prompt)
 
 
 @dataclass
@@ -161,22 +161,23 @@ class User:
                                  f" expected {self.wanted.finish_reason} after {len(self.wanted.tokens)}")  # fmt: skip
 
 
-def some_order(number: int, digest: str, rng: random.Random, *, prompt: Sequence[int] = ()) -> Order:
-    """A request of a few tokens; a third of them samples."""
+def some_order(
+    number: int, digest: str, rng: random.Random, *, prompt: Sequence[int] = (), share_long: float = 0.1
+) -> Order:
+    """A request of a few tokens, or of some more; a third of them samples."""
     tokens = tuple(prompt) or tuple(rng.randrange(3, VOCABULARY) for _ in range(rng.randint(1, 20)))
+    num_most = rng.randint(20, 40) if rng.random() < share_long else rng.randint(1, 12)
     sampling = Sampling(temperature=1.0, seed=rng.getrandbits(32)) if rng.random() < 0.33 else Sampling()
-    return Order(
-        facts.session_id(number), digest, tokens, rng.randint(1, 12), sampling, STOP_TOKENS, f"tenant {number % 2}"
-    )
+    return Order(facts.session_id(number), digest, tokens, num_most, sampling, STOP_TOKENS, f"tenant {number % 2}")
 
 
-def some_users(num: int, digest: str, rng: random.Random, within_s: float) -> list[UserPlan]:
+def some_users(num: int, digest: str, rng: random.Random, within_s: float, share_long: float) -> list[UserPlan]:
     """Who comes when, and how they behave."""
     users = []
     for number in range(1, num + 1):
-        order = some_order(number, digest, rng)
+        order = some_order(number, digest, rng, share_long=share_long)
         if rng.random() < 0.04:
-            order = some_order(number, digest, rng, prompt=(*order.prompt, POISON_TOKEN))
+            order = some_order(number, digest, rng, prompt=(*order.prompt, rng.choice((POISON_TOKEN, DEADLY_TOKEN))))
         manner = rng.choices(list(Manner), (8, 1, 1, 1))[0]
         after = {
             Manner.PATIENT: 0.0, Manner.SLOW: rng.uniform(0.05, 0.5), Manner.CANCELS: rng.randint(1, 4),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Set
-from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.core import LEASE_S, TICK_S, WORKER_DIED, PoolCore
@@ -32,54 +31,11 @@ from protocol.messages import (
 )
 from protocol.values import NodeId, SessionId
 from tests.fakes import pool_facts as facts
+from tests.simulation.books import Book, SecondChain
 from tests.simulation.history import History
 
-MAX_BREAKS = 4
-MAX_CRASHED_NODES, MAX_CRASHES = 2, 3
 ROWS_PER_FRAME = 8192
 """A replay is one prefill: a log goes out in as few frames as the protocol allows, not token by token."""
-
-
-@dataclass
-class Book:
-    """What must be true of one session, from what was said about it."""
-
-    order: Order
-    log: list[int]
-    epoch: int = 0
-    chain: tuple[ChainStage, ...] = ()
-    opened: set[int] = field(default_factory=set)
-    num_frames: int = 0
-    is_over: bool = False
-    avoid: set[DeviceKey] = field(default_factory=set)
-    breaks: list[str] = field(default_factory=list)
-    """What stages of its chains have said since its last token."""
-    crashes: list[NodeId] = field(default_factory=list)
-    """Nodes whose workers have died under it since its last token."""
-    held: dict[ChainStage, int] = field(default_factory=dict)
-    """How many rows each stage that was not told to forget it has computed for certain."""
-    opens: dict[int, OpenSession] = field(default_factory=dict)
-    """Of this epoch, by stage."""
-    next_row: int = 0
-    """Of the log, for the head."""
-
-    @property
-    def given_up_for(self) -> str:
-        """What was said last, if it was said often enough for the request to be given up."""
-        return self.breaks[-1] if len(self.breaks) >= MAX_BREAKS else ""
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether it may be what its workers died of."""
-        return len(set(self.crashes)) >= MAX_CRASHED_NODES or len(self.crashes) >= MAX_CRASHES
-
-    def forget(self, node_id: NodeId) -> None:
-        """That node has only what the chain of now has there."""
-        self.held = {s: num for s, num in self.held.items() if s.device.node_id != node_id or s in self.chain}
-
-    @property
-    def name(self) -> str:
-        return f"session {int(self.order.session_id, 16)}"
 
 
 class WatchedCore(PoolCore):
@@ -99,7 +55,21 @@ class WatchedCore(PoolCore):
         self._depth = 0
         self._cause: object = None
 
+        self.hedging.least_pause_s, self.hedging.catch_up_tokens = 0.0, 3
+
     # ------------------------------------------------------------ calls
+
+    def judge_in_haste(self, is_hurried: bool, now_s: float) -> list[Effect]:
+        """Every session is called slow that may have a second chain; `is_hurried`: its own is as good as gone."""
+        return self._checked("haste", now_s, self._hedge_all, is_hurried, now_s)
+
+    def _hedge_all(self, is_hurried: bool, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for session in list(self.sessions.values()):
+            effects += self._hedge(session, now_s)
+            if session.hedge is not None and session.hedge.keeps and is_hurried:
+                effects += self._act(session, session.hurry(), now_s)
+        return effects
 
     def node_joined(self, hello: Hello, now_s: float) -> list[Effect]:
         self._heard_s[NodeId(hello.node_id)] = now_s
@@ -126,7 +96,7 @@ class WatchedCore(PoolCore):
         return self._checked("request", now_s, super().request, order, now_s)
 
     def restore(self, order: Order, tokens: tuple[int, ...], epoch: int, now_s: float) -> list[Effect]:
-        old_epoch = self.books[order.session_id].epoch
+        old_epoch = self.books[order.session_id].newest
         self._expect(epoch > old_epoch, f"session {int(order.session_id, 16)}: epochs begin again at {epoch}")
         self.books[order.session_id] = Book(order, [*order.prompt, *tokens], epoch)
         return self._checked("restore", now_s, super().restore, order, tokens, epoch, now_s)
@@ -177,6 +147,8 @@ class WatchedCore(PoolCore):
         """A chain that is lost is not always closed at once: its stages may keep KV for the next one."""
         for session_id, book in self.books.items():
             session = self.sessions.get(session_id)
+            if session is None or session.hedge is None:
+                book.end_second()
             if session is None or not session.chain:
                 book.chain, book.opened = (), set()
             for node_id in {stage.device.node_id for stage in book.held} - self.nodes.keys():
@@ -200,6 +172,9 @@ class WatchedCore(PoolCore):
             if book is None:
                 return
             is_now = message.epoch == book.epoch and not book.is_over
+            if book.second is not None and message.epoch == book.second.epoch and not book.is_over:
+                self._hear_second(book, book.second, node_id, message)
+                return
             self._counts["stale"] += not is_now
             if isinstance(message, SessionOpened) and is_now and self._is_at(book, message.stage, node_id):
                 book.opened.add(message.stage)
@@ -209,6 +184,20 @@ class WatchedCore(PoolCore):
                 self._history.note("node %d: %s of epoch %d is broken: %s%s", *said)
                 if is_now and self._is_at(book, message.stage, node_id):
                     self._note_break(book, message)
+
+    def _hear_second(
+        self, book: Book, second: SecondChain, node_id: NodeId, message: SessionOpened | SessionBroken | TokensSampled
+    ) -> None:
+        """News of a chain beside the session's own. That it breaks costs the session nothing."""
+        if isinstance(message, TokensSampled):
+            if second.is_at(len(second.stages) - 1, node_id):
+                second.sampled(message, book.log)
+        elif second.is_at(message.stage, node_id):
+            if isinstance(message, SessionOpened):
+                second.opened.add(message.stage)
+            else:
+                said = (facts.number_of(node_id), book.name, message.epoch, message.code)
+                self._history.note("node %d: %s's second chain, epoch %d, is broken: %s", *said)
 
     def _note_break(self, book: Book, message: SessionBroken) -> None:
         """Of a lost link the far end is to be avoided. A stage that has nothing left of what it should have kept is
@@ -226,10 +215,11 @@ class WatchedCore(PoolCore):
             book.breaks.append(message.code)
 
     def _note_crash(self, device: DeviceKey, generation: int) -> None:
+        """Where a request ran of which workers die, it was that one, and speaks against nobody else."""
+        ran = [book for book in self.books.values() if book.runs_on(device, generation)]
+        for book in [book for book in ran if book.is_deadly] or ran:
+            book.crashes.append(device.node_id)
         for book in self.books.values():
-            is_running = bool(book.chain) and len(book.opened) == len(book.chain) and not book.is_over
-            if is_running and any((s.device, s.generation) == (device, generation) for s in book.chain):
-                book.crashes.append(device.node_id)
             book.held = {s: num for s, num in book.held.items() if s.device != device}
 
     @staticmethod
@@ -248,6 +238,9 @@ class WatchedCore(PoolCore):
                 book = self.books[SessionId(session_id)]
                 if epoch == book.epoch:
                     book.chain, book.opened = (), set()
+                if book.second is not None and epoch == book.second.epoch:
+                    self._history.note("%s: its second chain ends", book.name)
+                    book.second = None
                 book.forget(node_id)
             case ToNode(node_id, bytes() as data):
                 self._check_frame(node_id, data)
@@ -256,18 +249,34 @@ class WatchedCore(PoolCore):
 
     def _check_news(self, book: Book, item: object) -> None:
         match item:
-            case Rerouted(_, chain):
+            case Rerouted(_, chain, epoch):
+                numbers = [facts.number_of(stage.device.node_id) for stage in chain]
+                self._history.note("%s: epoch %d over nodes %s", book.name, epoch, numbers)
+                if book.second is not None and epoch == book.second.epoch:
+                    self._check_switch(book, book.second, chain)
+                    return
+                self._expect(epoch > book.newest, f"{book.name}: epoch {epoch} is not a new one")
+                self._counts["take-overs"] += book.second is not None and chain == book.second.chain
+                book.end_second()
                 self._check_chain(book, chain)
                 book.chain, book.opened, book.opens, book.num_frames = chain, set(), {}, 0
-                book.epoch += 1
+                book.epoch = book.newest = epoch
                 self._counts["epochs"] += 1
-                numbers = [facts.number_of(stage.device.node_id) for stage in chain]
-                self._history.note("%s: epoch %d over nodes %s", book.name, book.epoch, numbers)
             case Deliver():
                 self._check_deliver(book, item)
             case Failed(_, code, _):
                 self._history.note("%s: fails with %s", book.name, code)
                 book.is_over = True
+
+    def _check_switch(self, book: Book, second: SecondChain, chain: tuple[ChainStage, ...]) -> None:
+        """The second chain is the session's own from now on: it has just given the next token."""
+        heard = self._cause[1] if isinstance(self._cause, tuple) else None
+        is_first = isinstance(heard, TokensSampled) and heard.epoch == second.epoch and not second.is_wrong
+        self._expect(is_first and chain == second.chain, f"{book.name}: a second chain wins without the next token")
+        book.chain, book.opened, book.opens = chain, second.opened, second.opens
+        book.epoch, book.num_frames, book.next_row = second.epoch, second.num_frames, second.next_row
+        book.second, book.held = None, {}
+        self._counts["hedges won"] += 1
 
     def _check_deliver(self, book: Book, item: Deliver) -> None:
         heard = self._cause[1] if isinstance(self._cause, tuple) else None
@@ -309,13 +318,54 @@ class WatchedCore(PoolCore):
 
     def _check_open(self, book: Book, node_id: NodeId, message: OpenSession) -> None:
         where = f"{book.name}, stage {message.stage}"
-        self._expect(message.epoch == book.epoch, f"{where}: opened at epoch {message.epoch}, which is not a new one")
+        second = None if message.epoch == book.epoch else self._second(book, where, message)
         self._expect(message.num_prompt_tokens == len(book.log), f"{where}: opened for {message.num_prompt_tokens}"
                      f" tokens of a log of {len(book.log)}")  # fmt: skip
         if message.stop is not None:
             self._expect(list(message.history) == book.log, f"{where}: the tail's history is not the log")
         self._expect(node_id not in self.scheduler.state.draining, f"{where}: opened on a node that drains")
-        self._check_kept(book, where, message)
+        if second is None:
+            self._check_kept(book, where, message)
+        else:
+            self._check_second(book, second, where, node_id, message)
+
+    def _second(self, book: Book, where: str, message: OpenSession) -> SecondChain:
+        """The chain beside the session's own that this order belongs to."""
+        second = book.second
+        if second is None or second.epoch != message.epoch:
+            self._expect(message.epoch > book.newest, f"{where}: opened at epoch {message.epoch}, which is not new")
+            num_rows = second.num_rows if second is not None else 0
+            book.newest, num_log = message.epoch, message.num_prompt_tokens
+            second = book.second = SecondChain(message.epoch, num_log, num_rows, position=num_log)
+            self._counts["catch-ups" if num_rows else "hedges"] += 1
+            self._history.note("%s: a second chain, epoch %d, behind %d rows", book.name, message.epoch, num_rows)
+            self._check_share(SessionId(message.session_id))
+        return second
+
+    def _check_share(self, session_id: SessionId) -> None:
+        """Of sessions that might as well stay where they are, one in ten has a second chain."""
+        state = self.scheduler.state
+        num_hedges, num_running = len(state.hedges), len(state.running)
+        has_to_move = any(key.node_id in state.draining for key in state.running[session_id].devices)
+        is_few = num_hedges <= max(1, num_running // 10)
+        self._expect(is_few or has_to_move, f"{num_hedges} second chains, {num_running} run")
+
+    def _check_second(self, book: Book, second: SecondChain, where: str, node_id: NodeId, message: OpenSession) -> None:
+        """It shares no node with the session's own chain, and keeps what it has for certain."""
+        device = DeviceKey(node_id, message.device_id)
+        layers = self.scheduler.state.devices[device].layers
+        assert layers is not None, "who serves has layers"
+        second.stages[message.stage] = ChainStage(device, message.generation, layers)
+        own = {stage.device.node_id for stage in book.chain}
+        self._expect(node_id not in own, f"{where}: both of the session's chains are on one node")
+        num_kept, following = message.num_kept_tokens, second.opens.get(message.stage + 1)
+        self._expect(num_kept <= second.num_rows, f"{where}: is to keep {num_kept} rows and has {second.num_rows}")
+        self._expect(num_kept < len(book.log), f"{where}: keeps everything, so that nothing comes out of it")
+        wanted = following.num_kept_tokens if following is not None else 0
+        self._expect(message.next_from == wanted, f"{where}: sends rows from {message.next_from} on, expected {wanted}")
+        second.opens[message.stage] = message
+        if message.stage == 0:
+            second.next_row = num_kept
 
     def _check_kept(self, book: Book, where: str, message: OpenSession) -> None:
         """A stage keeps what it has for certain, and is sent what it lacks: by the stage before it, or by us."""
@@ -339,18 +389,23 @@ class WatchedCore(PoolCore):
         self._expect(is_current, f"rows of an old epoch are sent on to node {facts.number_of(node_id)}")
         for segment in frame.segments if own else ():
             book = self.books[segment.session_id]
-            book.num_frames += 1
-            self._expect(frame.kind is FrameKind.TOKENS and segment.epoch == book.epoch, f"{book.name}: old prompt")
-            self._expect(len(book.opened) == len(book.chain), f"{book.name}: the prompt goes out before all are open")
-            self._expect(segment.position == book.next_row, f"{book.name}: row {segment.position} of the log goes out,"
-                         f" expected {book.next_row}")  # fmt: skip
-            book.next_row += segment.num_tokens
-            self._expect(book.num_frames <= math.ceil(len(book.log) / ROWS_PER_FRAME), f"{book.name}: the log goes out"
+            run = book.run_of(segment.epoch)
+            self._expect(frame.kind is FrameKind.TOKENS and run is not None, f"{book.name}: old prompt")
+            if run is None:
+                continue
+            run.num_frames += 1
+            self._expect(len(run.opened) == len(run.chain), f"{book.name}: the prompt goes out before all are open")
+            self._expect(segment.position == run.next_row, f"{book.name}: row {segment.position} of the log goes out,"
+                         f" expected {run.next_row}")  # fmt: skip
+            run.next_row += segment.num_tokens
+            self._expect(run.num_frames <= math.ceil(len(book.log) / ROWS_PER_FRAME), f"{book.name}: the log goes out"
                          " token by token")  # fmt: skip
+            is_whole = not isinstance(run, SecondChain) or run.next_row <= run.num_log
+            self._expect(is_whole, f"{book.name}: a second chain gets more than it was told")
 
     def _is_current(self, segment: Segment) -> bool:
         book = self.books[segment.session_id]
-        return segment.epoch == book.epoch and bool(book.chain) and not book.is_over
+        return book.run_of(segment.epoch) is not None and not book.is_over
 
     def _check_drop(self, node_id: NodeId, reason: str) -> None:
         self._history.note("node %d: dropped, %s", facts.number_of(node_id), reason)

@@ -19,7 +19,17 @@ from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, decode_
 from protocol.values import BatchTime, FinishReason, LayerBenchmark, LayerRange, SessionId, StepTiming
 from tests.fakes.virtual_processes import VirtualChannel
 from tests.simulation.history import History
-from tests.simulation.model import NAN_ROW, POISON_TOKEN, Layers, joined, rows_of, tensor_names, token_of_row
+from tests.simulation.model import (
+    DEADLY_TOKEN,
+    NAN_ROW,
+    POISON_TOKEN,
+    Layers,
+    joined,
+    row_of_token,
+    rows_of,
+    tensor_names,
+    token_of_row,
+)
 
 BLOCK_TOKENS = 16
 KILLED = 137
@@ -101,6 +111,7 @@ class Worker:
             ipc.LoadSlice: self._load,
             ipc.StartSession: self._start,
             ipc.EndSession: self._end,
+            ipc.AreYouThere: lambda message: [ipc.Here()],
             ipc.FramePacket: self._receive,
         }
 
@@ -117,7 +128,8 @@ class Worker:
         try:
             while True:
                 await self._take()
-                await self._step()
+                if await self._dies_in_step():
+                    return KILLED
         except ConnectionClosed:
             return 0
 
@@ -131,16 +143,21 @@ class Worker:
                 await self._send()
             await self._unhung()
 
-    async def _step(self) -> None:
-        """A forward takes its time; what comes out of it leaves when it is over, however late that is."""
+    async def _dies_in_step(self) -> bool:
+        """A forward takes its time; what comes out of it leaves when it is over, however late that is. Of one that
+        kills the worker nothing does."""
         takes = list(self._takes())
         traits = self._traits
         await asyncio.sleep(len(self._layers) * traits.layer_s * traits.slowness)
         await self._unhung()
+        if any(leg.start.stage == 0 and row_of_token(DEADLY_TOKEN) in rows for leg, rows in takes):
+            self._history.note("%s: dies of what it computes", self.name)
+            return True
         for leg, rows in takes:
             for message in self._compute(leg, rows):
                 await self._say(message)
         await self._send()
+        return False
 
     async def _send(self) -> None:
         for link, frame in self._frames():

@@ -44,7 +44,10 @@ JOURNEY = "connecting,measuring,waiting,downloading:0,downloading:41,downloading
 
 
 def status_of(step: str) -> Status:
-    """`downloading:41` and the like: a state and, for bytes, a percentage; `paused:video` has that reason."""
+    """`downloading:41` and the like: a state and, for bytes, a percentage; `paused:video` has that reason.
+    `finishing` serves and is about to leave."""
+    if step == "finishing":
+        return msgspec.structs.replace(status_of("serving"), leaves_at_s=time.time() + 24)
     name, _, rest = step.partition(":")
     state = AgentState(name)
     percent = rest if rest.isdigit() else "0"
@@ -138,11 +141,17 @@ class AgentDouble:
         self._record(f"line {type(command).__name__}")
         if isinstance(command, Pause):
             self._record(f"for {command.for_s}")
-            self._steps = [] if self._options.ignore_pause else ["paused"]
+            self._record(f"after answers {command.after_answers}")
+            self._steps = self._pause_steps(command.after_answers)
         elif isinstance(command, Resume):
             self._record(f"anyway {command.anyway}")
             self._steps = ["serving"] if command.anyway else self._options.play.split(",")
         return not isinstance(command, Quit) or self._options.ignore_quit
+
+    def _pause_steps(self, after_answers: bool) -> list[str]:
+        if after_answers:
+            return ["finishing"] if self._options.endless else ["finishing", "paused"]
+        return [] if self._options.ignore_pause else ["paused"]
 
     def _read(self) -> None:
         for line in sys.stdin.buffer:
@@ -172,7 +181,7 @@ def main() -> int:
     parser.add_argument("--crash-after", default="")
     parser.add_argument("--crash-times", type=int, default=1_000)
     parser.add_argument("--flood", type=int, default=0)
-    for flag in ("--silent", "--garbage", "--ignore-pause", "--ignore-quit"):
+    for flag in ("--silent", "--garbage", "--ignore-pause", "--ignore-quit", "--endless"):
         parser.add_argument(flag, action="store_true")
     return AgentDouble(parser.parse_args()).run()
 

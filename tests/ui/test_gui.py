@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -132,6 +134,73 @@ def test_the_agent_is_told_for_how_long(start_gui: StartGui) -> None:
     driver.wait_for_record("for")
     assert 3590 < float(driver.recorded("for")[0].split()[1]) <= 3600
     driver.wait_for_text("Paused until ")
+
+
+# ---------------------------------------------------------------- a pause after the answers
+
+
+def finishing(start_gui: StartGui) -> GuiDriver:
+    """In the middle of answers that do not end, and told to pause after them."""
+    driver = start_gui("--endless", join_url=None)
+    driver.window.pool_chosen.emit(POOL)
+    driver.window.wished.emit(Wish.CONTRIBUTE)
+    driver.wait_for_state(AgentState.SERVING)
+    driver.gui.tray.pause_chosen.emit(PauseChoice.UNTIL_RESUMED, True)
+    driver.wait_for_text("Finishing 3 answers, at most 2")
+    return driver
+
+
+def test_a_pause_after_the_answers_pauses(start_gui: StartGui, tmp_path: Path) -> None:
+    driver = start_gui()
+    driver.press()
+    driver.wait_for_state(AgentState.SERVING)
+    driver.window.pause_button.menu().actions()[-1].menu().actions()[1].trigger()
+    driver.wait_for_phase(Phase.PAUSED)
+    driver.wait_for_text("Paused until ")
+    assert driver.recorded("after") == ["after answers True"]
+    assert 890 < float(driver.recorded("for")[0].split()[1]) <= 900
+    assert remembered(tmp_path).is_paused
+
+
+def test_the_seconds_are_counted_though_the_window_is_hidden(start_gui: StartGui, qtbot: QtBot) -> None:
+    driver = finishing(start_gui)
+    driver.window.hide()
+    said = driver.gui.tray.menu_actions()[1].text()
+    qtbot.waitUntil(lambda: driver.gui.tray.menu_actions()[1].text() != said, timeout=LIMIT_MS)
+    assert driver.gui.tray.menu_actions()[1].text().startswith("Finishing 3 answers, at most ")
+
+
+def test_pausing_at_once_meanwhile_does_so(start_gui: StartGui) -> None:
+    driver = finishing(start_gui)
+    driver.window.pause_button.menu().actions()[0].trigger()
+    driver.wait_for_phase(Phase.PAUSED)
+    assert driver.recorded("after") == ["after answers True", "after answers False"]
+
+
+def test_keeping_on_meanwhile_takes_the_pause_back(start_gui: StartGui, tmp_path: Path) -> None:
+    driver = finishing(start_gui)
+    assert driver.window.button.text() == "Keep contributing"
+    driver.press()
+    driver.wait_for_phase(Phase.CONTRIBUTING)
+    driver.wait_for_text("Serving layers 0-11 of 24")
+    assert not remembered(tmp_path).is_paused
+    assert len(driver.recorded("start")) == 1
+
+
+def test_an_agent_that_dies_meanwhile_is_not_started_again(start_gui: StartGui) -> None:
+    driver = finishing(start_gui)
+    os.kill(int(driver.recorded("start")[0].split()[1]), signal.SIGKILL)
+    driver.wait_for_phase(Phase.STOPPED)
+    driver.wait_for_text("Paused")
+    assert len(driver.recorded("start")) == 1
+
+
+def test_an_app_that_ends_meanwhile_comes_back_paused(start_gui: StartGui) -> None:
+    driver = finishing(start_gui)
+    driver.gui.close()
+    again = start_gui(join_url=None)
+    assert "Paused" in shown_texts(again.window)
+    assert again.gui.agent.snapshot().phase is Phase.STOPPED
 
 
 # ---------------------------------------------------------------- links

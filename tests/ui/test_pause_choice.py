@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from client.ui.pause_choice import MAX_PAUSE_S, ManualPause, PauseChoice, pause_of
+from client.ui.pause_choice import AFTER_ANSWERS, MAX_PAUSE_S, ManualPause, PauseChoice, pause_of
 
 NOW_S = datetime(2027, 1, 14, 17, 30).timestamp()
 
@@ -38,6 +38,10 @@ def test_choices_without_an_end_never_end_by_themselves(choice: PauseChoice) -> 
     assert pause.remaining_s(NOW_S) is None
     assert not pause.is_over(NOW_S + 10**9)
     assert pause.outlives_app is (choice is PauseChoice.UNTIL_RESUMED)
+
+
+def test_a_pause_after_answers_always_outlives_the_app() -> None:
+    assert all(pause_of(choice, NOW_S).outlives_app for choice in AFTER_ANSWERS)
 
 
 def test_a_clock_that_was_wrong_does_not_pause_for_years() -> None:

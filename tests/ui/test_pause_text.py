@@ -6,12 +6,13 @@ from datetime import datetime
 
 import pytest
 
-from client.status import PauseInfo
+from client.status import AgentState, PauseInfo, Status
 from client.ui.pause_choice import ManualPause
 from client.ui.pause_text import (
     SENTENCES,
     automatic_pause_sentence,
     detail_of,
+    finishing_sentence,
     manual_pause_headline,
     manual_pause_sentence,
     reason_of,
@@ -64,3 +65,22 @@ def test_a_pause_by_hand_says_what_ends_it() -> None:
     assert manual_pause_sentence(None, ManualPause(), NOW_S).endswith("It goes on when you say so.")
     until_restart = ManualPause(outlives_app=False)
     assert manual_pause_sentence(None, until_restart, NOW_S).endswith("or when the app starts again.")
+
+
+@pytest.mark.parametrize(
+    ("num_sessions", "leaves_in_s", "sentence"),
+    [
+        (2, 24.0, "Finishing 2 answers, at most 24 s more."),
+        (1, 24.4, "Finishing 1 answer, at most 24 s more."),
+        (1_200, 0.2, "Finishing 1,200 answers, at most 1 s more."),
+        (2, -3600.0, "Finishing 2 answers, at most 1 s more."),
+        (2, 3600.0, "Finishing 2 answers, at most 30 s more."),
+        (2, None, "Finishing 2 answers."),
+        (0, 24.0, "Leaving the pool and freeing your devices' memory."),
+        (-1, None, "Leaving the pool and freeing your devices' memory."),
+    ],
+)
+def test_what_is_finished_and_for_how_long_at_most(num_sessions: int, leaves_in_s: float | None, sentence: str) -> None:
+    leaves_at_s = None if leaves_in_s is None else NOW_S + leaves_in_s
+    status = Status(AgentState.SERVING, num_sessions=num_sessions, leaves_at_s=leaves_at_s)
+    assert finishing_sentence(status, NOW_S) == sentence

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+import msgspec
 import pytest
 from PySide6.QtWidgets import QSystemTrayIcon
 from pytestqt.qtbot import QtBot
@@ -9,10 +12,10 @@ from pytestqt.qtbot import QtBot
 from client.status import AgentState, PauseInfo, Status
 from client.supervisor import Snapshot
 from client.supervisor_table import Phase
-from client.ui.pause_choice import PauseChoice
+from client.ui.pause_choice import AFTER_ANSWERS, PauseChoice
 from client.ui.tray import LATER_LOOK_MS, LOOK_AGAIN_MS, MAX_LOOKS, Tray
 from client.ui.tray_host import AnyHost
-from client.ui.view import Wish, view_of
+from client.ui.view import Surroundings, Wish, view_of
 from protocol.pause import PauseReason
 from tests.ui.agent_double import status_of
 
@@ -87,6 +90,25 @@ def test_while_it_contributes_it_can_be_paused(tray: Tray) -> None:
     assert texts(tray) == ["Waiting for work", "Open DecentLLM", "Pause", *ALWAYS_THERE]
 
 
+def test_while_it_serves_it_can_be_paused_after_the_answers(tray: Tray, qtbot: QtBot) -> None:
+    tray.show_view(view_of(Snapshot(Phase.CONTRIBUTING, status_of("serving"))))
+    entries = {action.text(): action for action in tray.menu_actions()}
+    assert [*entries][2:4] == ["Pause", "Pause after the current answers"]
+    choices = entries["Pause after the current answers"].menu().actions()
+    assert [action.text() for action in choices] == [choice.value for choice in AFTER_ANSWERS]
+    with qtbot.waitSignal(tray.pause_chosen) as blocker:
+        choices[0].trigger()
+    assert blocker.args == [PauseChoice.UNTIL_RESUMED, True]
+
+
+def test_while_answers_are_finished_the_menu_says_so_and_both_ways_out(tray: Tray) -> None:
+    now_s = time.time()
+    status = msgspec.structs.replace(status_of("serving"), leaves_at_s=now_s + 24)
+    tray.show_view(view_of(Snapshot(Phase.FINISHING, status), Surroundings(now_s)))
+    says = ["Pausing", "Finishing 3 answers, at most 24 s more."]
+    assert texts(tray) == [*says, "Open DecentLLM", "Keep contributing", "Pause", *ALWAYS_THERE]
+
+
 def test_while_it_does_not_it_can_contribute(tray: Tray) -> None:
     tray.show_view(view_of(Snapshot()))
     assert texts(tray) == ["Not contributing", "Open DecentLLM", "Contribute GPU", *ALWAYS_THERE]
@@ -110,7 +132,7 @@ def test_every_entry_asks_for_what_it_says(tray: Tray, qtbot: QtBot) -> None:
     assert [action.text() for action in choices] == [choice.value for choice in PauseChoice]
     with qtbot.waitSignal(tray.pause_chosen) as blocker:
         choices[3].trigger()
-    assert blocker.args == [PauseChoice.TOMORROW]
+    assert blocker.args == [PauseChoice.TOMORROW, False]
 
 
 def test_mnemonics_are_escaped(tray: Tray) -> None:

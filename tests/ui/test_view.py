@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from client.status import AgentState, DeviceStatus, PauseInfo, Status
@@ -42,6 +43,17 @@ def test_serving_says_layers_and_model() -> None:
     assert view.tooltip == "DecentLLM: Serving layers 0-11 of 24 of Qwen2.5-Coder-0.5B-Instruct"
     assert (view.button_text, view.icon) == ("Pause", Icon.SERVING)
     assert [fact.value for fact in view.facts] == ["3", "128,934"]
+
+
+def test_a_worker_that_was_restarted_is_told_in_the_window_and_in_the_tray() -> None:
+    sentence = "The worker did not answer and was restarted."
+    status = msgspec.structs.replace(status_of("serving"), notice=f"{sentence}\n")
+    view = view_of(Snapshot(Phase.CONTRIBUTING, status))
+    assert (view.note, view.reason, view.headline) == (sentence, sentence, "Serving layers 0-11 of 24")
+    assert view_of(Snapshot(Phase.STOPPED, status)).note == ""
+    paused = PauseInfo((PauseReason.VIDEO,), NOW_S)
+    both = view_of(Snapshot(Phase.CONTRIBUTING, Status(AgentState.PAUSED, pause=paused, notice=sentence)))
+    assert both.reason == "A video is being played or recorded."
 
 
 def test_serving_on_two_devices_counts_them() -> None:
@@ -193,6 +205,31 @@ def test_a_pause_by_hand_says_its_end() -> None:
     assert view.headline.startswith("Paused until ")
     assert (view.button_text, view.wish, view.can_pause) == ("Contribute GPU", Wish.CONTRIBUTE, True)
     assert view.tooltip.startswith("DecentLLM: Paused until ")
+
+
+FINISHING = Status(AgentState.SERVING, num_sessions=2, leaves_at_s=NOW_S + 24)
+
+
+def test_a_pause_after_answers_says_what_it_waits_for_and_can_be_taken_back() -> None:
+    view = view_of(Snapshot(Phase.FINISHING, FINISHING), Surroundings(NOW_S, ManualPause()))
+    assert (view.headline, view.sentence) == ("Pausing", "Finishing 2 answers, at most 24 s more.")
+    assert view.tooltip == "DecentLLM: Pausing. Finishing 2 answers, at most 24 s more."
+    assert (view.reason, view.icon) == (view.sentence, Icon.BUSY)
+    assert (view.button_text, view.wish) == ("Keep contributing", Wish.CONTRIBUTE)
+    assert (view.can_pause, view.can_finish) == (True, False)
+    assert view.is_counting_down
+    assert view.is_finishing
+
+
+def test_an_agent_that_leaves_softly_by_itself_says_so_too_and_can_be_paused_at_once() -> None:
+    view = view_of(Snapshot(Phase.CONTRIBUTING, FINISHING), Surroundings(NOW_S))
+    assert (view.headline, view.sentence) == ("Pausing", "Finishing 2 answers, at most 24 s more.")
+    assert (view.button_text, view.wish) == ("Pause", Wish.PAUSE)
+
+
+@pytest.mark.parametrize("step", ["serving", "waiting", "downloading:41", "paused:video"])
+def test_only_where_answers_may_run_they_can_be_finished_first(step: str) -> None:
+    assert contributing(step).can_finish is (step == "serving")
 
 
 def test_a_pause_that_only_the_agent_knows_can_be_ended() -> None:

@@ -24,6 +24,7 @@ from tests.ui.agent_double import status_of
 from tests.ui.conftest import shown_texts
 from tests.ui.facts_double import FACTS
 
+AFTER = "After the current answers"
 SERVING = view_of(Snapshot(Phase.CONTRIBUTING, status_of("serving"), num_tokens=128_934))
 DOWNLOADING = view_of(Snapshot(Phase.CONTRIBUTING, status_of("downloading:41")))
 STOPPED = view_of(Snapshot())
@@ -139,10 +140,22 @@ def test_the_menu_beside_the_button_pauses_for_a_while(window: MainWindow, qtbot
     window.show_view(SERVING)
     assert window.pause_button.isVisible()
     actions = window.pause_button.menu().actions()
-    assert [action.text() for action in actions] == [choice.value for choice in PauseChoice]
+    assert [action.text() for action in actions] == [*(choice.value for choice in PauseChoice), AFTER]
     with qtbot.waitSignal(window.pause_chosen) as blocker:
         actions[1].trigger()
-    assert blocker.args == [PauseChoice.QUARTER_HOUR]
+    assert blocker.args == [PauseChoice.QUARTER_HOUR, False]
+
+
+def test_in_that_menu_the_answers_can_come_first(window: MainWindow, qtbot: QtBot) -> None:
+    window.show_view(SERVING)
+    after = window.pause_button.menu().actions()[-1]
+    assert after.isVisible()
+    with qtbot.waitSignal(window.pause_chosen) as blocker:
+        after.menu().actions()[0].trigger()
+    assert blocker.args == [PauseChoice.UNTIL_RESUMED, True]
+    window.show_view(view_of(Snapshot(Phase.FINISHING, status_of("serving"))))
+    assert window.pause_button.isVisible()
+    assert not after.isVisible(), "it is going on"
 
 
 def test_before_the_first_click_it_says_what_will_happen(window: MainWindow) -> None:

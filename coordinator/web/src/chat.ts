@@ -10,7 +10,7 @@ import {
 } from "./conversation";
 import { sentenceOf } from "./errors";
 import { LiveAnswer } from "./live";
-import { model, refreshPool } from "./pool";
+import { model, refreshPool, whyNobodyToAsk } from "./pool";
 import { withoutReasoning } from "./reasoning";
 import { settings } from "./settings";
 import { type ConversationStore, MemoryStore, newestFirst } from "./store";
@@ -117,7 +117,9 @@ async function save(conversation: Conversation): Promise<void> {
 
 // --- asking
 
+/** Nothing happens while it is not known which model answers: the page says so where it is asked (whyNobodyToAsk). */
 export async function ask(text: string, parent: string | null = current.value.leaf): Promise<void> {
+  if (whyNobodyToAsk.value !== null) return;
   const question = newMessage(parent, "user", text);
   const conversation = append(current.value, question);
   current.value = conversation;
@@ -151,8 +153,8 @@ function newMessage(parent: string | null, role: Message["role"], text: string):
 }
 
 async function answer(conversation: Conversation, question: Message): Promise<void> {
-  if (liveAnswers.value.has(conversation.id)) return;
-  const modelId = model.value?.id ?? settings.value.model ?? "";
+  const modelId = model.value?.id;
+  if (modelId === undefined || liveAnswers.value.has(conversation.id)) return;
   const reply: Message = { ...newMessage(question.id, "assistant", ""), facts: newFacts(modelId) };
   const request = requestFor(modelId, pathOf(conversation, question.id));
   const withReply = append(conversation, reply);

@@ -21,6 +21,13 @@ export const model = computed<PoolModel | null>(() => {
   return chosen ?? models.find((candidate) => candidate.state === "ready") ?? models[0] ?? null;
 });
 
+/** Why nobody can be asked yet; null once it is known which model answers. A model that is not ready has a queue. */
+export const whyNobodyToAsk = computed<string | null>(() => {
+  if (model.value !== null) return null;
+  if (poolError.value !== null) return poolError.value;
+  return pool.value === null ? "Looking for the pool’s models. You can send in a moment." : "This pool serves no model yet.";
+});
+
 let timer: ReturnType<typeof setTimeout> | undefined;
 let lastText = "";
 

@@ -5,6 +5,7 @@ import * as chat from "../src/chat";
 import { pathOf } from "../src/conversation";
 import { PoolError, sentenceOf } from "../src/errors";
 import { LiveAnswer } from "../src/live";
+import { pool, poolError, whyNobodyToAsk } from "../src/pool";
 import { change, DEFAULTS } from "../src/settings";
 import { MemoryStore } from "../src/store";
 
@@ -23,10 +24,12 @@ const sent = (): { messages: { role: string; content: string }[] } & Record<stri
   return JSON.parse(String(call?.[1]?.body));
 };
 
-/** Answers to chat requests, in order; the pool is asked in between and is of no interest here. */
+const POOL = { name: "Ours", models: [{ id: "tiny", state: "ready", num_layers: 2 }], nodes: [] };
+
+/** Answers to chat requests, in order; the pool is asked in between. */
 function serve(...answers: (Response | Error)[]): void {
   vi.stubGlobal("fetch", vi.fn(async (path: string) => {
-    const next = path === "v1/chat/completions" ? answers.shift() : new Response("{}");
+    const next = path === "v1/chat/completions" ? answers.shift() : new Response(JSON.stringify(POOL));
     if (next instanceof Error) throw next;
     return next;
   }));
@@ -37,6 +40,8 @@ const lastFacts = () => shown().at(-1)?.facts;
 
 beforeEach(async () => {
   change(DEFAULTS);
+  poolError.value = null;
+  pool.value = decodePool(POOL);
   await chat.useStore(new MemoryStore());
   chat.startNew();
 });
@@ -141,6 +146,41 @@ describe("asking", () => {
     expect(shown()).toEqual([]);
     await chat.open(id);
     expect(shown().map(({ text }) => text)).toEqual(["Hi", "Yes"]);
+  });
+});
+
+describe("before the list of models has come", () => {
+  it("nothing is sent, and nothing that was typed is lost in a message without an answer", async () => {
+    serve(answerWith(delta("Yes"), FINISH, "[DONE]"));
+    change({ model: "of another visit" });
+    pool.value = null;
+    await chat.ask("Hi");
+    expect(shown()).toEqual([]);
+    expect(fetch).not.toHaveBeenCalled();
+    expect(whyNobodyToAsk.value).toMatch(/^Looking for the pool’s models/);
+    pool.value = decodePool(POOL);
+    expect(whyNobodyToAsk.value).toBeNull();
+    await chat.ask("Hi");
+    expect(sent()["model"]).toBe("tiny");
+  });
+
+  it("an old question is neither edited nor asked again", async () => {
+    serve(answerWith(delta("Yes"), FINISH, "[DONE]"));
+    await chat.ask("Hi");
+    pool.value = null;
+    await chat.askAgain(shown()[1]?.id ?? "");
+    await chat.editAndAsk(shown()[0]?.id ?? "", "Ho");
+    expect(shown().map(({ text }) => text)).toEqual(["Hi", "Yes"]);
+    expect(chat.liveAnswers.value.size).toBe(0);
+  });
+
+  it("the reason is the pool's own where there is one", () => {
+    pool.value = decodePool({ ...POOL, models: [] });
+    expect(whyNobodyToAsk.value).toBe("This pool serves no model yet.");
+    poolError.value = "The coordinator cannot be reached. Trying again…";
+    expect(whyNobodyToAsk.value).toBe("The coordinator cannot be reached. Trying again…");
+    pool.value = decodePool(POOL);
+    expect(whyNobodyToAsk.value, "who is known can be asked").toBeNull();
   });
 });
 

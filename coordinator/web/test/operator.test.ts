@@ -7,7 +7,7 @@ import { checkInvitation, checkKey, checkModel, type InvitationForm, type Source
 import { decodeMadeInvitation, decodeMadeKey, decodeOverview, type Node } from "../src/operator/overview";
 import * as state from "../src/operator/state";
 import {
-  agoOf, allowsOf, groupedPin, invitationMark, keyMark, modelMark, nodeMark, nodeTitle, removalConsequence, untilOf, usesOf,
+  agoOf, allowsOf, groupedPin, invitationMark, keyMark, lateSentence, modelMark, nodeMark, nodeTitle, removalConsequence, troublesOf, untilOf, usesOf,
 } from "../src/operator/words";
 
 const NODE = {
@@ -25,6 +25,7 @@ const OVERVIEW = {
   jobs: [{ job_id: "j", spec: "o/n", step: "downloading", done_bytes: 1, total_bytes: 4, state: "running", message: "" }],
   invitations: [INVITATION], keys: [KEY], audit: [{ entry_id: 1, at_s: 5, who: "operator", what: "made a link" }],
 };
+const QUIET = { wait: 0, hangs: 0, silent: 0, cut: 0, unknown: 0, slow: 0 };
 const node = (change: object = {}): Node => decodeOverview({ nodes: [{ ...NODE, ...change }] }).nodes[0]!;
 const invitation = (change: object = {}) => decodeOverview({ invitations: [{ ...INVITATION, ...change }] }).invitations[0]!;
 const key = (change: object = {}) => decodeOverview({ keys: [{ ...KEY, ...change }] }).keys[0]!;
@@ -49,7 +50,7 @@ describe("the overview", () => {
     { pool: [], nodes: [{}], models: [{}], invitations: [{}], keys: [{ key_id: "" }], pin: "AB".repeat(32) },
   ])("%j is one of an empty pool", (body) => {
     expect(decodeOverview(body)).toEqual({
-      poolName: "", numWaiting: 0, joinLink: "", browserLink: "", pin: "", nodes: [], models: [], jobs: [], invitations: [], keys: [], audit: [],
+      poolName: "", numWaiting: 0, joinLink: "", browserLink: "", pin: "", nodes: [], late: QUIET, models: [], jobs: [], invitations: [], keys: [], audit: [],
     });
   });
 
@@ -152,7 +153,7 @@ describe("the key form", () => {
 });
 
 describe("the model form", () => {
-  const isGood = (kind: SourceKind, spec: string, name = ""): boolean => "value" in checkModel({ kind, spec, name });
+  const isGood = (kind: SourceKind, spec: string, name = ""): boolean => "value" in checkModel({ kind, spec, packing: "", name });
 
   it.each<[SourceKind, string]>([
     ["hub", "Qwen/Qwen2.5-0.5B-Instruct"], ["hub", " owner/name@refs/pr/1 "], ["folder", "/srv/models/qwen"], ["folder", "~/models/q"],
@@ -166,9 +167,30 @@ describe("the model form", () => {
   ])("refuses the %s %j", (kind, spec) => expect(isGood(kind, spec)).toBe(false));
 
   it("takes a name or none", () => {
-    expect(checkModel({ kind: "hub", spec: "o/n", name: " qwen " })).toEqual({ value: { spec: "o/n", name: "qwen" } });
+    expect(checkModel({ kind: "hub", spec: "o/n", packing: "", name: " qwen " })).toEqual({ value: { spec: "o/n", name: "qwen" } });
     expect(isGood("hub", "o/n", "x".repeat(97))).toBe(false);
     expect(isGood("hub", "o/n", "a\u200bb")).toBe(false);
+  });
+
+  it("asks for packed weights as the coordinator's own command does", () => {
+    expect(checkModel({ kind: "gguf", spec: " /srv/m.gguf ", packing: "int4", name: "" })).toEqual({ value: { spec: "/srv/m.gguf:int4", name: "" } });
+    expect(checkModel({ kind: "gguf", spec: "/srv/m", packing: "int8", name: "" })).toHaveProperty("problems.spec");
+  });
+});
+
+describe("late answers", () => {
+  it("say what they turned out to be, and nothing while there were none", () => {
+    expect(lateSentence(decodeOverview(OVERVIEW).late)).toBe("");
+    const { late } = decodeOverview({ ...OVERVIEW, late: { wait: 3, hangs: 1, silent: "7", cut: -1, unknown: 0, slow: 1, other: 9 } });
+    expect(late).toEqual({ ...QUIET, wait: 3, hangs: 1, slow: 1 });
+    expect(lateSentence(late)).toBe("Since the start, late answers were looked into 4 times: 3 under way all the time, 1 held up by a"
+      + " worker that hung. 1 answer moved because a chain had become slow.");
+  });
+
+  it("are told of the node where they were late", () => {
+    expect(troublesOf(node().troubles)).toBe("");
+    expect(troublesOf(node({ troubles: { hangs: 2, cut: 1 } }).troubles)).toBe("its worker hung 2 times, a link of it lost rows 1 time");
+    expect(troublesOf(node({ troubles: { silent: 1 } }).troubles)).toBe("it did not answer 1 time");
   });
 });
 

@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 
 import * as account from "../src/account";
+import { decodePool } from "../src/api";
 import * as chat from "../src/chat";
 import { isSignInNeeded, PoolError } from "../src/errors";
 import { checkedJoinLink, nodeCommand, readPasted } from "../src/joinLink";
@@ -12,6 +13,7 @@ import { MemoryStore } from "../src/store";
 const CLOSED = { pool_name: "Lab", is_open: false, role: null, label: "", can_chat: false };
 const INVITED = { ...CLOSED, role: "chat", label: "Friends", can_chat: true };
 const OPEN = { ...CLOSED, is_open: true, can_chat: true };
+const POOL = decodePool({ models: [{ id: "tiny", state: "ready", num_layers: 2 }] });
 const TOKEN = "abcdefgh12345678";
 
 class Refusal {
@@ -214,6 +216,7 @@ describe("a session that ends in mid-use", () => {
   it("keeps the question, which can be asked again after signing in", async () => {
     serve({ "GET api/session": [INVITED, CLOSED], "POST v1/chat/completions": [OVER] });
     await account.refreshSession();
+    pool.value = POOL;
     await chat.ask("Precious words");
     expect(account.hasEnded.value).toBe(true);
     expect(chat.path.value.map(({ text }) => text)).toEqual(["Precious words", ""]);
@@ -247,6 +250,7 @@ describe("signing out", () => {
   async function chatOnce(): Promise<void> {
     serve({ "GET api/session": [INVITED, CLOSED], "DELETE api/session": [{}], "POST v1/chat/completions": [new TypeError("gone")] });
     await account.refreshSession();
+    pool.value = POOL;
     await chat.ask("Hi");
   }
 

@@ -53,6 +53,9 @@ class KnownLinks(LinkMap):
     def delays_s(self, sources: Ints, targets: Ints) -> Floats:
         return np.array([[self.delay_s(self.names[a], self.names[b]) for b in targets] for a in sources])
 
+    def upload(self, row: int) -> float:
+        return 1e6
+
     def uploads(self, rows: Ints) -> Floats:
         return np.full(len(rows), 1e6)
 

@@ -14,8 +14,7 @@ from benchmarks.scheduling.baselines import POLICIES
 from benchmarks.scheduling.scenarios import SCENARIOS
 from coordinator.scheduler import allocation, repair
 from coordinator.scheduler import events as ev
-from coordinator.scheduler.cost import Bound, Workload
-from coordinator.scheduler.dispatcher import Dispatcher
+from coordinator.scheduler.cost import Workload
 from coordinator.scheduler.drafts import Draft
 from coordinator.scheduler.forecast import lanes_of
 from coordinator.scheduler.plan import Allocator, Offer, Placement, Problem
@@ -39,7 +38,6 @@ from tests.benchmarks.scheduling.pool import (
     state_of,
 )
 from tests.coordinator.simulate import pools
-from tests.fakes.chain_pool import ChainPool, FixedWorkloads, started
 
 every_ablation = pytest.mark.parametrize("name", ABLATIONS)
 
@@ -251,17 +249,6 @@ def test_without_own_cost_a_request_goes_where_it_is_quickest_itself() -> None:
     own, all_of_us = choices(WITHOUT["without-own-cost"](), slowness), choices(ours(), slowness)
     assert sum(own) > sum(all_of_us) > 0
     assert all(selfish or not social for selfish, social in zip(own, all_of_us, strict=True))
-
-
-@pytest.mark.parametrize(("name", "holds_back"), [(OURS, True), ("without-holding-back", False)])
-def test_without_holding_back_requests_start_where_they_miss_the_bound(name: str, *, holds_back: bool) -> None:
-    config = SchedulerConfig(bound=Bound(tpot_s=0.25))
-    pool = ChainPool(config, workloads=FixedWorkloads(Workload(num_answer_tokens=100.0)))
-    pool.router = (ours() if name == OURS else WITHOUT[name]()).make_router(pool.state)
-    pool.dispatcher = Dispatcher(pool.state, pool.router, config, pool.workloads)
-    pool.hold(1, 0, 8, row_s=0.003)
-    num_started = sum(bool(started(pool.arrive(number))) for number in range(30))
-    assert (num_started < 30) is holds_back
 
 
 def test_without_replanning_is_ours_but_for_that() -> None:

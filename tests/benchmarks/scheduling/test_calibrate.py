@@ -28,9 +28,9 @@ from benchmarks.scheduling.calibrate import (
 )
 from benchmarks.scheduling.fitting import CHUNKS, Kind, Point, Series, sim_model
 from client.runtime import benchmark
-from client.runtime.architecture import Architecture, read_architecture
+from client.runtime.architecture import read_architecture
 from client.runtime.benchmark import LayerTimer, measure_layers, random_cut
-from client.runtime.cut import meta_cut
+from client.runtime.cut import CutModel, meta_cut
 from client.runtime.device import Device
 
 SMALL = {
@@ -129,10 +129,10 @@ def test_a_shape_that_the_runtime_cannot_measure_leaves_the_others(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refusing(LayerTimer):
-        def __init__(self, architecture: Architecture, *args: Any) -> None:
-            if architecture.model_type == "qwen3_moe":
+        def __init__(self, cut: CutModel, *args: Any) -> None:
+            if cut.architecture.model_type == "qwen3_moe":
                 raise RuntimeError("no kernel\nmore")
-            super().__init__(architecture, *args)
+            super().__init__(cut, *args)
 
     monkeypatch.setattr(calibrate, "LayerTimer", Refusing)
     points, failures = measure_shapes(["tiny-experts", "tiny"], Bench(device))

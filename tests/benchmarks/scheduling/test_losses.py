@@ -47,6 +47,8 @@ def test_when_the_last_chain_breaks_it_is_whole_again_after_a_download_of_what_w
     loss = lose_many(small.lasting(300.0), None, seed=3)
     assert loss.moved > 0.0
     assert loss.download_s - small.tick_s <= loss.no_chain_s <= loss.download_s + half.within_s
+    assert loss.least_s is not None
+    assert loss.least_s - small.tick_s <= loss.no_chain_s
     assert (loss.num_failed, loss.wrong) == (0, "")
 
 
@@ -84,7 +86,7 @@ def test_the_scenarios_are_the_presets_and_small_pools_with_as_much_traffic_per_
 
 
 def test_the_table_has_a_line_for_each_run() -> None:
-    loss = Loss("half-leave", "ours", 1, 10, 10, 0, 0, 2, 0.5, 0.0, 0.0, 0.0, 1.0, 5e9, "")
+    loss = Loss("half-leave", "ours", 1, 10, 10, 0, 0, 2, 0.5, 0.0, 0.0, None, 0.0, 1.0, 5e9, "")
     lines: Sequence[str] = losses_table([loss, replace(loss, seed=2)]).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1

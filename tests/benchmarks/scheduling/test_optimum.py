@@ -179,7 +179,7 @@ def test_a_comparison_says_how_far_we_are_from_the_optimum() -> None:
 
 def test_pools_that_cannot_serve_do_not_count() -> None:
     row = replace(compare(SMALL[0], time_limit_s=0.0), score=0.0)
-    assert summary([row]) == {"num_pools": 0, "num_complete": 0}
+    assert summary([row]) == {"num_pools": 0, "num_complete": 0, "num_proven": 0}
 
 
 def test_spares_that_only_help_together_are_used() -> None:

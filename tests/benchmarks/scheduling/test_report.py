@@ -39,7 +39,7 @@ OPTIMUM = """| pool | nodes | model | regions | optimum | bound | search gap | p
 def sums(num_pools: int, mean_gap: float, worst_gap: float) -> str:
     gaps = {f"mean_{name}_gap": mean_gap for name in ("search", "paper", "bound")}
     gaps |= {f"worst_{name}_gap": worst_gap for name in ("search", "paper", "bound")}
-    return json.dumps({"num_pools": num_pools, "num_complete": num_pools, **gaps}) + "\n"
+    return json.dumps({"num_pools": num_pools, "num_complete": num_pools, "num_proven": num_pools, **gaps}) + "\n"
 
 
 def tables() -> dict[str, dict[str, list[Run]]]:
@@ -154,8 +154,9 @@ def test_the_distance_from_the_optimum_is_the_mean_over_all_parts_pools_and_the_
 
 
 def test_an_optimum_that_was_not_proven_is_said_beside_the_verdict() -> None:
-    text = optimum_section(sums(3, 0.01, 0.02).replace('"num_complete": 3', '"num_complete": 1'))
+    text = optimum_section(sums(3, 0.01, 0.02).replace('"num_proven": 3', '"num_proven": 1'))
     assert "worst: met, but 2 are unproven" in text
+    assert "In 1 of them the bound proves" in text
 
 
 def test_slow_medians_are_named_with_their_aims() -> None:

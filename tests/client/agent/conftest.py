@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from client.agent import agent as agent_module
+from client.config import NodeConfig
 from shell import AsyncioEnv
 from tests.client.agent.pool_server import PoolServer, running_pool
+from tests.client.agent.watched_agent import Running
 
 REPOSITORY = Path(__file__).parents[3]
 WORKER_PROGRAM = Path(__file__).with_name("worker_program.py")
@@ -58,3 +64,25 @@ def _children_find_our_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 async def pool() -> AsyncIterator[PoolServer]:
     async with running_pool() as pool:
         yield pool
+
+
+@pytest.fixture
+def config(pool: PoolServer, worker_python: Callable[[str], str], tmp_path: Path) -> NodeConfig:
+    python = worker_python("good")
+    return NodeConfig(pool.link, tmp_path / "data", "node", use_gpu=False, worker_python=python, attached=True)
+
+
+@pytest.fixture
+def running(config: NodeConfig, env: AsyncioEnv, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    monkeypatch.setattr(agent_module, "MIN_STATUS_INTERVAL_S", 0.01)
+    monkeypatch.setattr(agent_module, "SAMPLE_S", 0.01)
+
+    @asynccontextmanager
+    async def run(shown: dict[str, Any] | None = None, **changes: Any) -> AsyncIterator[Running]:
+        running = Running(replace(config, **changes), env, shown or {})
+        try:
+            yield running
+        finally:
+            await running.end()
+
+    return run

@@ -23,11 +23,12 @@ class Node:
     """The core and shortcuts; `said` and `told` are what the last event made it say to the pool and its workers."""
 
     def __init__(self, *devices: DeviceSpec) -> None:
+        self.now_s = 0.0
         self.core = AgentCore(NODE, devices or (CPU,))
         self.commands: list[Command] = self.core.start()
 
     def handle(self, event: Event) -> list[Command]:
-        self.commands = self.core.handle(event)
+        self.commands = self.core.handle(event, self.now_s)
         self.core.validate()
         return self.commands
 

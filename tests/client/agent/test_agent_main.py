@@ -76,6 +76,10 @@ IDLE = DeviceStatus("cpu", "A processor", AgentState.WAITING)
             Status(AgentState.CONNECTING, "The pool does not answer.", devices=(device(AgentState.SERVING),)),
             "connecting · The pool does not answer.",
         ),
+        (
+            Status(AgentState.SERVING, num_sessions=2, leaves_at_s=clock_time("14:05:09")),
+            "serving · takes nothing new, finishes 2 answers until 14:05:09 at most",
+        ),
         (paused("Paused: on battery."), "paused · Paused: on battery."),
         (
             paused("Paused.", resumes_at_s=clock_time("14:05:09")),
@@ -206,6 +210,22 @@ async def test_a_signal_leaves_the_pool_and_ends_the_agent(pool: PoolServer, sta
         await until_dead(worker)
         assert agent.stdout.read().decode().splitlines()[-1] == "stopped · The agent has stopped."
         assert b"Traceback" not in agent.stderr.read()
+
+
+async def test_a_node_without_a_window_is_paused_and_resumed_by_signals(pool: PoolServer, start: Callable) -> None:
+    with start(stdin=subprocess.DEVNULL) as agent:
+        await pool.hears(Hello)
+        worker = worker_of(agent)
+        agent.send_signal(signal.SIGUSR1)
+        assert await pool.hears(Leaving) == Leaving("manual")
+        await until_dead(worker)
+        lines = iter(lambda: agent.stdout.readline().decode(), "")
+        line = await asyncio.to_thread(lambda: next(line for line in lines if line.startswith("paused")))
+        assert line == "paused · Paused. The GPU's memory is free.\n"
+        agent.send_signal(signal.SIGUSR2)
+        await pool.hears(Hello)
+        agent.terminate()
+        assert await ended(agent) == 0
 
 
 async def test_an_agent_that_is_killed_leaves_no_worker(pool: PoolServer, start: Callable) -> None:

@@ -3,247 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client.agent import agent as agent_module
-from client.agent.agent import HARD_LEAVE_S, QUIT_LEAVE_S, SOFT_LEAVE_S, Agent, machine_senses, nvml_of
-from client.agent.contribution import Contribution
+from client.agent.agent import machine_senses, nvml_of
 from client.agent.guard import Guard
-from client.agent.policy import QUIET_S, Readings
+from client.agent.policy import QUIET_S
 from client.agent.readings import Look
 from client.config import NodeConfig
 from client.errors import JoinError
 from client.status import (
     AgentState,
-    Command,
-    History,
     Pause,
     Quit,
     Resume,
     SessionReading,
     SetRules,
-    Status,
-    decode_report,
 )
-from client.supervisor_table import QUIT_LIMIT_S
 from protocol.messages import Challenge, Hello, Leaving, Refused, encode_message
 from protocol.pause import PauseMode, PauseReason, PauseRules, PoolDefaults
 from shell import AsyncioEnv
-from tests.client.agent.machine import seen
 from tests.client.agent.pool_server import CHALLENGE, PoolServer, welcome
-from tests.client.agent.waiting import is_alive, our_tasks, until
+from tests.client.agent.waiting import is_alive, until
 
 MakeWorker = Callable[[str], str]
 GAME = {"others_percent": 80, "others_program": "factorio"}
 AWAY_RULES = PauseRules(mode=PauseMode.WHEN_AWAY)
-
-
-class MovedClock:
-    """The system's, but for jumps that the test makes."""
-
-    def __init__(self) -> None:
-        self._clock = AsyncioEnv().clock
-        self._ahead_s = 0.0
-        self.sleep = self._clock.sleep
-
-    def monotonic(self) -> float:
-        return self._clock.monotonic() + self._ahead_s
-
-    def wall(self) -> float:
-        return self._clock.wall() + self._ahead_s
-
-    def jump(self, for_s: float) -> None:
-        self._ahead_s += for_s
-
-
-class Script:
-    """Senses that see what the test says, half a second after each other."""
-
-    def __init__(self, clock: MovedClock) -> None:
-        self._clock = clock
-        self.shown: dict[str, Any] = {}
-        self.fails: Exception | None = None
-        self.looks: list[Look] = []
-        self.told: list[SessionReading] = []
-        self.is_closed = False
-
-    async def read(self, look: Look) -> Readings:
-        self.looks.append(look)
-        self._clock.jump(0.5)
-        if self.fails is not None:
-            raise self.fails
-        return seen(self._clock.monotonic(), **self.shown)
-
-    def hear(self, told: SessionReading) -> None:
-        self.told.append(told)
-
-    async def close(self) -> None:
-        self.is_closed = True
-
-
-class Running:
-    """An agent at work, what its machine shows, and the lines it wrote."""
-
-    def __init__(self, config: NodeConfig, env: AsyncioEnv, shown: dict[str, Any]) -> None:
-        self.clock = env.clock = MovedClock()  # type: ignore[assignment]
-        self.machine = Script(self.clock)
-        self.machine.shown = shown
-        self.lines: list[bytes] = []
-        self.agent = Agent(config, env, self.lines.append, self.machine)
-        self.task = asyncio.create_task(self.agent.run())
-
-    def shows(self, **what: Any) -> None:
-        self.machine.shown = what
-
-    def command(self, *commands: Command) -> None:
-        for command in commands:
-            self.agent.command(command)
-
-    @property
-    def statuses(self) -> list[Status]:
-        return [report for report in map(decode_report, self.lines) if isinstance(report, Status)]
-
-    @property
-    def history(self) -> History:
-        reports = [report for report in map(decode_report, self.lines) if isinstance(report, History)]
-        return reports[-1] if reports else History(())
-
-    async def until(self, state: AgentState) -> Status:
-        await until(lambda: self.lines and self.statuses[-1].state is state)
-        return self.statuses[-1]
-
-    async def paused_for(self, *reasons: PauseReason) -> Status:
-        await until(lambda: any(s.pause is not None and s.pause.reasons == reasons for s in self.statuses[-1:]))
-        return self.statuses[-1]
-
-    async def looked_again(self, num_times: int = 3) -> None:
-        num_looks = len(self.machine.looks)
-        await until(lambda: len(self.machine.looks) >= num_looks + num_times)
-
-    async def end(self) -> None:
-        self.agent.command(Quit())
-        async with asyncio.timeout(20):
-            await asyncio.gather(self.task, return_exceptions=True)
-        assert our_tasks() == []
-        assert self.machine.is_closed
-
-
-@pytest.fixture
-def config(pool: PoolServer, worker_python: MakeWorker, tmp_path: Path) -> NodeConfig:
-    python = worker_python("good")
-    return NodeConfig(pool.link, tmp_path / "data", "node", use_gpu=False, worker_python=python, attached=True)
-
-
-@pytest.fixture
-def running(config: NodeConfig, env: AsyncioEnv, monkeypatch: pytest.MonkeyPatch) -> Callable:
-    monkeypatch.setattr(agent_module, "MIN_STATUS_INTERVAL_S", 0.01)
-    monkeypatch.setattr(agent_module, "SAMPLE_S", 0.01)
-
-    @asynccontextmanager
-    async def run(shown: dict[str, Any] | None = None, **changes: Any) -> AsyncIterator[Running]:
-        running = Running(replace(config, **changes), env, shown or {})
-        try:
-            yield running
-        finally:
-            await running.end()
-
-    return run
-
-
-# ---------------------------------------------------------------- how much time there is for what runs here
-
-
-class Handing:
-    """In place of Contribution.hand_over: a pool that moves nothing. Keeps how long it was given each time."""
-
-    def __init__(self) -> None:
-        self.given_s: list[float] = []
-
-    async def __call__(self, contribution: Contribution, within_s: float) -> None:
-        assert contribution.has_joined
-        self.given_s.append(within_s)
-        if within_s > HARD_LEAVE_S:
-            await asyncio.Event().wait()
-
-    async def wait(self, *given_s: float) -> None:
-        await until(lambda: self.given_s == [*given_s])
-
-
-@pytest.fixture
-def handing(monkeypatch: pytest.MonkeyPatch) -> Handing:
-    handing = Handing()
-
-    async def hand_over(contribution: Contribution, within_s: float) -> None:
-        await handing(contribution, within_s)
-
-    monkeypatch.setattr(Contribution, "hand_over", hand_over)
-    return handing
-
-
-async def test_a_game_waits_for_a_moment_only(handing: Handing, running: Callable) -> None:
-    async with running() as run:
-        await run.until(AgentState.WAITING)
-        run.shows(**GAME)
-        await run.until(AgentState.PAUSED)
-        assert handing.given_s == [HARD_LEAVE_S]
-
-
-async def test_a_click_on_pause_does_too(handing: Handing, running: Callable) -> None:
-    async with running() as run:
-        await run.until(AgentState.WAITING)
-        run.command(Pause())
-        await run.until(AgentState.PAUSED)
-        assert handing.given_s == [HARD_LEAVE_S]
-
-
-async def test_what_can_wait_is_cut_short_by_what_cannot(handing: Handing, running: Callable) -> None:
-    async with running() as run:
-        await run.until(AgentState.WAITING)
-        run.shows(on_battery=True)
-        await handing.wait(SOFT_LEAVE_S)
-        assert run.statuses[-1].worker_pids
-        run.command(Pause())
-        await run.until(AgentState.PAUSED)
-        assert handing.given_s == [SOFT_LEAVE_S, HARD_LEAVE_S]
-
-
-async def test_a_second_quit_is_in_a_hurry(handing: Handing, running: Callable) -> None:
-    async with running() as run:
-        await run.until(AgentState.WAITING)
-        run.command(Quit())
-        await handing.wait(QUIT_LEAVE_S)
-        run.command(Quit())
-        await run.until(AgentState.STOPPED)
-        assert handing.given_s == [QUIT_LEAVE_S, HARD_LEAVE_S]
-
-
-async def test_when_nobody_is_there_to_wait_it_goes_at_once(handing: Handing, running: Callable) -> None:
-    async with running() as run:
-        await run.until(AgentState.WAITING)
-        run.command(Quit(at_once=True))
-        await run.until(AgentState.STOPPED)
-        assert handing.given_s == [HARD_LEAVE_S]
-
-
-async def test_an_agent_that_is_cancelled_while_it_waits_leaves_nothing(handing: Handing, running: Callable) -> None:
-    async with running() as run:
-        workers = (await run.until(AgentState.WAITING)).worker_pids
-        run.command(Quit())
-        await handing.wait(QUIT_LEAVE_S)
-        run.task.cancel()
-        await asyncio.gather(run.task, return_exceptions=True)
-        assert not any(map(is_alive, workers))
-
-
-def test_who_waits_for_the_agents_end_waits_for_what_it_hands_over() -> None:
-    assert QUIT_LEAVE_S < QUIT_LIMIT_S
-    assert HARD_LEAVE_S <= 1.0, "with the workers' end, the memory is to be free within two seconds"
 
 
 # ---------------------------------------------------------------- leaving and coming back

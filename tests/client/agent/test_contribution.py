@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from client.agent import contribution as contribution_module
 from client.agent.contribution import MAX_RECONNECT_S, MAX_SOON_S, SOON_S, Contribution, worker_command
 from client.agent.events import WorkerSaid
 from client.agent.probing import Prober
+from client.agent.watchdog import Limits, Owed
 from client.config import MAX_DISK_BYTES, Direct, NodeConfig
 from client.errors import JoinError
 from client.status import AgentState
@@ -64,7 +66,7 @@ from tests.client.agent.samples import (
     rows,
     segment,
 )
-from tests.client.agent.waiting import is_alive, our_tasks, until
+from tests.client.agent.waiting import is_alive, our_tasks, until, until_dead
 
 MakeWorker = Callable[[str], str]
 
@@ -134,7 +136,7 @@ def staying(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[str], object]:
     monkeypatch.setattr(contribution_module, "RECONNECT_BASE_S", 0.02)
-    monkeypatch.setattr("client.agent.core.RESTART_BASE_S", 0.02)
+    monkeypatch.setattr("client.agent.device.RESTART_BASE_S", 0.02)
     get = env.network.get
 
     def get_from_mirror(url: str, *span: int, access: Access = Access()) -> AsyncIterator[bytes]:
@@ -525,6 +527,28 @@ async def test_a_worker_that_is_killed_is_told_and_started_again(pool: PoolServe
         assert (await pool.hears(SliceReady)).generation == 2
 
 
+@pytest.mark.expected_logs("worker cpu ended with status -9")
+async def test_a_worker_that_is_stopped_at_work_is_found_killed_and_replaced(
+    pool: PoolServer, staying: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.agent.watchdog.LIMITS", dict.fromkeys(Owed, Limits(1.0, 600.0)))
+    monkeypatch.setattr("client.agent.watchdog.DOUBT_S", 1.0)
+    async with staying() as stay:
+        await stay.serve()
+        (pid,) = stay.pids
+        os.kill(pid, signal.SIGSTOP)
+        await pool.say(open_session())
+        failed = await pool.hears(DeviceFailed)
+        sentence = "The worker did not answer and is being ended."
+        assert (failed.code, failed.generation, failed.message) == ("worker_died", 1, sentence)
+        await until_dead(pid)
+        await stay.until(AgentState.WAITING)
+        assert stay.pids != (pid,)
+        assert stay.contribution.status().notice == "The worker did not answer and was restarted."
+        await pool.say(assign(generation=2))
+        assert (await pool.hears(SliceReady)).generation == 2
+
+
 @pytest.mark.expected_logs("worker cpu ended with status -9", "not connected to the pool")
 async def test_a_node_that_lost_pool_and_worker_at_once_says_hello_only_with_a_device(
     pool: PoolServer, staying: Callable, monkeypatch: pytest.MonkeyPatch
@@ -579,6 +603,19 @@ async def test_weights_that_cannot_be_had_are_told_to_the_pool(
         await pool.say(assign())
         failed = await pool.hears(DeviceFailed)
         assert (failed.code, failed.generation) == ("bad_weights", 1)
+
+
+@pytest.mark.expected_logs("Cannot get the model's weights")
+async def test_layers_that_the_disk_has_no_room_for_are_told_with_how_many_would_fit(
+    pool: PoolServer, staying: Callable
+) -> None:
+    async with staying(max_disk_bytes=2_500_000) as stay:
+        await pool.hears(Hello)
+        await pool.say(assign())
+        failed = await pool.hears(DeviceFailed)
+        assert (failed.code, failed.max_layers) == ("disk_full", 1)
+        await pool.say(assign(2, 0, 1))
+        await stay.until(AgentState.SERVING)
 
 
 @pytest.mark.expected_logs("worker cpu: frame for link 7 of 0", "worker cpu ended")
@@ -656,6 +693,53 @@ async def test_a_pool_that_goes_away_meanwhile_is_not_waited_for(pool: PoolServe
         pool.crash()
         async with asyncio.timeout(20):
             await handing
+
+
+async def test_while_it_hands_over_it_says_until_when_at_most(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        await pool.say(open_session(following=Hop(RIGHT, 2)))
+        await pool.hears(SessionOpened)
+        assert stay.contribution.status().leaves_at_s is None
+        before_s = time.time()
+        handing = asyncio.create_task(stay.contribution.hand_over(LONG_S))
+        await pool.hears(Leaving)
+        status = stay.contribution.status()
+        assert (status.state, status.num_sessions) == (AgentState.SERVING, 1)
+        assert before_s <= status.leaves_at_s - LONG_S <= time.time()
+        await pool.say(CloseSession(SESSION, 1))
+        async with asyncio.timeout(20):
+            await handing
+        assert stay.contribution.status().leaves_at_s is None
+
+
+@pytest.mark.expected_logs("not connected to the pool")
+async def test_who_stays_after_all_joins_again_with_what_is_loaded(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        pids = stay.pids
+        await pool.say(open_session(following=Hop(RIGHT, 2)))
+        await pool.hears(SessionOpened)
+        handing = asyncio.create_task(stay.contribution.hand_over(LONG_S))
+        assert (await pool.hears(Leaving)).within_s == LONG_S
+        stay.contribution.stay()
+        hello = await pool.hears(Hello)
+        assert [held.layers for held in hello.held] == [assign().layers]
+        async with asyncio.timeout(20):
+            await handing
+        await stay.until(AgentState.SERVING)
+        assert stay.pids == pids
+        await stay.end()
+        assert await pool.hears(Leaving) == Leaving("quit")
+
+
+async def test_who_never_said_that_it_goes_has_nothing_to_take_back(pool: PoolServer, staying: Callable) -> None:
+    async with staying() as stay:
+        await stay.serve()
+        await stay.contribution.hand_over(LONG_S)
+        stay.contribution.stay()
+        await stay.end()
+        assert await pool.hears_next() == Leaving("quit"), "on the same connection"
 
 
 async def test_without_a_session_there_is_nothing_to_hand_over(pool: PoolServer, staying: Callable) -> None:

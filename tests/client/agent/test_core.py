@@ -7,7 +7,9 @@ import pytest
 
 from client import ipc
 from client.agent.commands import (
+    Command,
     Download,
+    EndWorker,
     FetchManifest,
     MeasureLinks,
     PassFrame,
@@ -16,12 +18,12 @@ from client.agent.commands import (
     TellPool,
     TellWorker,
 )
-from client.agent.core import MAX_RESTART_S
-from client.agent.device import Stage
+from client.agent.device import DID_NOT_ANSWER, MAX_RESTART_S, RAN_OUT_OF_MEMORY, SETTLED_S, Stage
 from client.agent.events import (
     Downloaded,
     FetchFailed,
     FrameArrived,
+    LookedAtWorkers,
     PeerLost,
     PoolLost,
     PoolSaid,
@@ -29,6 +31,8 @@ from client.agent.events import (
     WorkerDied,
     WorkerSaid,
 )
+from client.agent.holding import held_slices
+from client.agent.watchdog import LOOK_S
 from protocol import messages as msg
 from protocol.pause import PoolDefaults
 from protocol.values import DeviceWork, FinishReason, Hop, LayerRange, StepTiming
@@ -138,6 +142,7 @@ def test_kv_room_is_the_devices_memory_less_weights_and_activations() -> None:
     (load,) = node_at(Stage.LOADING).told
     assert isinstance(load, ipc.LoadSlice)
     assert load.max_kv_bytes == int(CPU.memory_bytes * 0.9) - 2 * (LAYER_BYTES // 2) * 4
+    assert load.max_sent_bytes == int(CPU.memory_bytes * 0.04), "it is of the activations' share"
 
 
 def test_kv_room_is_never_negative() -> None:
@@ -309,6 +314,16 @@ def test_a_failed_fetch_is_told_with_its_sentence(stage: Stage) -> None:
     assert node.device().message == "The disk is full."
 
 
+@pytest.mark.parametrize(("share", "max_layers"), [(0.0, 0), (0.49, 0), (0.5, 1), (0.99, 1), (None, None)])
+def test_a_full_disk_is_told_with_how_many_of_the_layers_would_fit(share: float | None, max_layers: int | None) -> None:
+    node = node_at(Stage.DOWNLOADING)
+    job = node.device().job
+    assert isinstance(job, msg.AssignSlice)
+    assert len(job.layers) == 2
+    node.handle(FetchFailed(CPU.device_id, job, "disk_full", "Full.", share))
+    assert node.said == [msg.DeviceFailed("cpu", model().digest, 1, "disk_full", "Full.", max_layers)]
+
+
 @pytest.mark.parametrize("stage", AWAKE)
 def test_a_workers_death_is_told_and_it_is_started_again(stage: Stage) -> None:
     node = node_at(stage)
@@ -341,7 +356,134 @@ def test_the_delay_before_a_restart_grows_to_a_limit_and_for_ever() -> None:
     assert delays[-1] == MAX_RESTART_S
 
 
-def test_a_slice_served_makes_the_next_restart_quick_again() -> None:
+def silent(node: Node, looks: int, uses: float | None = 7.0) -> list[Command]:
+    """What the core wants while its worker says nothing for so many looks."""
+    commands = []
+    for _ in range(looks):
+        node.now_s += LOOK_S
+        commands += node.handle(LookedAtWorkers(dict.fromkeys(node.core.watchdog.doubted, uses)))
+    return commands
+
+
+def with_rows() -> Node:
+    """It has worked on a session, and has rows of it now."""
+    node = serving(open_session())
+    node.worker(ipc.SessionStarted(SESSION, 1))
+    node.handle(FrameArrived(rows(segment()), LEFT))
+    node.worker(ipc.WorkDone(1, 1, 0, 0.1))
+    return node
+
+
+def test_a_worker_that_hangs_with_rows_is_asked_then_given_up_ended_and_started_again() -> None:
+    node = with_rows()
+    asked, *ended = silent(node, 30)
+    assert asked == TellWorker(CPU.device_id, ipc.AreYouThere())
+    sentence = "The worker did not answer and is being ended."
+    failed = msg.DeviceFailed("cpu", model().digest, 1, "worker_died", sentence)
+    assert ended == [TellPool(failed), EndWorker(CPU.device_id, DID_NOT_ANSWER)]
+    assert node.core.switch.num_sessions == 0
+    assert node.core.usable_devices == ()
+    assert node.handle(WorkerDied(CPU.device_id, -9, DID_NOT_ANSWER)) == [StartWorker(CPU.device_id, 1.0)]
+    assert node.device().message == "The worker did not answer; it is started again."
+
+
+def test_what_happened_to_a_worker_is_told_for_a_while_after_it_is_back() -> None:
+    node = with_rows()
+    silent(node, 30)
+    node.handle(WorkerDied(CPU.device_id, -9, DID_NOT_ANSWER))
+    node.handle(RestartDue(CPU.device_id))
+    node.worker(READY)
+    silent(node, 300)
+    assert (node.device().message, node.device().notice) == ("", "The worker did not answer and was restarted.")
+    silent(node, 301)
+    assert node.device().notice == ""
+
+
+def test_a_worker_that_hangs_again_and_again_is_started_later_each_time() -> None:
+    node, delays = with_rows(), []
+    for generation in range(2, 6):
+        silent(node, 200)
+        delays += [command.delay_s for command in node.handle(WorkerDied(CPU.device_id, -9, DID_NOT_ANSWER))]  # type: ignore[union-attr]
+        node.handle(RestartDue(CPU.device_id))
+        for message in (READY, assign(generation), ipc.SlicePlanned(()), None, LOADED):
+            node.downloaded() if message is None else _say(node, message)
+        node.pool(open_session(generation=generation))
+    assert delays == [1.0, 2.0, 4.0, 8.0]
+
+
+def _say(node: Node, message: ipc.WorkerMessage | msg.AssignSlice) -> None:
+    node.pool(message) if isinstance(message, msg.AssignSlice) else node.worker(message)
+
+
+@pytest.mark.parametrize("stage", [Stage.IDLE, Stage.FETCHING, Stage.DOWNLOADING, Stage.SERVING])
+def test_a_worker_that_owes_nothing_may_be_silent_for_ever(stage: Stage) -> None:
+    assert silent(node_at(stage), 3000) == []
+
+
+@pytest.mark.parametrize("stage", BUSY)
+def test_a_command_that_is_never_answered_is_the_end_of_its_worker(stage: Stage) -> None:
+    node = node_at(stage)
+    commands = silent(node, 200)
+    assert commands[0] == TellWorker(CPU.device_id, ipc.AreYouThere())
+    assert commands[-1] == EndWorker(CPU.device_id, DID_NOT_ANSWER)
+
+
+def test_an_order_to_open_that_is_never_answered_counts_like_rows() -> None:
+    node = serving(open_session())
+    assert EndWorker(CPU.device_id, DID_NOT_ANSWER) in silent(node, 100)
+    node = serving(open_session())
+    node.worker(ipc.SessionStarted(SESSION, 1))
+    assert silent(node, 100) == []
+
+
+def test_a_worker_that_computes_or_answers_is_left_alone() -> None:
+    node = with_rows()
+    for _ in range(20):
+        asked = silent(node, 8)
+        assert asked in ([], [TellWorker(CPU.device_id, ipc.AreYouThere())])
+        node.worker(ipc.Here())
+    node = with_rows()
+    assert silent(node, 200, None) == [TellWorker(CPU.device_id, ipc.AreYouThere())]
+
+
+def test_a_device_without_memory_offers_less_room_and_keeps_its_sessions() -> None:
+    node = serving(open_session())
+    assert node.worker(ipc.NoMemory(800, 1)) == [TellPool(msg.SliceReady("cpu", 1, 592, True))]
+    assert node.worker(ipc.NoMemory(400, 2)) == [TellPool(msg.SliceReady("cpu", 1, 288, True))]
+    assert node.core.switch.num_sessions == 1
+    assert [held.num_kv_tokens for held in held_slices(node.core.devices.values())] == [288]
+
+
+def test_three_times_in_a_row_without_memory_the_slice_fails_and_is_loaded_with_less_room() -> None:
+    node = serving(open_session())
+    loads = [load for load in node_at(Stage.LOADING).told if isinstance(load, ipc.LoadSlice)]
+    for number in (1, 2):
+        node.worker(ipc.NoMemory(10, number))
+    sentence = "The worker ran out of the device's memory three times in a row and is being ended."
+    failed = msg.DeviceFailed("cpu", model().digest, 1, "out_of_memory", sentence)
+    assert node.worker(ipc.NoMemory(10, 3)) == [TellPool(failed), EndWorker(CPU.device_id, RAN_OUT_OF_MEMORY)]
+    node.handle(WorkerDied(CPU.device_id, -9, RAN_OUT_OF_MEMORY))
+    assert node.device().notice.endswith("If that goes on, offer less memory in the settings.")
+    node.handle(RestartDue(CPU.device_id))
+    for message in (READY, assign(2), ipc.SlicePlanned(model().tensor_names(0, 1))):
+        _say(node, message)
+    node.downloaded()
+    (load,) = node.told
+    assert isinstance(load, ipc.LoadSlice)
+    assert 0 < load.max_kv_bytes <= loads[0].max_kv_bytes * 0.13
+
+
+@pytest.mark.parametrize("stage", [stage for stage in AWAKE if stage is not Stage.SERVING])
+def test_late_news_of_a_lack_of_memory_is_dropped(stage: Stage) -> None:
+    assert node_at(stage).worker(ipc.NoMemory(10, 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("has_worked", "served_s", "delay_s"), [(True, SETTLED_S, 1.0), (True, SETTLED_S - 1, 32.0), (False, 600.0, 32.0)]
+)
+def test_only_a_worker_that_did_something_for_a_while_is_restarted_quickly_again(
+    has_worked: bool, served_s: float, delay_s: float
+) -> None:
     node = Node()
     for _ in range(5):
         node.handle(WorkerDied(CPU.device_id, 1))
@@ -352,8 +494,11 @@ def test_a_slice_served_makes_the_next_restart_quick_again() -> None:
     node.worker(ipc.SlicePlanned(()))
     node.downloaded()
     node.worker(LOADED)
+    if has_worked:
+        node.worker(ipc.WorkDone(1, 1, 0, 0.1))
+    node.core.handle(LookedAtWorkers({}), served_s)
     node.handle(WorkerDied(CPU.device_id, 1))
-    assert node.of(StartWorker) == [StartWorker(CPU.device_id, 1.0)]
+    assert node.of(StartWorker) == [StartWorker(CPU.device_id, delay_s)]
 
 
 def test_a_restarted_worker_holds_nothing_and_owes_nothing() -> None:

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from client import ipc
-from client.agent.commands import Download, StopDownload, TellPool, TellWorker
+from client.agent.commands import Download, EndWorker, StopDownload, TellPool, TellWorker
 from client.agent.core import AgentCore
 from client.agent.device import Stage
 from client.agent.events import (
     Downloaded,
     FetchFailed,
     FrameArrived,
+    LookedAtWorkers,
     ManifestArrived,
     PeerLost,
     PoolLost,
@@ -58,20 +59,27 @@ class AnyOrder(RuleBasedStateMachine):
         self.living = {GPU.device_id: True, GPU_1.device_id: True}
         self.asked: dict[str, list[ipc.AgentMessage]] = {"cuda:0": [], "cuda:1": []}
         self.downloads: dict[str, Download] = {}
+        self.ending: set[str] = set()
+        """Workers that are killed: they are told nothing, and die in the end."""
         self.generation = 0
+        self.now_s = 0.0
 
     device = st.sampled_from([GPU, GPU_1])
     session = st.sampled_from([SESSION, OTHER_SESSION])
 
     def do(self, event: object) -> None:
-        for command in self.core.handle(event):  # type: ignore[arg-type]
+        for command in self.core.handle(event, self.now_s):  # type: ignore[arg-type]
             match command:
                 case TellPool(message):
                     msg.decode_node_message(msg.encode_message(message))
                 case TellWorker(device_id, message):
                     assert self.living[device_id], "a dead worker is told nothing"
+                    assert device_id not in self.ending, "nor one that was given up"
                     if isinstance(message, ipc.MeasureLayers | ipc.PlanSlice | ipc.LoadSlice):
                         self.asked[device_id].append(message)
+                case EndWorker(device_id):
+                    self.ending.add(device_id)
+                    self.asked[device_id] = []
                 case Download(device_id):
                     assert device_id not in self.downloads, "one download per device"
                     self.downloads[device_id] = command
@@ -99,6 +107,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(spec=device, message=st.sampled_from([
         ipc.LoadProgress(1, 2), ipc.SessionStarted(SESSION, 1), ipc.SessionFailed(SESSION, 2, "kv_full", "Full."),
         ipc.Sampled(SESSION, 1, 3, (1,), None, StepTiming()), ipc.WorkDone(1, 2, 3, 0.5),
+        ipc.NoMemory(64, 1), ipc.NoMemory(64, 3),
     ]))  # fmt: skip
     def worker_says(self, spec: DeviceSpec, message: ipc.WorkerMessage) -> None:
         self.do(WorkerSaid(spec.device_id, message))
@@ -108,8 +117,15 @@ class AnyOrder(RuleBasedStateMachine):
         if not self.living[spec.device_id]:
             return
         self.living[spec.device_id] = False
+        self.ending.discard(spec.device_id)
         self.asked[spec.device_id] = []
         self.do(WorkerDied(spec.device_id, 1))
+
+    @rule(num_looks=st.integers(1, 200), uses=st.sampled_from([None, 7.0]))
+    def agent_looks(self, num_looks: int, uses: float | None) -> None:
+        for _ in range(num_looks):
+            self.now_s += 1.0
+            self.do(LookedAtWorkers(dict.fromkeys(self.core.watchdog.doubted, uses)))
 
     @rule(spec=device)
     def restart_is_due(self, spec: DeviceSpec) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 
-from client.agent.device import TRANSITIONS, Device, Loaded, Stage, Step
-from protocol.values import LayerRange
+from client.agent.device import TRANSITIONS, Device, Loaded, Stage, Step, sent_bytes
+from client.ipc import MAX_SENT_BYTES
+from protocol.values import KV_BLOCK_TOKENS, MEMORY_FOR_ACTIVATIONS, LayerRange
 from tests.client.agent.samples import CPU, assign, measure
 
 HELD = Loaded(assign().manifest_hash, CPU.variant, LayerRange(0, 2), 10, True)
@@ -61,3 +65,30 @@ def test_a_device_that_cannot_be_is_noticed(device: Device) -> None:
 
 def test_a_device_that_serves_what_it_was_assigned_is_fine() -> None:
     Device(CPU, Stage.SERVING, job=assign(), loaded=HELD).validate()
+
+
+@pytest.mark.parametrize(
+    ("room", "used", "left"),
+    [(1600, 1600, 1200), (1600, 1200, 896), (1600, 100, 800), (1600, 9999, 1200), (16, 16, 16), (40, 40, 16)],
+)
+def test_room_is_lowered_below_what_was_in_use_but_by_no_more_than_half(room: int, used: int, left: int) -> None:
+    device = Device(CPU, Stage.SERVING, assign(), replace(HELD, num_kv_tokens=room))
+    lowered = device.lower_room(used)
+    assert device.loaded == lowered == replace(HELD, num_kv_tokens=left)
+    assert left % KV_BLOCK_TOKENS == 0
+    assert device.room_share(HELD.manifest_hash, HELD.variant, HELD.layers) == min(1.0, left / room)
+    assert device.room_share(HELD.manifest_hash, HELD.variant, LayerRange(0, 1)) == 1.0
+
+
+def test_what_was_lowered_is_lowered_further() -> None:
+    device = Device(CPU, Stage.SERVING, assign(), replace(HELD, num_kv_tokens=1600))
+    device.lower_room(100)
+    device.lower_room(100)
+    assert device.room_share(HELD.manifest_hash, HELD.variant, HELD.layers) == 0.25
+
+
+@pytest.mark.parametrize(("memory_bytes", "kept_bytes"), [(10**9, 4 * 10**7), (0, 0), (24 * 2**30, MAX_SENT_BYTES)])
+def test_rows_that_were_sent_are_part_of_what_the_volunteer_offers(memory_bytes: int, kept_bytes: int) -> None:
+    kept = sent_bytes(msgspec.structs.replace(CPU, memory_bytes=memory_bytes))
+    assert kept == kept_bytes
+    assert kept <= MEMORY_FOR_ACTIVATIONS * memory_bytes / 2

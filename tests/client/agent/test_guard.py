@@ -64,6 +64,23 @@ def test_a_pause_by_hand_acts_without_new_readings() -> None:
     assert not guarded.guard.is_paused_by_hand
 
 
+def test_a_pause_after_answers_is_in_no_hurry_until_something_else_is() -> None:
+    guarded = serving()
+    assert guarded.told(Pause(after_answers=True)).is_soft
+    assert guarded.shows(1, on_battery=True).is_soft, "neither of them hurries"
+    assert not guarded.shows(2, on_battery=True, **GAME).is_soft
+    assert guarded.shows(2, on_battery=True).reasons == (PauseReason.MANUAL, PauseReason.BATTERY)
+
+
+def test_the_last_word_by_hand_says_whether_it_is_in_a_hurry() -> None:
+    guarded = serving()
+    assert not guarded.told(Pause()).is_soft
+    assert guarded.told(Pause(900.0, after_answers=True)).is_soft
+    assert not guarded.told(Pause()).is_soft
+    assert guarded.told(Resume()).serve
+    assert not guarded.shows(2, **GAME).is_soft, "what was said before a resume is over"
+
+
 def test_people_are_told_since_when_why_and_until_when() -> None:
     guarded = serving()
     guarded.shows(1, **GAME)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.agent.quota import RESERVE_BYTES, Kept, Room, to_evict
-from client.errors import WeightsError
+from client.agent.quota import RESERVE_BYTES, Kept, Room, disk_filled_up, to_evict
+from client.errors import DiskFullError
 
 GB = 10**9
 OLD, MIDDLE, NEW = Kept("old", 4 * GB, 1.0), Kept("middle", 4 * GB, 2.0), Kept("new", 4 * GB, 3.0)
@@ -50,22 +50,34 @@ def test_a_model_that_takes_no_space_is_not_removed_for_space() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("given", "short_bytes", "sentence"),
     [
         (
             room(quota_bytes=12 * GB),
+            5 * GB,
             "The weights need 9.0 GB more disk space, and this node may keep 12.0 GB of weights in all.",
         ),
         (
             room(free_bytes=5 * GB),
+            RESERVE_BYTES,
             "The weights need 9.0 GB more disk space; 5.0 GB are free, and 2.1 GB stay free.",
         ),
     ],
 )
-def test_what_can_never_fit_is_refused_with_what_it_needs(given: Room, sentence: str) -> None:
-    with pytest.raises(WeightsError) as caught:
+def test_what_can_never_fit_is_refused_with_what_it_needs(given: Room, short_bytes: int, sentence: str) -> None:
+    with pytest.raises(DiskFullError) as caught:
         to_evict(KEPT, {"new", "middle"}, 9 * GB, given)
-    assert (caught.value.code, str(caught.value)) == ("disk_full", sentence)
+    error = caught.value
+    assert (error.code, str(error), error.short_bytes) == ("disk_full", sentence, short_bytes)
+
+
+def test_of_a_disk_that_filled_up_what_has_come_fits() -> None:
+    error = disk_filled_up("/weights", 3 * GB, RESERVE_BYTES).out_of(12 * GB)
+    assert error.share == 0.75
+    below_reserve = disk_filled_up("/weights", 3 * GB, 0).out_of(12 * GB).share
+    assert below_reserve is not None
+    assert below_reserve < 0.75
+    assert disk_filled_up("/weights", 0, 0).out_of(12 * GB).share is None
 
 
 SIZES = st.integers(0, 20)
@@ -81,7 +93,7 @@ def test_whatever_is_removed_is_enough_and_not_in_use(
     given = Room(quota * GB, used, free * GB)
     try:
         evicted = to_evict(kept, in_use, need * GB, given)
-    except WeightsError:
+    except DiskFullError:
         idle = sum(model.used_bytes for model in kept if model.digest not in in_use)
         assert given.lacks(need * GB) > idle
         return

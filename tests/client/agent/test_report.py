@@ -88,6 +88,15 @@ def test_a_dead_worker_that_is_started_again_is_no_failure_of_the_node() -> None
     assert status.devices[0].state is AgentState.FAILED
 
 
+def test_what_happened_to_a_worker_is_a_notice_also_while_it_serves_again() -> None:
+    node = node_at(Stage.SERVING)
+    assert status_of(node).notice == ""
+    node.device().notice = "The worker did not answer and was restarted."
+    for status in (status_of(node), offline_status(node.core, "", PIDS, "Connecting.")):
+        assert status.notice == "The worker did not answer and was restarted."
+    assert status_of(node).state is AgentState.SERVING
+
+
 def test_offline_the_node_says_what_it_waits_for() -> None:
     status = offline_status(node_at(Stage.IDLE).core, "", PIDS, "Connecting to http://pool.")
     assert (status.state, status.message) == (AgentState.CONNECTING, "Connecting to http://pool.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -13,10 +15,11 @@ import pytest
 
 from client.agent.quota import RESERVE_BYTES
 from client.agent.weights import MAX_TRIES, Source, WeightStore
-from client.errors import WeightsError
+from client.errors import DiskFullError, WeightsError
 from protocol.env import Access
 from protocol.manifest import MIN_CHUNK_BYTES, encode_manifest
 from shell import AsyncioEnv
+from shell.disk import LocalDisk
 from tests.client.agent.mirror import Mirror, Span, running_mirror
 from tests.client.agent.samples import model
 
@@ -264,7 +267,7 @@ async def test_too_little_room_is_said_before_anything_is_fetched(
     monkeypatch.setattr(store.env.disk, "free_bytes", lambda path: 10**9)
     error = await store.fails(*ALL)
     assert (error.code, store.mirror.spans) == ("disk_full", [])
-    assert str(error) == "The weights need 0.0 GB more disk space; 1.0 GB are free, and 2.1 GB stay free."
+    assert str(error) == "The weights need 6 MB more disk space; 1.0 GB are free, and 2.1 GB stay free."
 
 
 @pytest.fixture
@@ -295,9 +298,22 @@ async def test_a_download_that_can_never_fit_is_refused_and_removes_nothing(
     store.limit_bytes = 5 * 10**6
     error = await store.fails(*ALL)
     assert error.code == "disk_full"
-    assert str(error) == "The weights need 0.0 GB more disk space, and this node may keep 0.0 GB of weights in all."
+    assert str(error) == "The weights need 6 MB more disk space, and this node may keep 5 MB of weights in all."
     assert all(folder.exists() for folder in aged)
     assert store.mirror.spans == []
+
+
+@pytest.mark.parametrize("has_other_layers", [False, True])
+async def test_that_the_disk_is_full_is_said_with_what_part_would_fit(store: Store, has_other_layers: bool) -> None:
+    """What is there of the same model makes room for it, or is a part of it."""
+    if has_other_layers:
+        await store.fetch(*LAYERS_0_1)
+    total_bytes = len(model().weights)
+    store.limit_bytes = total_bytes // 2
+    error = await store.fails(*ALL)
+    assert isinstance(error, DiskFullError)
+    assert error.share is not None
+    assert 0.4 < error.share <= 0.5
 
 
 async def test_files_that_are_not_ours_take_room_and_stay(store: Store) -> None:
@@ -367,18 +383,75 @@ async def test_a_token_that_does_not_open_the_mirror_is_said_without_being_said(
     assert "token" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EACCES, "disk_failed")])
-@pytest.mark.parametrize("method", ["reserve", "write_at", "write_atomic", "sync"])
+WRITING = ("reserve", "write_at", "write_atomic", "sync")
+
+
+@pytest.mark.parametrize("method", WRITING)
 async def test_a_disk_that_fails_in_the_middle_is_said_with_the_folder(
-    store: Store, monkeypatch: pytest.MonkeyPatch, method: str, number: int, code: str
+    store: Store, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def fail(*arguments: object) -> None:
-        raise OSError(number, "It does not work")
+        raise OSError(errno.EACCES, "It does not work")
 
     monkeypatch.setattr(store.env.disk, method, fail)
     error = await store.fails(*ALL)
-    assert error.code == code
+    assert error.code == "disk_failed"
     assert str(error) == f"The weights cannot be kept in {store.folder}: It does not work."
+
+
+class FillingDisk:
+    """The disk, on which the write of that number and all later ones find no room, until `has_room`."""
+
+    def __init__(self, disk: LocalDisk, first: float) -> None:
+        self._disk, self._first = disk, first
+        self.num_writes = 0
+        self.has_room = False
+
+    def __getattr__(self, name: str) -> object:
+        method = getattr(self._disk, name)
+        return partial(self._write, method) if name in WRITING else method
+
+    def _write(self, method: Callable[..., None], path: Path, *rest: object) -> None:
+        if self.num_writes >= self._first and not self.has_room:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        self.num_writes += 1
+        method(path, *rest)
+
+    def free_bytes(self, path: Path) -> int:
+        """It is as empty as it has to be: somebody else is quicker."""
+        return 10**12
+
+
+async def test_a_disk_that_fills_up_at_any_write_keeps_what_has_come_and_harms_nothing(
+    tmp_path: Path, env: AsyncioEnv, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play(first: float) -> FillingDisk:
+        disk = FillingDisk(LocalDisk(), first)
+        monkeypatch.setattr(env, "disk", disk)
+        store = Store(tmp_path / str(first), env, mirror)
+        other = store.keep_other("a")
+        if first != inf:
+            error = await store.fails(*ALL)
+            assert error.code == "disk_full"
+            assert str(error).startswith(f"The disk of {store.folder} is full")
+            assert str(error).endswith("Make room; what has come is kept.")
+            is_partly_there = all(path.exists() for path in (store.folder / WEIGHTS, store.folder / "config.json"))
+            assert is_partly_there or "MB are still to come, and 1000.0 GB are free. " in str(error)
+        marked = sum(sum(path.read_bytes()) for path in store.folder.glob("checked/*.chunks"))
+        disk.has_room = True
+        mirror.spans.clear()
+        await store.fetch(*ALL)
+        assert store.content == model().weights
+        fetched = sum(-(-(span.stop - span.start) // MIN_CHUNK_BYTES) for span in mirror.spans)
+        assert fetched == sum(len(file.chunk_digests) for file in model().manifest.files) - marked
+        assert len((other / WEIGHTS).read_bytes()) == 10**6
+        assert not list(store.folder.rglob("*.part"))
+        return disk
+
+    num_writes = (await play(inf)).num_writes
+    assert num_writes > 8
+    for first in range(num_writes):
+        await play(first)
 
 
 async def test_a_folder_that_is_a_file_is_said(store: Store) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.runtime.batch import LEAST_TOKENS, STEPS_BEFORE_MORE, BatchBudget, lay_out, plan_step
+from client.runtime.batch import LEAST_TOKENS, STEPS_BEFORE_MORE, BatchBudget, Shortage, lay_out, plan_step
 from client.runtime.kv_cache import KvTable
 
 waiting_rows = st.lists(st.integers(1, 40), max_size=20).map(lambda rows: list(enumerate(rows)))
@@ -102,3 +102,17 @@ def test_a_budget_never_grows_by_a_failure_nor_falls_below_a_few_rows() -> None:
     small = BatchBudget(3)
     small.shrink(3)
     assert small.max_tokens == 3
+
+
+def test_a_shortage_is_told_once_a_step_with_the_most_that_was_in_use() -> None:
+    shortage = Shortage()
+    assert shortage.after_step() is None
+    shortage.lacks(32)
+    shortage.lacks(64)
+    shortage.lacks(16)
+    assert shortage.after_step() == (64, 1)
+    shortage.lacks(48)
+    assert shortage.after_step() == (48, 2)
+    assert shortage.after_step() is None
+    shortage.lacks(48)
+    assert shortage.after_step() == (48, 1)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from client.ipc import Sampled, SessionFailed, SessionStarted, StartSession
+from client.ipc import NoMemory, Sampled, SessionFailed, SessionStarted, StartSession
 from client.runtime import batch
 from client.runtime.batch import StepLayout
 from client.runtime.errors import ChannelClosedError, DeviceMemoryError
@@ -314,6 +314,39 @@ def test_what_does_not_fit_in_halves_either_costs_its_sessions_and_no_others(
     one.end(1)
     assert one.stages[0].cache.num_free_tokens == one.stages[0].cache.num_tokens
     assert one.generate([PROMPT[:2]], 4)[0] == wanted
+
+
+@pytest.mark.expected_logs("no memory for", "a forward over")
+def test_steps_without_memory_are_told_with_the_room_in_use_and_counted_until_one_fits(
+    chain: BuildChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = chain()
+    fails = True
+    without_memory(one, monkeypatch, lambda *_: fails)
+    for number in range(3):
+        one.start(number, len(PROMPT), 4)
+        one.prompt(number, PROMPT)
+        one.run()
+    used = one.stages[0].cache.num_tokens - one.stages[0].cache.num_free_tokens
+    assert used == 0, "what failed has given its room back"
+    told = one.mailboxes[0].of(NoMemory)
+    assert [message.num_in_a_row for message in told] == [1, 2, 3]
+    assert {message.num_used_tokens for message in told} == {16}
+    fails = False
+    one.generate([PROMPT], 4)
+    fails = True
+    one.start(7, len(PROMPT), 4)
+    one.prompt(7, PROMPT)
+    one.run()
+    assert one.mailboxes[0].of(NoMemory)[3:] == [NoMemory(16, 1)]
+
+
+@pytest.mark.expected_logs("no memory for")
+def test_a_step_that_fits_in_halves_is_no_shortage(chain: BuildChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = chain()
+    without_memory(one, monkeypatch, lambda number, _: number == 0)
+    one.generate([PROMPT], 4)
+    assert one.mailboxes[0].of(NoMemory) == []
 
 
 @pytest.mark.expected_logs("no memory for")

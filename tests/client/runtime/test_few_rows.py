@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from client.runtime import few_rows
+from client.runtime import trial
 from client.runtime.decode_graphs import Replay
 from client.runtime.few_rows import FEW_ROWS, FewRowsLinear, adopt
 from tests.client.runtime.recording import EagerRecorder
@@ -45,7 +45,7 @@ def judge(monkeypatch: pytest.MonkeyPatch, own_s: float) -> None:
         times.append(1.0)
         return own_s if len(times) % 2 else 1.0
 
-    monkeypatch.setattr(few_rows, "time_s", time_s)
+    monkeypatch.setattr(trial, "time_s", time_s)
 
 
 def test_a_faster_product_takes_the_rows_that_it_was_tried_with(monkeypatch: pytest.MonkeyPatch) -> None:

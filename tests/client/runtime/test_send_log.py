@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from client.runtime.send_log import ROWS_PER_CHUNK, SendLog
+from client.runtime.send_log import ROWS_PER_CHUNK, SESSION_SHARE, SendLog
 from protocol.values import SessionId
 
 ALICE, BOB, CAROL = SessionId("a" * 32), SessionId("b" * 32), SessionId("c" * 32)
@@ -74,7 +74,7 @@ def test_a_session_with_too_many_rows_is_not_kept_at_all_and_does_not_begin_anew
 
 
 def test_when_all_together_are_too_many_the_oldest_session_goes_first() -> None:
-    log = SendLog(max_total_bytes=10 * ROW_BYTES)
+    log = SendLog(10 * ROW_BYTES, 10 * ROW_BYTES)
     filled(log, ALICE, 4)
     filled(log, BOB, 4)
     log.add(ALICE, 4, rows(4, 1))
@@ -102,3 +102,18 @@ def test_rows_do_not_keep_the_batches_alive_that_they_came_from() -> None:
     held = [part.untyped_storage().nbytes() for _, part in log.read(ALICE, 0, ROWS_PER_CHUNK, ROWS_PER_CHUNK)]
     own = [piece.untyped_storage().nbytes() for piece in log._rows[ALICE].between(0, ROWS_PER_CHUNK)]
     assert held == own == [ROWS_PER_CHUNK * ROW_BYTES]
+
+
+def test_one_session_gets_its_share_of_what_there_is_at_most() -> None:
+    log = SendLog(max_total_bytes=40 * ROW_BYTES)
+    filled(log, ALICE, 40 // SESSION_SHARE)
+    assert log.num_rows(ALICE) == 10
+    log.add(ALICE, 10, rows(10, 1))
+    assert log.num_rows(ALICE) == 0
+
+
+def test_a_device_that_may_keep_nothing_keeps_nothing() -> None:
+    log = SendLog(max_total_bytes=0)
+    log.add(ALICE, 0, rows(0, 1))
+    log.validate()
+    assert (log.num_rows(ALICE), log.num_bytes) == (0, 0)

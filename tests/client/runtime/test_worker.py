@@ -7,9 +7,11 @@ import pytest
 
 from client.ipc import (
     IPC_VERSION,
+    AreYouThere,
     CommandFailed,
     EndSession,
     FramePacket,
+    Here,
     LayersMeasured,
     LoadProgress,
     LoadSlice,
@@ -95,6 +97,22 @@ def test_the_end_of_file_ends_a_worker_that_is_busy(folder: Path) -> None:
         process.send_frame(prompt_frame(0, PROMPT))
         process.expect(Sampled)
         assert process.finish() == (0, "", "")
+
+
+def test_a_worker_that_is_asked_says_that_it_is_there_also_between_two_steps(folder: Path) -> None:
+    with WorkerProcess() as process:
+        process.ready()
+        process.send(AreYouThere())
+        process.expect(Here)
+        load(process, folder, kv_bytes=2**23)
+        process.send(start(num_new=200))
+        process.expect(SessionStarted)
+        process.send_frame(prompt_frame(0, PROMPT))
+        process.expect(Sampled)
+        process.send(AreYouThere())
+        while not isinstance(answer := process.receive(), Here):
+            assert isinstance(answer, Sampled)
+            assert answer.finish_reason is None, "it answers before the end"
 
 
 def test_a_device_that_is_not_there_ends_the_worker_with_code_3() -> None:

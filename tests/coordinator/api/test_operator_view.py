@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from coordinator.api.model_desk import KnownModel
 from coordinator.api.operator_view import NUM_AUDIT_LINES, models_view, nodes_view, overview, read_records
@@ -33,6 +34,7 @@ async def test_connected_nodes_come_first_and_those_that_are_gone_stay_in_view()
         assert set(here) == {
             "node_id", "name", "state", "devices", "first_seen_s", "last_seen_s", "is_connected", "is_draining",
             "is_blocked", "num_tokens", "num_prompt_tokens", "num_sessions", "tokens_per_s",
+            "troubles",
         }  # fmt: skip
 
 
@@ -53,6 +55,21 @@ async def test_a_node_that_answers_shows_its_speed() -> None:
         [view] = nodes_view(api.services, [])
         assert view["tokens_per_s"] == api.pool.hub.core.nodes[facts.node_id(1)].tokens_per_s
         assert view["num_sessions"] == 0
+
+
+@on_virtual_time
+async def test_what_late_answers_were_about_is_counted_for_the_pool_and_for_the_node_also_when_it_is_gone() -> None:
+    node = speaker()
+    async with running_api(node) as api:
+        came(api, 9, "gone")
+        lateness = api.pool.hub.core.lateness
+        lateness.counts.update(hangs=2, wait=7)
+        lateness.troubles[facts.node_id(9)] = Counter(hangs=2)
+        here, gone = nodes_view(api.services, api.accounts.nodes())
+        assert here["troubles"] == {"hangs": 0, "silent": 0, "cut": 0}
+        assert gone["troubles"] == {"hangs": 2, "silent": 0, "cut": 0}
+        seen = await overview(api.services, PlanBoard(api.pool.hub, api.services.env.clock))
+        assert seen["late"] == {"wait": 7, "hangs": 2, "silent": 0, "cut": 0, "unknown": 0, "slow": 0}
 
 
 @on_virtual_time
@@ -83,7 +100,8 @@ async def test_the_overview_has_links_and_all_parts_and_is_json() -> None:
         view = await overview(api.services, PlanBoard(api.pool.hub, api.services.env.clock))
         assert json.loads(json.dumps(view)) == view
         assert set(view) == {
-            "pool", "join_link", "browser_link", "pin", "nodes", "models", "jobs", "invitations", "keys", "audit",
+            "pool", "join_link", "browser_link", "pin", "nodes", "late", "models", "jobs", "invitations", "keys",
+            "audit",
         }  # fmt: skip
         assert view["join_link"] == CLOSED_SITE.join_link()
         assert view["pin"] == CLOSED_SITE.pin

@@ -283,6 +283,18 @@ async def test_a_request_that_is_sent_twice_at_once_is_answered_once() -> None:
 
 
 @on_virtual_time
+async def test_a_request_that_was_refused_is_taken_when_it_comes_again() -> None:
+    async with running_api() as api:
+        asked = streamed()
+        for _ in range(2):
+            assert (await api.client.post(CHAT, asked, named("a"))).error == (503, "model_not_ready", None)
+        assert not api.pool.hub.answers.answers
+        await api.pool.join(speaker(1, STORY))
+        await api.pool.until_ready()
+        assert text_of(events_of((await api.client.post(CHAT, asked, named("a"))).body)) == STORY
+
+
+@on_virtual_time
 async def test_another_request_under_the_same_name_is_refused() -> None:
     async with running_api(speaker(1, TEXT)) as api:
         assert (await api.client.post(CHAT, question(), named("a"))).status == 200

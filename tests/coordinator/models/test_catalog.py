@@ -9,8 +9,15 @@ import pytest
 
 from coordinator.models.build import Progress
 from coordinator.models.catalog import Catalog, Model
-from coordinator.models.errors import BrokenModelError, DownloadError, ModelError, ModelNotFoundError
+from coordinator.models.errors import (
+    BrokenModelError,
+    DownloadError,
+    ModelError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from protocol.manifest import decode_manifest, manifest_hash
+from protocol.values import Quantisation
 from tests.coordinator.models.conftest import CONFIG, write_json
 
 
@@ -180,3 +187,25 @@ def test_a_gguf_file_that_was_replaced_is_converted_again(tmp_path: Path, tiny: 
     gguf.write_bytes(b"GGUF and more")
     add()
     assert len(converted) == 2
+
+
+@pytest.mark.parametrize("kind", list(Quantisation))
+def test_a_packed_model_is_another_one_than_the_original_beside_it(
+    catalog: Catalog, tiny: Path, kind: Quantisation
+) -> None:
+    original, packed = catalog.add(str(tiny)), catalog.add(f"{tiny}:{kind}")
+    assert packed.name == f"tiny-{kind}"
+    assert packed.manifest.quantisation is kind
+    assert packed.manifest_hash != original.manifest_hash
+    assert packed.manifest.files == original.manifest.files, "the bytes are those that were published"
+    assert catalog.names() == ["tiny", packed.name]
+    assert catalog.open(packed.name) == packed
+    assert b"quantisation" not in original.manifest_bytes, "builds that know of none go on"
+
+
+def test_a_mixture_of_experts_is_not_added_packed(
+    catalog: Catalog, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.models.catalog.has_experts", lambda tensors: True)
+    with pytest.raises(UnsupportedModelError, match="mixture of experts cannot be packed as int4"):
+        catalog.add(f"{tiny}:int4")

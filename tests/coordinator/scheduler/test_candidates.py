@@ -14,6 +14,7 @@ from coordinator.scheduler.candidates import MANY, Ask, Candidates, StageTime, s
 from coordinator.scheduler.cost import Speed, model_cost
 from coordinator.scheduler.state import IDLE, Load
 from protocol.values import LayerRange, Variant
+from tests.fakes import pool_facts as facts
 from tests.fakes.chain_pool import ChainPool, benchmark, key
 
 ASK = Ask(10.0, 20.0, 30)
@@ -22,6 +23,12 @@ ASK = Ask(10.0, 20.0, 30)
 @pytest.fixture
 def pool() -> ChainPool:
     return ChainPool()
+
+
+@pytest.fixture
+def wide() -> ChainPool:
+    """Its rows are large enough to be felt on a line."""
+    return ChainPool(model=replace(facts.model(), hidden_size=1024))
 
 
 def index(pool: ChainPool) -> Candidates:
@@ -151,16 +158,58 @@ def test_no_row_waits_for_more_than_the_others_that_run(pool: ChainPool) -> None
     assert stage.times_s(Load(1e6), 3)[0] == pytest.approx(stage.speed.step_time_s(8, 4, last=True))
 
 
+def test_rows_wait_for_a_busy_uplink_unless_they_are_the_tails(wide: ChainPool) -> None:
+    head, tail = wide.hold(1, 0, 4), wide.hold(2, 4, 8)
+    candidates = index(wide)
+    row_s = candidates.model.hidden_bytes / 1e6
+    waits_s = []
+    for device in (head, tail):
+        stage = stage_time(device, candidates.model, 1e6)
+        quick = replace(stage, up_s=0.0)
+        half_busy = Load(0.25 / row_s, 0.25 / row_s)
+        waits_s.append([a - b for a, b in zip(stage.times_s(half_busy, 9), quick.times_s(half_busy, 9), strict=True)])
+    assert waits_s == [[pytest.approx(row_s), pytest.approx(row_s)], [0.0, 0.0]]
+
+
+def test_no_row_waits_for_more_rows_on_the_uplink_than_others_have(wide: ChainPool) -> None:
+    stage = stage_time(wide.hold(1, 0, 4), index(wide).model, 1e3)
+    assert stage.uplink_wait_s(Load(1e9), 3) == pytest.approx(3 * stage.up_s)
+    assert stage.uplink_wait_s(IDLE, 0) == 0.0
+
+
+def test_a_line_that_became_slower_is_seen_when_its_device_is_put_again(wide: ChainPool) -> None:
+    device = wide.hold(1, 0, 4)
+    device.num_requests, device.load = 2, Load(1e3)
+    candidates = index(wide)
+    [before] = candidates.costs(ASK)
+    wide.links.rates[wide.links.row(device.key.node_id)] /= 100
+    candidates.put(device, 0.0)
+    assert candidates.costs(ASK)[0] > before
+
+
+def test_a_request_that_looks_after_itself_pays_only_its_own_time(pool: ChainPool) -> None:
+    device = pool.hold(1, 0, 8, row_s=0.005)
+    device.num_requests, device.load = 4, Load(20.0)
+    candidates = index(pool)
+    token_s, prompt_s, _ = (value for [value] in candidates.times_s([0]))
+    [own] = candidates.costs(replace(ASK, for_itself=True))
+    assert own == pytest.approx(10 * token_s + 20 * prompt_s)
+    assert own < candidates.costs(ASK)[0]
+
+
 busy_devices = st.tuples(
-    st.floats(1e-4, 0.1), st.floats(0, 0.01), st.floats(0, 50), st.floats(0, 1e4), st.integers(0, 9)
-)
+    st.floats(1e-4, 0.1), st.floats(0, 0.01), st.floats(0, 50), st.floats(0, 1e4), st.integers(0, 9),
+    st.sampled_from([4, 8]),
+)  # fmt: skip
 
 
 @given(st.lists(busy_devices, min_size=MANY, max_size=MANY + 4))
-def test_times_of_many_at_once_are_those_of_each(drawn: list[tuple[float, float, float, float, int]]) -> None:
-    pool = ChainPool()
-    for number, (layer_s, row_s, rows_per_s, prompts_per_s, num_requests) in enumerate(drawn):
-        device = pool.hold(number, 0, 8, layer_s=layer_s, row_s=row_s)
+def test_times_of_many_at_once_are_those_of_each(drawn: list[tuple[float, float, float, float, int, int]]) -> None:
+    pool = ChainPool(model=replace(facts.model(), hidden_size=1024))
+    for number, (layer_s, row_s, rows_per_s, prompts_per_s, num_requests, stop) in enumerate(drawn):
+        device = pool.hold(number, 0, stop, layer_s=layer_s, row_s=row_s)
+        at = pool.links.row(device.key.node_id)
+        pool.links.rates[at] = 10.0 ** (3 + number % 4)
         device.num_requests = num_requests
         device.load = Load(rows_per_s, prompts_per_s) if num_requests else IDLE
         device.suspicion = float(number % 2)

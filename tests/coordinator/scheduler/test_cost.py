@@ -25,6 +25,7 @@ from coordinator.scheduler.cost import (
     usable_bytes,
 )
 from coordinator.scheduler.state import IDLE, Device, Load
+from protocol.quantisation import Packed
 from protocol.values import BatchTime, LayerBenchmark, LayerRange, Variant
 from tests.fakes import pool_facts as facts
 
@@ -188,6 +189,12 @@ def test_memory_for_some_layers_holds_exactly_them_at_either_end(num_layers: int
     assert place(exact, MODEL, first=False, last=True).max_layers == num_layers
 
 
+def test_memory_for_all_layers_is_enough_for_both_ends() -> None:
+    ended = replace(MODEL, embedding_numel=50_000_000, head_numel=70_000_000)
+    exact = device(memory_for(ended, Variant.FLOAT32, ended.num_layers))
+    assert place(exact, ended, first=True, last=True).max_layers == ended.num_layers
+
+
 def test_some_memory_is_left_for_activations() -> None:
     assert usable_bytes(device(1000)) == pytest.approx(1000 * (1 - MEMORY_FOR_ACTIVATIONS))
 
@@ -199,3 +206,13 @@ def test_no_layer_is_for_nothing_and_no_prompt_token_either() -> None:
     assert all(before < after for before, after in pairwise(cost.work))
     speed = speed_of(LayerBenchmark((BatchTime(1, 0.0), BatchTime(8, 0.0)), 0.0, 0.0))
     assert min(speed.step_s, speed.prefill_s) > 0.0
+
+
+def test_packed_layers_take_their_own_bytes_and_what_is_not_packed_the_variants() -> None:
+    packed = (Packed(900_000, 500_000),) * 100
+    model = replace(MODEL, packed_layers=packed, packed_embedding=Packed(100_000, 102_000))
+    for variant, item_bytes in ((Variant.BFLOAT16, 2), (Variant.FLOAT32, 4)):
+        cost = model_cost(model, variant)
+        assert cost.weight_bytes(LayerRange(10, 12)) == 2 * (500_000 + item_bytes * 100_000)
+        assert cost.embedding_bytes == 102_000
+        assert cost.head_bytes == item_bytes * 100_000

@@ -116,6 +116,8 @@ def test_what_slows_a_device_down_is_named(pool: SchedulerDriver) -> None:
     state.devices[key(1)].leaves_per_s = 2 / 3600
     assert "leaving about 2.0 times an hour" in why(pool, 1)
     assert "Its owner allows 8 layers at most" in why(pool, 1)
+    state.devices[key(1)].disk_layers = {facts.DIGEST: 3}
+    assert "Its disk had room for 3 layers" in why(pool, 1)
 
 
 def test_memory_and_distance_are_told(pool: SchedulerDriver) -> None:

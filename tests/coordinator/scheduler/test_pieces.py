@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.scheduler.pieces import Piece, cheapest_path, holes_of, on_paths
+from coordinator.scheduler.pieces import Piece, cheapest_path, holes_of, least_wait, on_paths
 
 PIECES = st.sets(st.tuples(st.integers(0, 7), st.integers(1, 8)).map(lambda p: (p[0], min(8, p[0] + p[1]))), max_size=8)
 
@@ -51,3 +53,9 @@ def test_pieces_and_holes_make_a_whole(pieces: set[Piece]) -> None:
     assert sorted({*path, *holes_of(path, 8)}) == paths({*path, *holes_of(path, 8)})[0]
     if on_paths(pieces, 8):
         assert holes_of(path, 8) == []
+
+
+def test_a_path_is_there_when_its_last_piece_is_and_the_first_path_counts() -> None:
+    waits = {(0, 4): 3.0, (4, 8): 9.0, (0, 5): 1.0, (5, 8): 7.0}
+    assert least_wait(waits, 8) == 7.0
+    assert least_wait({(0, 4): 3.0}, 8) == math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +73,16 @@ def test_who_holds_another_model_is_not_offered_and_what_it_has_on_disk_does_not
     state.devices[facts.key(2)].let_go(Signal.RELEASE)
     [only] = asked(state).offers
     assert (only.key, only.held, only.stored) == (facts.key(2), None, ())
+
+
+def test_a_device_is_offered_with_no_more_layers_than_its_disk_has_room_for() -> None:
+    state = pool(1, 2, 3)
+    assert [only.max_layers for only in asked(state).offers] == [12, 12, 12]
+    for number, max_layers in ((1, 0), (2, 5), (3, 20)):
+        state.devices[facts.key(number)].disk_layers = {MODEL.manifest_hash: max_layers}
+    assert [(facts.number_of(o.key.node_id), o.max_layers) for o in asked(state).offers] == [(2, 5), (3, 12)]
+    state.devices[facts.key(1)].disk_layers = {OTHER.manifest_hash: 0}
+    assert offered(state) == [1, 2, 3], "another model's bytes are others"
 
 
 def test_an_offer_says_what_the_device_holds_has_stored_and_does() -> None:
@@ -160,15 +171,33 @@ def test_a_device_that_loads_another_slice_still_has_what_it_held_before() -> No
     device.move(Signal.LOADED)
     assert asked(state).offers[0].stored == (LayerRange(0, 8),)
     device.let_go(Signal.RELEASE)
-    device.num_fetched_bytes = 5.0
     device.assign(Slice(MODEL.manifest_hash, LayerRange(8, 16)), "", 0.0)
+    device.lacking_bytes = 5.0
     [loading] = asked(state).offers
     assert set(loading.stored) == {LayerRange(0, 8), LayerRange(8, 16)}
     assert loading.lacking_bytes == 5.0
     device.move(Signal.LOADED)
     [ready] = asked(state).offers
-    assert ready.stored == (LayerRange(8, 16),)
+    assert ready.stored[0] == LayerRange(8, 16)
     assert ready.lacking_bytes == 0.0
+
+
+def test_a_download_that_was_not_finished_counts_as_far_as_it_came() -> None:
+    state = pool(1)
+    [device] = state.devices.values()
+    layer_bytes = problem().model.weights[1]
+    device.assign(Slice(MODEL.manifest_hash, LayerRange(0, 8)), "", 0.0)
+    device.lacking_bytes = 5 * layer_bytes
+    device.let_go(Signal.RELEASE)
+    asked_ = asked(state)
+    assert asked_.offers[0].stored == ()
+    assert missing_bytes(asked_, asked_.offers[0], LayerRange(1, 8)) == pytest.approx(5 * layer_bytes)
+
+
+def test_slices_on_disk_that_touch_are_one() -> None:
+    touching = replace(offer(1, 24), stored=(LayerRange(4, 8), LayerRange(8, 12)))
+    pool_ = problem(touching)
+    assert missing_bytes(pool_, touching, LayerRange(4, 12)) == 0.0
 
 
 def test_what_is_on_disk_or_held_is_not_downloaded() -> None:

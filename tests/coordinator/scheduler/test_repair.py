@@ -315,3 +315,20 @@ def test_while_another_lane_serves_a_hole_goes_to_whom_computes_faster() -> None
 def test_who_is_already_loading_a_slice_goes_on_if_that_is_soon_enough() -> None:
     loading = replace(offer(2, 6, (12, 18)), is_loading=True, lacking_bytes=problem().model.weights[1])
     assert 2 not in placed(repair(problem(offer(1, 12, (0, 12)), loading, offer(3, 6))))
+
+
+def test_a_chain_that_is_long_in_coming_is_given_up_for_one_that_is_nearly_there() -> None:
+    layer_bytes = problem().model.weights[1]
+    before = replace(offer(2, 12, (12, 24), layer_s=0.0005), fetch_bytes_per_s=layer_bytes / 60)
+    slow = replace(before, is_loading=True, lacking_bytes=12 * layer_bytes)
+    fast = replace(offer(4, 12, (10, 20)), fetch_bytes_per_s=layer_bytes)
+    served = replace(problem(offer(1, 12, (0, 12)), slow, fast), has_served=True)
+    assert placed(repair(served))[4] == (12, 24)
+    assert 4 not in placed(repair(replace(served, has_served=False))), "nobody waits for a pool's first chain"
+
+
+def test_a_chain_that_is_nearly_there_is_not_given_up() -> None:
+    layer_bytes = problem().model.weights[1]
+    loading = replace(offer(2, 12, (12, 24)), is_loading=True, lacking_bytes=2 * layer_bytes)
+    pool = problem(offer(1, 12, (0, 12)), loading, offer(4, 12, (10, 20)))
+    assert repair(replace(pool, has_served=True)) == []

@@ -16,7 +16,7 @@ from coordinator.scheduler.cost import model_cost
 from coordinator.scheduler.net import APART_PENALTY_S, PairTimes, cheapest_way, make_net
 from coordinator.scheduler.policy import SchedulerConfig
 from coordinator.scheduler.routing import SMALL_POOL, exact_chain
-from coordinator.scheduler.state import Device, DeviceState
+from coordinator.scheduler.state import Device, DeviceState, Load
 from protocol.values import DeviceId, LayerRange, Variant
 from tests.fakes import pool_facts as facts
 from tests.fakes.chain_pool import ChainPool, chains, key, node, number_of
@@ -137,6 +137,18 @@ def test_a_burst_fills_the_quick_device_only_until_the_slow_one_is_as_good(pool:
     pool.hold(2, 0, 8, layer_s=0.003, row_s=0.001)
     used = Counter(chain[0] for number in range(12) for chain in chains(pool.arrive(number)))
     assert used[1] >= used[2] > 0
+
+
+def test_a_chain_within_the_bound_is_found_where_a_slow_one_would_cost_others_less(pool: ChainPool) -> None:
+    bound_s = SchedulerConfig().bound.tpot_s
+    pool.hold(1, 0, 8, layer_s=1.01 * bound_s / 8)
+    quick = pool.hold(2, 0, 8, layer_s=0.2 * bound_s / 8, row_s=0.02 * bound_s / 8)
+    quick.num_requests, quick.load = 30, Load(100.0)
+    pool.dispatcher.changed(quick)
+    candidates = index_of(pool)
+    slow_cost, quick_cost = candidates.costs(Ask(100.0, 10.0, 20))
+    assert slow_cost < quick_cost
+    assert pool.route(num_new_tokens=100) == [2]
 
 
 def test_a_device_that_broke_chains_is_left_alone_for_a_while(pool: ChainPool) -> None:

@@ -8,7 +8,7 @@ import pytest
 from coordinator.scheduler.candidates import Ask, Candidates
 from coordinator.scheduler.cost import model_cost
 from coordinator.scheduler.net import Net, PairTimes, cheapest_way
-from coordinator.scheduler.shortlist import MAX_EDGES, MAX_NETS, best_nets
+from coordinator.scheduler.shortlist import MAX_EDGES, MAX_HEAD_REGIONS, MAX_NETS, best_nets
 from protocol.values import Variant
 from tests.fakes import pool_facts as facts
 from tests.fakes.chain_pool import ChainPool, node
@@ -66,6 +66,37 @@ def test_a_chain_across_regions_is_found_where_no_region_has_a_whole_one() -> No
         pool.lose(number)
     candidates = index(pool)
     assert any(cheapest_way(net, candidates, ASK) for net in nets_of(pool, candidates))
+
+
+def test_a_region_with_one_quick_head_is_not_overlooked_for_regions_with_many() -> None:
+    num_regions = 2 * MAX_HEAD_REGIONS
+    pool = aligned(4 * 3 * num_regions, 4, num_regions)
+    lone = num_regions - 1
+    for number, device in enumerate(list(pool.state.devices.values())):
+        in_lone, stage, lane = number // 4 % num_regions == lone, number % 4, number // 4 // num_regions
+        if in_lone and lane > 0:
+            pool.lose(number)
+        elif in_lone:
+            device.slowdown = 0.01
+        elif stage == 0 and lane > 0:  # more kinds of heads elsewhere
+            pool.hold(number, 0, 1 + lane)
+    candidates = index(pool)
+    best = cheapest_way(nets_of(pool, candidates)[0], candidates, ASK)
+    assert best is not None
+    assert {pool.links.region(candidates.device(slot).key.node_id) for slot in best.slots} == {lone}
+
+
+def test_who_holds_the_whole_model_pays_no_way_back_within_a_wide_region() -> None:
+    pool = ChainPool(model=facts.model(4))
+    for number in range(12):
+        pool.links.set(node(number), x=0.05 * number, region=0)
+        pool.links.set(node(100 + number), x=0.05 * number, region=1 + number)
+        pool.hold(number, 0, 4, layer_s=0.02)
+        pool.hold(100 + number, 0, 4, layer_s=0.03)
+    candidates = index(pool)
+    best = cheapest_way(nets_of(pool, candidates)[0], candidates, ASK)
+    assert best is not None
+    assert int(candidates.device(best.slots[0]).key.node_id, 16) < 100
 
 
 def test_there_is_no_net_without_a_chain_that_has_room() -> None:

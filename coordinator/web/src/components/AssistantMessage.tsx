@@ -2,6 +2,7 @@ import { memo } from "../memo";
 import { askAgain } from "../chat";
 import type { AnswerFacts, Message } from "../conversation";
 import type { LiveAnswer } from "../live";
+import { whyNobodyToAsk } from "../pool";
 import { splitReasoning } from "../reasoning";
 import { AnsweredBy } from "./AnsweredBy";
 import { CopyButton } from "./CopyButton";
@@ -26,7 +27,7 @@ export const AssistantMessage = memo(({ message, live, isLast, isLocked }: Assis
     <h2 class="sr-only">The pool answered</h2>
     <AnswerText message={message} live={live} />
     {live === null && message.facts !== null && (
-      <Outcome facts={message.facts} isEmpty={message.text === ""} retry={isLocked ? null : () => void askAgain(message.id)} />
+      <Outcome facts={message.facts} isEmpty={message.text === ""} retry={isLocked || whyNobodyToAsk.value !== null ? null : () => void askAgain(message.id)} />
     )}
     {live === null ? (
       <div class="actions">
@@ -34,7 +35,8 @@ export const AssistantMessage = memo(({ message, live, isLast, isLocked }: Assis
         {message.text !== "" && <CopyButton text={splitReasoning(message.text).answer} />}
         {!isBroken(message.facts) && (
           <button type="button" class="small-button" data-testid="regenerate" onClick={() => void askAgain(message.id)}
-            disabled={isLocked} aria-label="Answer again" title="Answer again">
+            disabled={isLocked || whyNobodyToAsk.value !== null} aria-label="Answer again"
+            title={whyNobodyToAsk.value ?? "Answer again"}>
             <AgainIcon />
           </button>
         )}

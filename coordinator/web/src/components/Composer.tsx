@@ -2,7 +2,7 @@ import { useEffect, useRef } from "preact/hooks";
 
 import { ask, current, currentLive, stop } from "../chat";
 import { describeModel } from "../layers";
-import { model, pool, poolError } from "../pool";
+import { model, pool, poolError, whyNobodyToAsk } from "../pool";
 import { SendIcon, StopIcon } from "./Icons";
 import { stickToBottom } from "../scroll";
 import { draft } from "../view";
@@ -19,7 +19,8 @@ export function Composer({ isEmpty }: { isEmpty: boolean }) {
   }, [conversation]);
   useEffect(() => grow(area.current), [text]);
 
-  const canSend = text.trim() !== "" && !isLive;
+  const whyNot = whyNobodyToAsk.value;
+  const canSend = text.trim() !== "" && !isLive && whyNot === null;
   const send = (): void => {
     if (!canSend) return;
     draft.value = "";
@@ -45,7 +46,7 @@ export function Composer({ isEmpty }: { isEmpty: boolean }) {
           </button>
         ) : (
           <button type="button" class="round-button" data-testid="send" onClick={send} disabled={!canSend} aria-label="Send"
-            title="Send (Enter)">
+            title={whyNot ?? "Send (Enter)"}>
             <SendIcon />
           </button>
         )}
@@ -73,8 +74,9 @@ function PoolBanner() {
 
 function bannerText(): string | null {
   if (poolError.value !== null) return poolError.value;
-  if (pool.value === null) return null;
-  if (model.value === null) return "This pool serves no model yet.";
+  // Most often the list is there before anybody has typed anything.
+  if (pool.value === null && draft.value.trim() === "") return null;
+  if (model.value === null) return whyNobodyToAsk.value;
   return model.value.state === "ready" ? null : describeModel(model.value);
 }
 

@@ -2,6 +2,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import { editAndAsk } from "../chat";
 import type { Message } from "../conversation";
+import { whyNobodyToAsk } from "../pool";
 import { stickToBottom } from "../scroll";
 import { CopyButton } from "./CopyButton";
 import { PencilIcon } from "./Icons";
@@ -39,8 +40,10 @@ function Editor({ message, close }: { message: Message; close: () => void }) {
     area.current?.focus();
     area.current?.setSelectionRange(text.length, text.length);
   }, []);
+  const whyNot = whyNobodyToAsk.value;
+  const canSend = text.trim() !== "" && whyNot === null;
   const send = (): void => {
-    if (text.trim() === "") return;
+    if (!canSend) return;
     close();
     stickToBottom();
     void editAndAsk(message.id, text.trim());
@@ -59,7 +62,8 @@ function Editor({ message, close }: { message: Message; close: () => void }) {
         rows={Math.min(10, text.split("\n").length + 1)} onInput={(event) => setText(event.currentTarget.value)} onKeyDown={onKeyDown} />
       <div class="editor-actions">
         <button type="button" class="button" onClick={close}>Cancel</button>
-        <button type="button" class="button is-primary" data-testid="resend" onClick={send} disabled={text.trim() === ""}>Send</button>
+        <button type="button" class="button is-primary" data-testid="resend" onClick={send} disabled={!canSend}
+          title={whyNot ?? undefined}>Send</button>
       </div>
     </article>
   );

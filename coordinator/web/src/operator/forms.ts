@@ -21,6 +21,8 @@ export interface ModelSource {
 }
 
 export type SourceKind = "hub" | "folder" | "gguf";
+/** How the nodes pack the weights while they load them: not at all, or in so many bits (protocol/quantisation.py). */
+export type Packing = "" | "int8" | "int4";
 
 export interface InvitationForm {
   label: string;
@@ -38,6 +40,7 @@ export interface KeyForm {
 export interface ModelForm {
   kind: SourceKind;
   spec: string;
+  packing: Packing;
   name: string;
 }
 
@@ -83,7 +86,8 @@ export function checkKey(form: KeyForm): Checked<KeyTerms, "label" | "days"> {
 export function checkModel(form: ModelForm): Checked<ModelSource, "spec" | "name"> {
   const spec = form.spec.trim();
   const name = form.name.trim();
-  return checked({ spec, name }, { spec: specProblem(form.kind, spec), name: nameProblem(name) });
+  const whole = form.packing === "" ? spec : `${spec}:${form.packing}`;
+  return checked({ spec: whole, name }, { spec: specProblem(form.kind, spec), name: nameProblem(name) });
 }
 
 const DAYS_PROBLEM = `Give a whole number of days from 1 to ${MAX_DAYS.toLocaleString("en")}, or leave it empty.`;

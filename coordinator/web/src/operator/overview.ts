@@ -27,6 +27,21 @@ export interface Node {
   numTokens: number;
   numSessions: number;
   tokensPerSecond: number | null;
+  troubles: Troubles;
+}
+
+/** What was found of a node when answers were late, since the coordinator's start. */
+export interface Troubles {
+  hangs: number;
+  silent: number;
+  cut: number;
+}
+
+/** What late answers turned out to be; `wait`: under way all the time, `slow`: moved away from what became slow. */
+export interface Late extends Troubles {
+  wait: number;
+  unknown: number;
+  slow: number;
 }
 
 export type ModelState = "ready" | "loading" | "incomplete" | "unloaded";
@@ -84,6 +99,7 @@ export interface Overview {
   /** The certificate's SHA-256 in 64 digits; empty without a certificate of the pool's own. */
   pin: string;
   nodes: Node[];
+  late: Late;
   models: Model[];
   jobs: Job[];
   invitations: Invitation[];
@@ -105,6 +121,7 @@ export function decodeOverview(body: unknown): Overview {
     browserLink: textOf(body["browser_link"], MAX_LINK_CHARACTERS),
     pin: pinOf(body["pin"]),
     nodes: recordsOf(body["nodes"]).filter(hasId("node_id")).map(decodeNode),
+    late: decodeLate(body["late"]),
     models: recordsOf(body["models"]).filter(hasId("id")).map(decodeModel),
     jobs: recordsOf(body["jobs"]).map(decodeJob),
     invitations: recordsOf(body["invitations"]).filter(hasId("invitation_id")).map(decodeInvitation),
@@ -140,7 +157,19 @@ function decodeNode(node: Record<string, unknown>): Node {
     numTokens: numberOf(node["num_tokens"]),
     numSessions: numberOf(node["num_sessions"]),
     tokensPerSecond: nullableNumberOf(node["tokens_per_s"]),
+    troubles: decodeTroubles(node["troubles"]),
   };
+}
+
+function decodeTroubles(value: unknown): Troubles {
+  const counts = isRecord(value) ? value : {};
+  return { hangs: numberOf(counts["hangs"]), silent: numberOf(counts["silent"]), cut: numberOf(counts["cut"]) };
+}
+
+function decodeLate(value: unknown): Late {
+  const counts = isRecord(value) ? value : {};
+  const others = { wait: numberOf(counts["wait"]), unknown: numberOf(counts["unknown"]), slow: numberOf(counts["slow"]) };
+  return { ...decodeTroubles(value), ...others };
 }
 
 function decodeDevice(device: Record<string, unknown>): Device {

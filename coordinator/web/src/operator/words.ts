@@ -1,7 +1,7 @@
 // What the operator reads: states, times and consequences, in words.
 
 import { plural } from "../format";
-import type { Invitation, Key, Model, Node } from "./overview";
+import type { Invitation, Key, Late, Model, Node, Troubles } from "./overview";
 
 /** A state's shape; its word always stands beside it. */
 export type Shape = "full" | "ring" | "half" | "pause" | "cross" | "empty" | "warn";
@@ -40,6 +40,32 @@ export function nodeMark(node: Node): Mark {
   if (!node.isConnected) return { shape: "empty", word: "Offline" };
   if (node.isDraining) return { shape: "pause", word: "Draining" };
   return ACTIVITIES.get(node.state) ?? { shape: "ring", word: node.state === "" ? "Idle" : node.state };
+}
+
+/** What was found of a node when answers were late; empty if nothing was. */
+export function troublesOf(troubles: Troubles): string {
+  const parts = [
+    troubles.hangs > 0 && `its worker hung ${times(troubles.hangs)}`,
+    troubles.silent > 0 && `it did not answer ${times(troubles.silent)}`,
+    troubles.cut > 0 && `a link of it lost rows ${times(troubles.cut)}`,
+  ];
+  return parts.filter((part) => part !== false).join(", ");
+}
+
+/** What late answers were about, in one sentence; empty while none was late. */
+export function lateSentence(late: Late): string {
+  const found: [number, string][] = [
+    [late.wait, "under way all the time"], [late.hangs, "held up by a worker that hung"], [late.silent, "at a node that did not answer"],
+    [late.cut, "lost between two nodes"], [late.unknown, "late for no known reason"],
+  ];
+  const numLooks = found.reduce((sum, [count]) => sum + count, 0);
+  const looked = found.filter(([count]) => count > 0).map(([count, words]) => `${count.toLocaleString("en")} ${words}`).join(", ");
+  const moved = late.slow > 0 ? ` ${plural(late.slow, "answer")} moved because a chain had become slow.` : "";
+  return numLooks + late.slow === 0 ? "" : `Since the start, late answers were looked into ${times(numLooks)}${looked && `: ${looked}`}.${moved}`;
+}
+
+function times(count: number): string {
+  return plural(count, "time");
 }
 
 const MODEL_MARKS: Record<Model["state"], Mark> = {

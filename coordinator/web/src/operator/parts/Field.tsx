@@ -26,6 +26,33 @@ export function Field({ label, value, onInput, problem, hint, placeholder, isNum
   );
 }
 
+interface ChoicesProps<Value extends string> {
+  label: string;
+  options: readonly { value: Value; name: string }[];
+  value: Value;
+  onChange: (value: Value) => void;
+  hint?: string;
+}
+
+/** One of a few, all in sight. */
+export function Choices<Value extends string>({ label, options, value, onChange, hint = "" }: ChoicesProps<Value>) {
+  const id = useId();
+  return (
+    <div class="field">
+      <span class="field-label" id={id}>{label}</span>
+      <div class="choices" role="radiogroup" aria-labelledby={id} aria-describedby={`${id}-hint`}>
+        {options.map((option) => (
+          <label key={option.value}>
+            <input type="radio" name={id} value={option.value} checked={option.value === value} onChange={() => onChange(option.value)} />
+            <span>{option.name}</span>
+          </label>
+        ))}
+      </div>
+      <p class="quiet" id={`${id}-hint`}>{hint}</p>
+    </div>
+  );
+}
+
 export function Check({ label, hint, checked, onChange }: { label: string; hint: string; checked: boolean; onChange: (checked: boolean) => void }) {
   return (
     <label class="check">

@@ -2,11 +2,11 @@ import { useState } from "preact/hooks";
 
 import { formatBytes, plural } from "../../format";
 import { addModel, loadModel, removeModel, unloadModel } from "../actions";
-import { checkModel, type ModelForm, type SourceKind } from "../forms";
+import { checkModel, type ModelForm, type Packing, type SourceKind } from "../forms";
 import type { Job, Model, Overview } from "../overview";
 import { press, underway } from "../state";
 import { modelMark } from "../words";
-import { Field } from "./Field";
+import { Choices, Field } from "./Field";
 import { FormDialog } from "./FormDialog";
 import { StateMark } from "./Mark";
 import { keepFocus, Section, useQuestion } from "./Section";
@@ -97,31 +97,31 @@ function JobView({ job }: { job: Job }) {
   );
 }
 
-const KINDS: { kind: SourceKind; name: string; label: string; hint: string; placeholder: string }[] = [
-  { kind: "hub", name: "Model hub", label: "Model", hint: "The coordinator downloads it. Add @revision for a certain version.", placeholder: "Qwen/Qwen2.5-0.5B-Instruct" },
-  { kind: "folder", name: "Folder", label: "Folder", hint: "On the coordinator’s computer, with safetensors files and config.json.", placeholder: "/srv/models/qwen2.5-0.5b-instruct" },
-  { kind: "gguf", name: "GGUF file", label: "File", hint: "On the coordinator’s computer. It is converted first, which takes a while.", placeholder: "/srv/models/model-q8_0.gguf" },
+const KINDS: { value: SourceKind; name: string; label: string; hint: string; placeholder: string }[] = [
+  { value: "hub", name: "Model hub", label: "Model", hint: "The coordinator downloads it. Add @revision for a certain version.", placeholder: "Qwen/Qwen2.5-0.5B-Instruct" },
+  { value: "folder", name: "Folder", label: "Folder", hint: "On the coordinator’s computer, with safetensors files and config.json.", placeholder: "/srv/models/qwen2.5-0.5b-instruct" },
+  { value: "gguf", name: "GGUF file", label: "File", hint: "On the coordinator’s computer. It is converted first, which takes a while.", placeholder: "/srv/models/model-q8_0.gguf" },
 ];
 
+const PACKINGS: { value: Packing; name: string }[] = [
+  { value: "", name: "As they are" },
+  { value: "int8", name: "8 bits" },
+  { value: "int4", name: "4 bits" },
+];
+const PACKING_HINT = "Fewer bits let smaller cards take part and make NVIDIA cards answer faster, but processors slower. 4 bits cost some quality.";
+
 function AddModel({ onClose }: { onClose: () => void }) {
-  const empty: ModelForm = { kind: "hub", spec: "", name: "" };
+  const empty: ModelForm = { kind: "hub", spec: "", packing: "", name: "" };
   return (
     <FormDialog title="Add a model" verb="Add the model" empty={empty} check={checkModel} onClose={onClose}
       done="The model is being added." send={async (source) => { await addModel(source); return null; }}
       fields={(form, change, problems) => {
-        const kind = KINDS.find((candidate) => candidate.kind === form.kind) ?? KINDS[0]!;
+        const kind = KINDS.find((candidate) => candidate.value === form.kind) ?? KINDS[0]!;
         return (
           <>
-            <fieldset class="choices">
-              <legend>Where it comes from</legend>
-              {KINDS.map((option) => (
-                <label key={option.kind}>
-                  <input type="radio" name="kind" value={option.kind} checked={option.kind === form.kind} onChange={() => change({ kind: option.kind })} />
-                  <span>{option.name}</span>
-                </label>
-              ))}
-            </fieldset>
+            <Choices label="Where it comes from" options={KINDS} value={form.kind} onChange={(kind) => change({ kind })} />
             <Field label={kind.label} value={form.spec} onInput={(spec) => change({ spec })} problem={problems.spec} hint={kind.hint} placeholder={kind.placeholder} />
+            <Choices label="Weights" options={PACKINGS} value={form.packing} onChange={(packing) => change({ packing })} hint={PACKING_HINT} />
             <Field label="Name in the pool (optional)" value={form.name} onInput={(name) => change({ name })} problem={problems.name} hint="What people choose in the chat page." />
           </>
         );

@@ -4,7 +4,7 @@ import { describeLayers, parseLayers } from "../../layers";
 import { drainNode, removeNode, unblockNode } from "../actions";
 import type { Device, Node, Overview } from "../overview";
 import { press, seenAtS, underway } from "../state";
-import { agoOf, nodeMark, nodeTitle, removalConsequence } from "../words";
+import { agoOf, lateSentence, nodeMark, nodeTitle, removalConsequence, troublesOf } from "../words";
 import { Ago, StateMark } from "./Mark";
 import { Section, useQuestion } from "./Section";
 import { type Column, Table } from "./Table";
@@ -15,6 +15,7 @@ export function Nodes({ overview }: { overview: Overview }) {
   const [question, ask] = useQuestion(SECTION);
   const live = overview.nodes.filter((node) => node.isConnected && !node.isBlocked);
   const away = overview.nodes.filter((node) => !node.isConnected || node.isBlocked);
+  const late = lateSentence(overview.late);
   const askRemoval = (node: Node): void => ask({
     title: `Remove “${nodeTitle(node)}”?`,
     consequence: removalConsequence(node),
@@ -28,6 +29,7 @@ export function Nodes({ overview }: { overview: Overview }) {
     <Section id={SECTION} title="Nodes" hint="Computers that are connected now. One that dies is gone from here within five seconds.">
       <Table label="Connected nodes" testId="nodes" rows={live} keyOf={(node) => node.id} empty="No node is connected. Give somebody a join link."
         columns={[NAME, STATE, DEVICES, layersColumn(overview), SPEED, ANSWERS, actions]} />
+      {late !== "" && <p class="quiet" data-testid="late">{late}</p>}
       {away.length > 0 && (
         <details class="more" data-testid="away">
           <summary>Not connected or removed ({away.length})</summary>
@@ -63,7 +65,13 @@ const FIRST_SEEN: Column<Node> = {
 function Reasons({ node }: { node: Node }) {
   if (!node.isConnected) return null;
   const failed = node.devices.filter((device) => device.state === "failed" && device.reason !== "");
-  return <>{failed.map((device, index) => <small key={index} class="reason"><bdi>{device.reason}</bdi></small>)}</>;
+  const troubles = troublesOf(node.troubles);
+  return (
+    <>
+      {failed.map((device, index) => <small key={index} class="reason"><bdi>{device.reason}</bdi></small>)}
+      {troubles !== "" && <small class="reason" data-testid="troubles">Since the start: {troubles}.</small>}
+    </>
+  );
 }
 
 function layersColumn(overview: Overview): Column<Node> {

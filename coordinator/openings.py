@@ -1,0 +1,95 @@
+"""What a user asked for, and what the stages of a chain are told of it: one message each, and then the log. Pure."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coordinator.scheduler.commands import ChainStage
+from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
+from protocol.messages import OpenSession
+from protocol.values import Hop, NodeId, Sampling, SessionId, StopRule
+
+MAX_ROWS_PER_FRAME = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a user asked for, in tokens. `tenant` is who asks, `deadline_s` how long it may wait in the queue at most
+    (None: as long as the pool lets it)."""
+
+    session_id: SessionId
+    manifest_hash: str
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    stop_tokens: tuple[int, ...]
+    tenant: str = ""
+    deadline_s: float | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """KV room the session may need in all."""
+        return len(self.prompt) + self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """How a node's neighbours reach it; address None: only through the coordinator's relay.
+
+    `fingerprint` is that of the certificate it shows there (wss only)."""
+
+    address: str | None = None
+    ticket: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A session on one chain in one epoch. `log` is what it begins with, prompt and committed tokens; `num_kept` says
+    per stage how many rows of it are not computed again."""
+
+    order: Order
+    epoch: int
+    chain: tuple[ChainStage, ...]
+    log: tuple[int, ...]
+    num_kept: tuple[int, ...]
+
+    def open_message(self, stage: int, contacts: Mapping[NodeId, Contact]) -> OpenSession:
+        """What the stage's node is told."""
+        last = len(self.chain) - 1
+        tail, place = stage == last, self.chain[stage]
+        return OpenSession(
+            session_id=self.order.session_id,
+            epoch=self.epoch,
+            device_id=place.device.device_id,
+            generation=place.generation,
+            stage=stage,
+            num_stages=len(self.chain),
+            num_prompt_tokens=len(self.log),
+            num_reserved_tokens=self.order.num_tokens,
+            previous=self._hop(stage - 1 if stage else last, {}),
+            next=self._hop(0 if tail else stage + 1, contacts),
+            sampling=self.order.sampling if tail else None,
+            stop=StopRule(self.order.num_tokens, self.order.stop_tokens) if tail else None,
+            history=self.log if tail else (),
+            num_kept_tokens=self.num_kept[stage],
+            next_from=0 if tail else self.num_kept[stage + 1],
+        )
+
+    def _hop(self, stage: int, contacts: Mapping[NodeId, Contact]) -> Hop:
+        node_id = self.chain[stage].device.node_id
+        contact = contacts.get(node_id, Contact())
+        return Hop(node_id, stage, contact.address, contact.ticket, contact.fingerprint)
+
+
+def prompt_frames(session_id: SessionId, epoch: int, log: tuple[int, ...], first: int) -> list[bytes]:
+    """The log from row `first` on, as the head gets it."""
+    frames = []
+    for seq, start in enumerate(range(first, len(log), MAX_ROWS_PER_FRAME)):
+        tokens = log[start : start + MAX_ROWS_PER_FRAME]
+        segment = Segment(session_id, epoch, start, len(tokens), seq, 0, Phase.PREFILL)
+        payload = struct.pack(f"<{len(tokens)}i", *tokens)
+        frames.append(encode_frame(Frame(FrameKind.TOKENS, WireDtype.INT32, 1, (segment,), payload)))
+    return frames
