@@ -13,10 +13,9 @@ from coordinator.models.tokenizer import ChatTokenizer
 from coordinator.sessions import Order
 from protocol.values import Sampling, SessionId
 from tests.fakes.tiny_tokenizer import save_tokenizer
-from tests.simulation.model import HIDDEN_SIZE, NUM_LAYERS, POISON_TOKEN, undisturbed
+from tests.simulation.model import HIDDEN_SIZE, NUM_LAYERS, VOCAB_SIZE, undisturbed
 
 NAME = "toy"
-VOCAB_SIZE = POISON_TOKEN + 1
 CONTEXT_LENGTH = 4096
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -16,11 +16,12 @@ from benchmarks.recovery.effort import Effort
 from benchmarks.recovery.pools import READY_S, Rig, rig, serving
 from benchmarks.recovery.reader import Reader
 from benchmarks.recovery.report import Aim, RecoveryRow, in_ms
+from benchmarks.recovery.subjects import REAL, TINY, Subject, real, tiny
 from client.status import AgentState, Pause, Resume
 
 VOLUNTEER, REPLICA = "volunteer", "replica"
 OPTIONS = ("--cpu", "--pause-mode", "always", "--max-memory", "5GB")
-NUM_TOKENS = 32
+NUM_TOKENS = {TINY: 300, REAL: 32}
 NUM_PAUSES = 4
 FEW, MANY = 2, 8
 GAP_S, FREE_S, SOFT_FREE_S = 0.300, 2.0, 30.0
@@ -32,6 +33,7 @@ class Paused(msgspec.Struct, frozen=True):
 
     `after_answers`: in no hurry, so that a stream leaves its chain when another one is warm."""
 
+    model: str
     num_streams: int
     after_answers: bool
     num_moved: int
@@ -43,29 +45,33 @@ class Paused(msgspec.Struct, frozen=True):
 
 def pause(effort: Effort) -> RecoveryRow:
     """Few streams several times, then many; at once, and after the answers."""
-    hard, soft = (_pauses(effort, is_soft) for is_soft in (False, True))
-    found = [*hard, *soft]
+    subjects = (tiny(effort), real(effort))
+    by_kind = {(of, is_soft): _pauses(effort, of, is_soft) for of in subjects for is_soft in (False, True)}
+    found = [each for pauses in by_kind.values() for each in pauses]
     return RecoveryRow(
         name="pause",
         what="Two nodes with the whole model each; one is paused while answers stream. The click goes to the agent as"
         " the tray app sends it; memory is free when the worker's process has ended.",
-        aims=(*_aims("pause at once", hard, FREE_S), *_aims("pause after the current answers", soft, SOFT_FREE_S)),
+        aims=tuple(aim for (of, is_soft), pauses in by_kind.items() for aim in _aims(of.name, is_soft, pauses)),
         tally=sum((each.tally for each in found), Tally()),
         table=_table(found),
         raw={"pauses": msgspec.to_builtins(found)},
     )
 
 
-def _pauses(effort: Effort, after_answers: bool) -> list[Paused]:
+def _pauses(effort: Effort, subject: Subject, after_answers: bool) -> list[Paused]:
     """In a pool of their own: a node that leaves again and again is on probation for longer each time."""
-    with _volunteering(effort, effort.scratch / f"pause-{after_answers}") as (made, agent):
+    folder, num_tokens = effort.scratch / f"pause-{subject.name}-{after_answers}", NUM_TOKENS[subject.name]
+    with _volunteering(subject, folder) as (made, agent):
         contents = [f"Once upon a time there was a king with {number} daughters and" for number in range(MANY)]
-        expected = [reader.wait().tokens for reader in [made.reader(content, NUM_TOKENS) for content in contents]]
+        expected = [reader.wait().tokens for reader in [made.reader(content, num_tokens) for content in contents]]
         counts = [FEW] * effort.most(NUM_PAUSES) + [MANY]
-        return [_pause(made, agent, contents[:num], expected[:num], after_answers) for num in counts]
+        return [_pause(made, agent, subject.name, contents[:num], expected[:num], after_answers) for num in counts]
 
 
-def _aims(name: str, found: Sequence[Paused], most_free_s: float) -> tuple[Aim, Aim]:
+def _aims(model: str, after_answers: bool, found: Sequence[Paused]) -> tuple[Aim, Aim]:
+    name = f"pause {'after the current answers' if after_answers else 'at once'}, {model} model"
+    most_free_s = SOFT_FREE_S if after_answers else FREE_S
     few = [each.longest_gap_s for each in found if each.num_streams == FEW and each.num_moved]
     longest_s, free_s = max(few, default=0.0), max(each.free_s for each in found)
     return (
@@ -75,24 +81,32 @@ def _aims(name: str, found: Sequence[Paused], most_free_s: float) -> tuple[Aim, 
 
 
 def _table(found: Sequence[Paused]) -> tuple[tuple[str, ...], ...]:
-    head = ("pause", "streams", "pauses", "streams moved", "longest gap, median", "longest", "usual gap", "memory free")
+    head = ("model", "pause", "streams", "pauses", "streams moved", "longest gap, median", "longest", "usual gap",
+            "memory free")  # fmt: skip
     rows: list[tuple[str, ...]] = [head]
-    for is_soft, num in sorted({(each.after_answers, each.num_streams) for each in found}):
-        alike = [each for each in found if (each.after_answers, each.num_streams) == (is_soft, num)]
+    for model, is_soft, num in sorted({(each.model, each.after_answers, each.num_streams) for each in found}):
+        alike = [e for e in found if (e.model, e.after_answers, e.num_streams) == (model, is_soft, num)]
         gaps = [each.longest_gap_s for each in alike if each.num_moved]
         usual = statistics.median(each.usual_gap_s for each in alike)
         times = (statistics.median(gaps), max(gaps), usual) if gaps else (0.0, 0.0, usual)
         counts = (num, len(alike), sum(each.num_moved for each in alike))
         free = f"{max(each.free_s for each in alike):.2f} s"
-        rows.append(("after answers" if is_soft else "at once", *map(str, counts), *map(in_ms, times), free))
+        kind = "after answers" if is_soft else "at once"
+        rows.append((model, kind, *map(str, counts), *map(in_ms, times), free))
     return tuple(rows)
 
 
 def _pause(
-    made: Rig, agent: AttachedAgent, contents: Sequence[str], expected: Sequence[Sequence[int]], after_answers: bool
+    made: Rig,
+    agent: AttachedAgent,
+    model: str,
+    contents: Sequence[str],
+    expected: Sequence[Sequence[int]],
+    after_answers: bool,
 ) -> Paused:
-    readers = [made.reader(content, NUM_TOKENS) for content in contents]
-    _wait_third(readers)
+    num_tokens = NUM_TOKENS[model]
+    readers = [made.reader(content, num_tokens) for content in contents]
+    _wait_third(readers, num_tokens)
     workers = agent.last.worker_pids
     at_s = agent.send(Pause(after_answers=after_answers))
     free_s = wait_ended(workers) - at_s
@@ -101,6 +115,7 @@ def _pause(
     agent.wait_for(AgentState.SERVING, since_s=agent.send(Resume()))
     _wait_both(made)
     return Paused(
+        model,
         len(readers),
         after_answers,
         len(moved),
@@ -111,15 +126,15 @@ def _pause(
     )
 
 
-def _wait_third(readers: Sequence[Reader]) -> None:
-    while sum(len(reader.heard.tokens) for reader in readers) < len(readers) * NUM_TOKENS // 3:
+def _wait_third(readers: Sequence[Reader], num_tokens: int) -> None:
+    while sum(len(reader.heard.tokens) for reader in readers) < len(readers) * num_tokens // 3:
         time.sleep(POLL_S)
 
 
 @contextmanager
-def _volunteering(effort: Effort, folder: Path) -> Iterator[tuple[Rig, AttachedAgent]]:
+def _volunteering(subject: Subject, folder: Path) -> Iterator[tuple[Rig, AttachedAgent]]:
     with (
-        rig(folder, effort.model, (), *OPTIONS[1:]) as made,
+        rig(folder, subject.folder, (), *OPTIONS[1:]) as made,
         AttachedAgent(made.pool.join_link, folder / VOLUNTEER, "--name", VOLUNTEER, *OPTIONS) as agent,
     ):
         made.add(REPLICA)

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.claims.tiny_model import NUM_LAYERS as NUM_LAYERS_OF_TINY
-from benchmarks.claims.tiny_model import make_tiny_model
 from benchmarks.recovery.counting import Tally, quantile, tally
 from benchmarks.recovery.effort import Effort
-from benchmarks.recovery.pools import NUM_LAYERS, Rig, rig
+from benchmarks.recovery.pools import Rig, rig
 from benchmarks.recovery.reader import Heard, Reader
 from benchmarks.recovery.report import Aim, RecoveryRow
+from benchmarks.recovery.subjects import REAL, TINY, Subject, real, tiny
 
 NODES = {"tiny": ("one", "two", "three", "four", "five", "six", "seven"), "real": ("one", "two")}
 """With the whole model each: of so many, a hundred answers run at once."""
-TINY, REAL = "tiny", "real"
 NUM_STREAMS = {TINY: 100, REAL: 20}
 NUM_TOKENS = {TINY: 200, REAL: 24}
 LEAST_SEEN = 3
@@ -39,11 +37,7 @@ class Restarted(msgspec.Struct, frozen=True):
 
 def restart(effort: Effort) -> RecoveryRow:
     """With a model that costs next to nothing, which shows what the pool costs, and with the real one."""
-    models = {
-        TINY: (make_tiny_model(effort.scratch / "wide-rows"), NUM_LAYERS_OF_TINY),
-        REAL: (effort.model, NUM_LAYERS),
-    }
-    found = [_restart(effort.scratch, name, *models[name]) for name in (TINY, REAL)]
+    found = [_restart(effort.scratch, subject) for subject in (tiny(effort), real(effort))]
     num_lost = sum(each.tally.num_lost for each in found)
     lost_measure = (
         f"coordinator restart with {' and '.join(str(each.num_running) for each in found)} running streams: lost"
@@ -78,10 +72,10 @@ def _table(found: Sequence[Restarted]) -> tuple[tuple[str, ...], ...]:
     return tuple(rows)
 
 
-def _restart(scratch: Path, name: str, model: Path, max_layers: int) -> Restarted:
+def _restart(scratch: Path, subject: Subject) -> Restarted:
     """Raises ValueError if the pool does not take all of them at once: who waits is not hit."""
-    nodes = NODES[name]
-    with rig(scratch / f"restart-{name}", model, nodes, "--max-layers", str(max_layers)) as made:
+    name, nodes, options = subject.name, NODES[subject.name], ("--max-layers", str(subject.num_layers))
+    with rig(scratch / f"restart-{name}", subject.folder, nodes, *options) as made:
         made.ask("a first answer, so that all is warm", LEAST_SEEN)
         undisturbed = _all(_ask_all(made, name))
         workers = [made.worker_of(node) for node in nodes]

@@ -26,8 +26,9 @@ NAN_ROW = struct.pack("<f", float("nan")) * HIDDEN_SIZE
 VOCABULARY = 997
 POISON_TOKEN = VOCABULARY + 3
 """Never sampled. A prompt with it gives no numbers, on any machine."""
-DEADLY_TOKEN = 1
+DEADLY_TOKEN = POISON_TOKEN + 1
 """Never sampled, either. The worker that embeds it dies."""
+VOCAB_SIZE = DEADLY_TOKEN + 1
 STOP_TOKENS = tuple(range(3, 23))
 """A fiftieth of the vocabulary: answers are of all lengths."""
 HEADER_BYTES = 16
@@ -117,7 +118,7 @@ def published(pool_url: str) -> Published:
     )
     manifest = Manifest(
         version=1, name="toy", architecture="Toy", config_json="{}", num_layers=NUM_LAYERS, hidden_size=HIDDEN_SIZE,
-        vocab_size=POISON_TOKEN + 1, context_length=1000, chunk_bytes=MIN_CHUNK_BYTES,
+        vocab_size=VOCAB_SIZE, context_length=1000, chunk_bytes=MIN_CHUNK_BYTES,
         files=(_file("config.json", b"{}", 0), _file("model.safetensors", body, HEADER_BYTES)), tensors=tensors,
     )  # fmt: skip
     data = encode_manifest(manifest)
