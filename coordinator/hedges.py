@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from coordinator.openings import Contact, Order, Run, prompt_frames
+from coordinator.openings import Contact, Order, Run, prompt_frames, waits_for_rows
 from coordinator.scheduler.commands import ChainStage
 from coordinator.scheduler.state import DeviceKey
 from coordinator.survivors import Survivors
@@ -98,7 +98,7 @@ class Hedge:
         return any(stage.device.node_id == node_id for stage in self.chain)
 
     def begin(self, order: Order, log: tuple[int, ...], epoch: int) -> list[tuple[NodeId, OpenSession]]:
-        """What its stages are told, tail first: from the beginning, or behind what they have."""
+        """What its stages are told, tail first: from the beginning, or behind what they have. `rows` come next."""
         if self.is_warm:
             self._move(HedgeSignal.CATCH_UP)
             self.num_catch_ups += 1
@@ -108,20 +108,30 @@ class Hedge:
         opens = [run.open_message(stage, self.contacts) for stage in reversed(range(len(self.chain)))]
         return [(self.chain[message.stage].device.node_id, message) for message in opens]
 
-    def stage_opened(self, order: Order, log: Sequence[int], stage: int) -> list[bytes]:
-        """What the head gets once every stage is open: the log as it was when they were told to."""
-        if self.state is not HedgeState.OPENING:
+    def rows(self, order: Order, log: Sequence[int]) -> list[bytes]:
+        """What the head gets once the stages behind it are open: the log as it was when they were told to."""
+        if not waits_for_rows(self.opened, len(self.chain)):
             return []
-        self.opened.add(stage)
-        if len(self.opened) < len(self.chain):
-            return []
-        self._move(HedgeSignal.OPENED)
         return prompt_frames(order.session_id, self.epoch, tuple(log[: self.num_log]), self.num_rows)
 
+    def stage_opened(self, order: Order, log: Sequence[int], stage: int) -> list[bytes]:
+        """What the head gets now."""
+        if self.state is not HedgeState.OPENING:
+            return []
+        had_rows = waits_for_rows(self.opened, len(self.chain))
+        self.opened.add(stage)
+        if len(self.opened) == len(self.chain):
+            self._move(HedgeSignal.OPENED)
+        return [] if had_rows else self.rows(order, log)
+
     def sampled(self, message: TokensSampled, log: Sequence[int]) -> Step:
-        """Its tail has given tokens. A token at a position means that all rows before it are computed."""
-        if self.state is HedgeState.OPENING or message.position != self.position:
+        """Its tail has given tokens. A token at a position means that all rows before it are computed; it may be here
+        before the head's word that it has opened."""
+        if not waits_for_rows(self.opened, len(self.chain)) or message.position != self.position:
             return Step.STRANGE
+        if self.state is HedgeState.OPENING:
+            self.opened.add(0)
+            self._move(HedgeSignal.OPENED)
         self._move(HedgeSignal.TOKEN)
         self.num_rows = self.position
         known = tuple(log[self.position : self.position + len(message.tokens)])

@@ -17,8 +17,8 @@ from coordinator.sessions import Session
 from protocol.values import NodeId, SessionId
 
 LEAST_PAUSE_S = 0.3
-"""A move that is expected to cost less of a pause than this is not worth computing everything twice. Who has to move
-computes it elsewhere anyway."""
+"""A move that is expected to cost less of a pause than this is not worth computing everything twice. Of whose chain no
+node stays computes it elsewhere anyway."""
 MOST_SLOWER = 1.5
 """A second chain may be expected to take so much longer per token than the best, which may share nodes with the first:
 what is saved is a pause, what it costs is every token from then on."""
@@ -49,7 +49,7 @@ class Hedging:
             return None
         arrival = arrival_of(session, resumed=True, avoid=session.avoid)
         best = self._scheduler.elsewhere(arrival, now_s)
-        has_to_move = math.isfinite(leaves_at_s)
+        has_to_move = all(self._nodes[stage.device.node_id].is_leaving for stage in session.chain)
         if best is None or (best.ttft_s < self.least_pause_s and not has_to_move):
             return None
         return ev.HedgeWanted(arrival, SHARE_OF_TIME * (leaves_at_s - now_s), MOST_SLOWER * best.tpot_s, has_to_move)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from coordinator.scheduler.commands import ChainStage
@@ -82,6 +82,12 @@ class Run:
         node_id = self.chain[stage].device.node_id
         contact = contacts.get(node_id, Contact())
         return Hop(node_id, stage, contact.address, contact.ticket, contact.fingerprint)
+
+
+def waits_for_rows(opened: Collection[int], num_stages: int) -> bool:
+    """Whether the head may get the log: all stages behind it are open. Its own order to open is on the line that the
+    rows come on, before them, so that they need not wait for its answer, which it gives between two steps."""
+    return all(stage in opened for stage in range(1, num_stages))
 
 
 def prompt_frames(session_id: SessionId, epoch: int, log: tuple[int, ...], first: int) -> list[bytes]:

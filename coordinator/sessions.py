@@ -17,7 +17,7 @@ from msgspec import structs
 from coordinator.hedges import MAX_HEDGES, Hedge, HedgeState, Step
 from coordinator.openings import Contact as Contact
 from coordinator.openings import Order as Order
-from coordinator.openings import Run, prompt_frames
+from coordinator.openings import Run, prompt_frames, waits_for_rows
 from coordinator.scheduler.commands import ChainStage
 from coordinator.scheduler.state import DeviceKey
 from coordinator.survivors import HARMLESS_TO_KV, LINK_LOST, NOTHING_KEPT, Survivors
@@ -194,29 +194,31 @@ class Session:
         self.has_committed = self.wants_move = False
         self.opened.clear()
         opens = [self._open(stage, contacts) for stage in reversed(range(len(chain)))]
-        return [Rerouted(self.order.session_id, chain, self.epoch), *opens, *closes]
+        return [Rerouted(self.order.session_id, chain, self.epoch), *opens, *self._rows(), *closes]
 
     def stage_opened(self, node_id: NodeId, epoch: int, stage: int) -> list[Action]:
-        """Once every stage is open the head gets the log, or what it has not kept of it."""
+        """Once every stage behind the head is open the head gets the log, or what it has not kept of it."""
         if self.hedge is not None and epoch == self.hedge.epoch and self._is_stage(node_id, stage, epoch):
-            frames = self.hedge.stage_opened(self.order, self.log, stage)
-            return [SendFrame(self.hedge.chain[0].device.node_id, frame) for frame in frames]
+            return _to_head(self.hedge.chain, self.hedge.stage_opened(self.order, self.log, stage))
         if epoch != self.epoch or self.state is not SessionState.OPENING or not self._is_stage(node_id, stage):
             return []
+        had_rows = waits_for_rows(self.opened, len(self.chain))
         self.opened.add(stage)
-        if len(self.opened) < len(self.chain):
-            return []
-        self._move(SessionSignal.OPENED)
-        return [SendFrame(self.chain[0].device.node_id, frame) for frame in self._prompt_frames()]
+        if len(self.opened) == len(self.chain):
+            self._move(SessionSignal.OPENED)
+        return [] if had_rows else self._rows()
 
     def sampled(self, node_id: NodeId, message: TokensSampled) -> list[Action]:
         """Tokens from the tail. Anything but the next position of this epoch from this tail is dropped."""
         if self.hedge is not None and message.epoch == self.hedge.epoch:
             return self._hedge_sampled(self.hedge, node_id, message)
-        if self.state is not SessionState.RUNNING or message.epoch != self.epoch:
+        if message.epoch != self.epoch or not self._has_chain() or not waits_for_rows(self.opened, len(self.chain)):
             return []
         if not self._is_stage(node_id, len(self.chain) - 1) or message.position != len(self.log):
             return []
+        if self.state is SessionState.OPENING:  # the head's word that it has opened comes on another line
+            self.opened.add(0)
+            self._move(SessionSignal.OPENED)
         if len(self.tokens) + len(message.tokens) > self.order.max_new_tokens:
             return self.broken(node_id, self.epoch, len(self.chain) - 1, "too_many_tokens", "the tail did not stop")
         self.tokens += message.tokens
@@ -326,7 +328,8 @@ class Session:
     def _begin_hedge(self, hedge: Hedge) -> list[Action]:
         self.last_epoch = self._next_epoch()
         opens = hedge.begin(self.order, self.log, self.last_epoch)
-        return [SendMessage(node_id, message) for node_id, message in opens]
+        rows = _to_head(hedge.chain, hedge.rows(self.order, self.log))
+        return [*(SendMessage(node_id, message) for node_id, message in opens), *rows]
 
     def _hedge_sampled(self, hedge: Hedge, node_id: NodeId, message: TokensSampled) -> list[Action]:
         """The first chain to give the next token wins. A token is committed once, by its position."""
@@ -419,8 +422,10 @@ class Session:
         run = Run(self.order, self.epoch, self.chain, self.log, self.num_kept)
         return SendMessage(self.chain[stage].device.node_id, run.open_message(stage, contacts))
 
-    def _prompt_frames(self) -> list[bytes]:
-        return prompt_frames(self.order.session_id, self.epoch, self.log, self.num_kept[0])
+    def _rows(self) -> list[Action]:
+        if not waits_for_rows(self.opened, len(self.chain)):
+            return []
+        return _to_head(self.chain, prompt_frames(self.order.session_id, self.epoch, self.log, self.num_kept[0]))
 
     def _closes(self, stages: Iterable[ChainStage], epoch: int | None = None) -> list[Action]:
         message = CloseSession(self.order.session_id, self.epoch if epoch is None else epoch)
@@ -457,6 +462,10 @@ class Session:
             assert not _nodes(self.hedge.chain) & _nodes(self.chain), self
             self.hedge.validate(len(self.log))
         self.survivors.validate()
+
+
+def _to_head(chain: tuple[ChainStage, ...], frames: Iterable[bytes]) -> list[Action]:
+    return [SendFrame(chain[0].device.node_id, frame) for frame in frames]
 
 
 def _nodes(chain: tuple[ChainStage, ...]) -> set[NodeId]:

@@ -22,6 +22,13 @@ def lanes(num_lanes: int = 2, *, least_pause_s: float = 0.0) -> PoolDriver:
     return pool
 
 
+def whole(*, least_pause_s: float = 0.0) -> PoolDriver:
+    """Two chains of one node each: of what a node that leaves has computed nothing stays."""
+    pool = PoolDriver(FakeNode(1, facts.spec(8)), FakeNode(2, facts.spec(8)))
+    pool.core.hedging.least_pause_s = least_pause_s
+    return pool
+
+
 def begun(pool: PoolDriver, number: int = 1) -> SessionId:
     session_id = pool.request(number, PROMPT, NUM_TOKENS)
     pool.run_until(lambda: len(pool.tokens(session_id)) >= 4)
@@ -54,8 +61,17 @@ def test_who_leaves_softly_goes_on_until_another_chain_has_computed_the_log(whic
     assert set(pool.chains(session_id)[-1]).isdisjoint(first)
 
 
-def test_where_a_move_costs_next_to_nothing_only_who_has_to_move_has_a_second_chain() -> None:
+def test_where_a_move_costs_next_to_nothing_and_nodes_stay_there_is_no_second_chain() -> None:
     pool = lanes(least_pause_s=10.0)
+    session_id = begun(pool)
+    leave(pool, session_id, 0)
+    assert pool.core.sessions[session_id].hedge is None
+    pool.run()
+    assert_answered(pool, session_id)
+
+
+def test_where_a_move_costs_next_to_nothing_who_leaves_everything_has_a_second_chain() -> None:
+    pool = whole(least_pause_s=10.0)
     session_id = begun(pool)
     session = pool.core.sessions[session_id]
     assert pool.core.hedging.wanted(session, pool.now_s) is None
@@ -137,8 +153,8 @@ def test_one_session_in_ten_has_a_second_chain_at_a_time() -> None:
         assert_answered(pool, session_id)
 
 
-def test_all_that_have_to_move_have_one_at_once() -> None:
-    pool = lanes()
+def test_all_that_leave_everything_have_one_at_once() -> None:
+    pool = whole()
     sessions = three_begun(pool)
     on_first = [s for s in sessions if pool.chains(s)[0] == pool.chains(sessions[0])[0]]
     assert len(on_first) > 1

@@ -131,11 +131,42 @@ def test_opened_by_somebody_else_or_in_another_epoch_does_not_count(node_id: str
     assert session.state is SessionState.OPENING
 
 
+def test_the_head_gets_the_prompt_without_being_waited_for() -> None:
+    session = Session(ORDER)
+    session.start(CHAIN, {})
+    assert session.stage_opened(MIDDLE, 1, 1) == []
+    [action] = session.stage_opened(TAIL, 1, 2)
+    assert isinstance(action, SendFrame)
+    assert session.state is SessionState.OPENING
+    assert session.stage_opened(HEAD, 1, 0) == []
+    assert session.state is SessionState.RUNNING
+
+
+def test_the_first_token_may_be_here_before_the_heads_word() -> None:
+    session = Session(ORDER)
+    session.start(CHAIN, {})
+    session.stage_opened(TAIL, 1, 2)
+    assert session.sampled(TAIL, sampled(8)) == [], "rows cannot have come through a stage that is not open"
+    session.stage_opened(MIDDLE, 1, 1)
+    assert any(isinstance(action, Deliver) for action in session.sampled(TAIL, sampled(8)))
+    assert session.state is SessionState.RUNNING
+    assert session.stage_opened(HEAD, 1, 0) == []
+    session.validate()
+
+
+def test_a_chain_of_one_stage_gets_the_prompt_behind_its_order_to_open() -> None:
+    session = Session(ORDER)
+    rerouted, order, rows = session.start(SPARE, {})
+    assert isinstance(rerouted, Rerouted)
+    assert isinstance(order, SendMessage)
+    assert isinstance(rows, SendFrame)
+    assert session.stage_opened(facts.node_id(4), 1, 0) == []
+    assert session.state is SessionState.RUNNING
+
+
 def test_a_long_log_is_cut_into_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coordinator.openings.MAX_ROWS_PER_FRAME", 2)
-    session = Session(ORDER)
-    session.start(SPARE, {})
-    actions = session.stage_opened(facts.node_id(4), 1, 0)
+    actions = Session(ORDER).start(SPARE, {})
     segments = [decode_frame(action.frame).segments[0] for action in actions if isinstance(action, SendFrame)]
     assert [(s.position, s.num_tokens, s.seq) for s in segments] == [(0, 2, 0), (2, 1, 1)]
 
@@ -209,10 +240,10 @@ def test_a_lost_device_means_a_new_chain_away_from_it() -> None:
     assert closed_nodes(actions) == [HEAD, MIDDLE, TAIL]
     assert actions[-1] == NeedChain(ORDER.session_id, frozenset({facts.key(2)}))
     assert session.state is SessionState.QUEUED
-    [order] = opens(session.start(SPARE, {}))
+    actions = session.start(SPARE, {})
+    [order], [frame] = opens(actions), [action for action in actions if isinstance(action, SendFrame)]
     assert (order.epoch, order.num_prompt_tokens, order.history) == (2, 4, (5, 6, 7, 8))
     assert order.num_reserved_tokens == 7
-    [frame] = session.stage_opened(facts.node_id(4), 2, 0)
     assert isinstance(frame, SendFrame)
     assert struct.unpack("<4i", decode_frame(frame.frame).payload) == (5, 6, 7, 8)
     assert decode_frame(frame.frame).segments[0].epoch == 2
