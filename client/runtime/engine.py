@@ -183,7 +183,7 @@ class Engine:
         lack = self._shortage.after_step()
         if lack is not None:
             self._outbox.send_message(NoMemory(*lack))
-        if not self.has_work:
+        if self._stage.device.is_cpu or not self.has_work:  # a CPU's next forward would be over before they were said
             self._send_late()
 
     def _take(self, session_id: SessionId, num_rows: int) -> _Work:

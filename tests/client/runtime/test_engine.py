@@ -107,6 +107,15 @@ def test_every_token_is_reported_once_with_its_position_and_the_last_with_the_re
     assert [message.finish_reason for message in sampled] == [None] * 4 + [FinishReason.LENGTH]
 
 
+def test_a_processor_says_each_token_before_it_begins_the_next_step(chain: BuildChain) -> None:
+    one = chain()
+    one.start(0, len(PROMPT), 5)
+    one.prompt(0, PROMPT)
+    for num_steps in range(1, 6):
+        one.step()
+        assert len(one.tail.of(Sampled)) == num_steps
+
+
 def test_a_stop_token_is_the_last_one_reported(chain: BuildChain) -> None:
     tokens = chain().generate([PROMPT], 8)[0]
     stop = next(token for token in tokens[2:] if token not in tokens[:2])
