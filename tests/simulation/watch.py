@@ -382,7 +382,7 @@ class WatchedCore(PoolCore):
             book.next_row = num_kept
 
     def _check_frame(self, node_id: NodeId, data: bytes) -> None:
-        """The prompt, once every stage behind the head is open; and rows of others, of which at least some must be current."""
+        """The prompt, once every stage behind the head is open; and rows of others, at least some of them current."""
         frame = decode_frame(data)
         own = self._cause != "relayed"
         is_current = any(self._is_current(segment) for segment in frame.segments)
