@@ -152,7 +152,8 @@ class HedgeWanted:
     """A running request is slow, or a node of its chain wants to go: a second chain on other nodes if there is room for
     one now that is expected to be no slower than this (time to the first token, time per token).
 
-    `has_to_move`: it will compute its log elsewhere in any case, so that a second chain makes the pool no fuller."""
+    `has_to_move`: no node of its chain stays; it will compute its log elsewhere in any case, so that a second chain
+    makes the pool no fuller."""
 
     request: RequestArrived
     ttft_limit_s: float
