@@ -43,6 +43,13 @@ KV_BLOCK_TOKENS = 16
 """A worker's KV room is given out in whole blocks of so many tokens. The scheduler reserves them so, too, or what it
 has counted as room would be taken already."""
 
+MIN_STATEFUL_TOKENS = 2048
+"""A session of a model with recurrent layers reserves KV room for so many tokens at least. The states of these layers
+have a fixed size, and are counted as a share of each of these tokens' bytes: by the worker's admission, by the
+scheduler's room and by the planner's sizes alike. Twice as many would cost short chats, half as many long ones."""
+STATE_COPIES = 2
+"""A session keeps its recurrent states as they are, and as they were before its latest step."""
+
 
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every value and message: frozen, strict, no unknown fields within a negotiated version."""

@@ -18,15 +18,19 @@ from client.runtime.decode_graphs import BUCKETS, bucket_of
 from client.runtime.device import Device
 from client.runtime.kv_cache import BLOCK_TOKENS, KvTable
 from client.runtime.loading import materialise
+from client.runtime.mixers import adopt_mixers
 from client.runtime.packed_layers import check_packable
 from client.runtime.packed_loading import assemble, pack_cut
 from client.runtime.paged_forward import PagedForward
 from client.runtime.sampling import sample
 from client.runtime.stage import Stage, probe_shapes, run_cut
-from protocol.values import BatchTime, LayerBenchmark, Quantisation, Sampling
+from client.runtime.state_pool import state_token_bytes
+from protocol.values import MIN_STATEFUL_TOKENS, BatchTime, LayerBenchmark, Quantisation, Sampling
 
 CONTEXT_TOKENS = 128
 """Decode is timed with this much context behind each session."""
+PROMPT_TOKENS = 4096
+"""Room for the longest prefill that is timed, and more."""
 MEASURE_S = 0.6
 """Repetitions of one figure end after this long, or after MAX_REPETITIONS."""
 MAX_REPETITIONS = 25
@@ -103,11 +107,10 @@ class LayerTimer:
         self, cut: CutModel, dtype: torch.dtype, device: Device, clock: StepClock, batch_sizes: Sequence[int]
     ) -> None:
         self._clock = clock
-        token_bytes = sum(shape.num_elements for shape in probe_shapes(cut, dtype, device)) * dtype.itemsize
-        num_tokens = max(batch_sizes) * (CONTEXT_TOKENS + BLOCK_TOKENS) + 4096
+        room_bytes = _room_bytes(cut, dtype, device, max(batch_sizes))
         sizes = sorted({bucket_of(size) or BUCKETS[-1] for size in batch_sizes})
         open_paged = None if device.is_cpu else partial(PagedForward.open, limit_s=PREPARE_LIMIT_S, sizes=sizes)
-        self._stage = Stage(cut, num_tokens * token_bytes, dtype, device, open_paged)
+        self._stage = Stage(cut, room_bytes, dtype, device, open_paged)
         for layer in self._stage.cache.layers.values():  # timing must not read what happens to lie in memory
             layer.keys.zero_()
             layer.values.zero_()
@@ -136,6 +139,15 @@ class LayerTimer:
         if self._stage.is_first:
             return torch.ones(layout.num_rows, dtype=torch.int64)
         return torch.randn(layout.num_rows, self._stage.hidden_size, dtype=torch.float32).to(self._stage.dtype)
+
+
+def _room_bytes(cut: CutModel, dtype: torch.dtype, device: Device, num_sessions: int) -> int:
+    """For so many sessions with CONTEXT_TOKENS each, and a prompt."""
+    is_recurrent = adopt_mixers(cut.own_layers)
+    shapes, state_shapes = probe_shapes(cut, dtype, device)
+    token_bytes = sum(shape.num_elements for shape in shapes) * dtype.itemsize + state_token_bytes(state_shapes)
+    session_tokens = MIN_STATEFUL_TOKENS if is_recurrent else CONTEXT_TOKENS + BLOCK_TOKENS
+    return (num_sessions * session_tokens + PROMPT_TOKENS) * token_bytes
 
 
 def head_s(cut: CutModel, dtype: torch.dtype, device: Device, clock: StepClock) -> float:

@@ -106,6 +106,10 @@ class KvTable:
         assert self.length + num_tokens <= self.capacity, "more was written than reserved"
         self.length += num_tokens
 
+    def keeps(self, length: int) -> bool:
+        """Whether it can be truncated to the first `length` rows."""
+        return length <= self.length
+
     def truncate(self, length: int) -> None:
         """Forget what was written from position `length` on; the reservation stays."""
         assert 0 <= length <= self.length, "a session is never truncated to more than it has"
@@ -147,10 +151,12 @@ class KvCache:
 
     def __init__(
         self, shapes: Sequence[LayerShape], max_bytes: int, dtype: torch.dtype, device: Device,
-        keeps_tables: bool = False,
+        keeps_tables: bool = False, state_token_bytes: int = 0,
     ) -> None:  # fmt: skip
-        """Raises DeviceMemoryError if `max_bytes` does not hold one block, or what torch raises if it cannot be had."""
-        token_bytes = sum(shape.num_elements for shape in shapes) * dtype.itemsize
+        """`state_token_bytes`: what each token's room costs beside keys and values.
+
+        Raises DeviceMemoryError if `max_bytes` does not hold one block, or what torch raises if it cannot be had."""
+        token_bytes = sum(shape.num_elements for shape in shapes) * dtype.itemsize + state_token_bytes
         num_blocks = max_bytes // (token_bytes * BLOCK_TOKENS)
         if num_blocks < 1:
             raise DeviceMemoryError
@@ -174,7 +180,7 @@ class KvCache:
         if self.tables is not None and not self.tables.has_room(num_blocks):
             raise KvFullError(num_tokens, self.tables.width * BLOCK_TOKENS if self.tables.num_free else 0)
         blocks = self._pool.take(num_blocks)
-        table = KvTable(blocks, None if self.tables is None else self.tables.add(blocks))
+        table = self._make_table(blocks)
         self._tables.append(table)
         return table
 
@@ -184,6 +190,9 @@ class KvCache:
         self._pool.give_back(table.blocks)
         if self.tables is not None and table.row is not None:
             self.tables.remove(table.row)
+
+    def _make_table(self, blocks: list[int]) -> KvTable:
+        return KvTable(blocks, None if self.tables is None else self.tables.add(blocks))
 
     def validate(self) -> None:
         """Every block is free or held by exactly one open table."""

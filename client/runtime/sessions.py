@@ -138,7 +138,7 @@ class SessionBook:
     def _has_kept(self, current: Session, start: StartSession) -> bool:
         """The reservation is the same in all epochs of a session."""
         kept, table = start.num_kept_tokens, current.table
-        has_rows = kept <= table.length and start.num_reserved_tokens <= table.capacity
+        has_rows = table.keeps(kept) and start.num_reserved_tokens <= table.capacity
         return has_rows and (not _sends_again(start) or self.sent.num_rows(current.session_id) >= kept)
 
     def _go_on(self, current: Session, start: StartSession) -> Session:

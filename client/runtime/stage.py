@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from time import perf_counter, sleep
 from typing import Any
 
@@ -18,7 +19,9 @@ from client.runtime.device import Device
 from client.runtime.errors import UnsupportedArchitectureError
 from client.runtime.fused_linear import Group, fuse, watching
 from client.runtime.kv_cache import KvCache, LayerShape
+from client.runtime.mixers import StateProbe, StateShape, adopt_mixers, mixing
 from client.runtime.paged_forward import PagedForward
+from client.runtime.state_pool import StatefulCache, StateStep
 
 _logger = logging.getLogger(__name__)
 OpenPaged = Callable[[CutModel, KvCache, Mapping[int, Any]], PagedForward]
@@ -34,19 +37,27 @@ class Stage:
         self, cut: CutModel, max_kv_bytes: int, dtype: torch.dtype, device: Device,
         open_paged: OpenPaged | None = None,
     ) -> None:  # fmt: skip
-        """`open_paged` makes the forward of decode steps that are captured; an accelerator has one in any case.
+        """`open_paged` makes the forward of decode steps that are captured; an accelerator has one in any case, but for
+        layers with a recurrent state, which are computed as they are.
 
         Raises UnsupportedArchitectureError, if the layers attend by themselves, or DeviceMemoryError."""
         self.cut = cut
         self.dtype = dtype
         self.device = device
+        is_recurrent = adopt_mixers(cut.own_layers)
         if open_paged is None and not device.is_cpu:
             open_paged = PagedForward.open
+        if is_recurrent:
+            open_paged = None
         probe = ShapeProbe(cut.architecture.model_type)
         with watching(cut.own_layers if open_paged else []) as groups:
-            shapes = probe_shapes(cut, dtype, device, probe)
+            shapes, state_shapes = probe_shapes(cut, dtype, device, probe)
         _fuse_all(groups)
-        self.cache = KvCache(shapes, device.kv_bytes(max_kv_bytes), dtype, device, keeps_tables=open_paged is not None)
+        room_bytes = device.kv_bytes(max_kv_bytes)
+        if is_recurrent:
+            self.cache: KvCache = StatefulCache(shapes, state_shapes, room_bytes, dtype, device)
+        else:
+            self.cache = KvCache(shapes, room_bytes, dtype, device, keeps_tables=open_paged is not None)
         self._paged = open_paged(cut, self.cache, probe.modules) if open_paged else None
 
     @property
@@ -67,7 +78,8 @@ class Stage:
 
     @property
     def can_truncate(self) -> bool:
-        """Whether a session's end can be forgotten: true of KV caches, false of recurrent states."""
+        """Whether a session can keep its first rows and forget the others. A recurrent state can only take back the
+        latest step: of a session that is to keep other rows than that, nothing is kept, and this is said then."""
         return True
 
     @property
@@ -83,11 +95,17 @@ class Stage:
         if self._paged is not None:
             output = self._paged.forward(layout, inputs, logit_rows)
         else:
-            batch = RaggedBatch(self.cache, layout.spans, layout.slots)
-            output = run_cut(self.cut, batch, inputs, layout.positions, logit_rows)
+            output = self._forward_ragged(layout, inputs, logit_rows)
         if self.device.pace is not None:
             self._keep_pace(self.device.pace, layout, begin_s)
         return output
+
+    def _forward_ragged(self, layout: StepLayout, inputs: Tensor, logit_rows: list[int]) -> Tensor:
+        device = self.device.torch_device
+        batch = RaggedBatch(self.cache, layout.spans, layout.slots.to(device))
+        states = StateStep(self.cache, layout.spans) if isinstance(self.cache, StatefulCache) else None
+        with mixing(states) if states is not None else nullcontext():
+            return run_cut(self.cut, batch, inputs.to(device), layout.positions.to(device), logit_rows)
 
     def _keep_pace(self, pace: Pace, layout: StepLayout, begin_s: float) -> None:
         """Wait for what slower hardware would still need; a forward that took longer by itself is not waited for."""
@@ -117,19 +135,22 @@ def _fuse_all(groups: Sequence[Group]) -> None:
 
 def probe_shapes(
     cut: CutModel, dtype: torch.dtype, device: Device, probe: ShapeProbe | None = None
-) -> tuple[LayerShape, ...]:
-    """What each layer of the cut caches, seen by `probe` in a forward of one token.
+) -> tuple[tuple[LayerShape, ...], tuple[StateShape, ...]]:
+    """What each layer of the cut caches per token, and what its mixer keeps per session, seen in a forward of one
+    token. Mixers have been adopted before.
 
-    Raises UnsupportedArchitectureError if a layer did not come by the attention interface, or came with a mask."""
+    Raises UnsupportedArchitectureError if a layer came by neither, or attended with a mask."""
     probe = probe or ShapeProbe(cut.architecture.model_type)
     if cut.is_first:
         inputs = torch.zeros(1, dtype=torch.int64, device=device.torch_device)
     else:
         inputs = torch.zeros(1, cut.architecture.hidden_size, dtype=dtype, device=device.torch_device)
-    run_cut(cut, probe, inputs, torch.zeros(1, dtype=torch.int64, device=device.torch_device), [0])
-    found = [shape.layer for shape in probe.shapes]
-    if found != list(range(cut.start, cut.stop)):
+    state_probe = StateProbe(cut.architecture.model_type)
+    with mixing(state_probe):
+        run_cut(cut, probe, inputs, torch.zeros(1, dtype=torch.int64, device=device.torch_device), [0])
+    found = {shape.layer for shape in probe.shapes} | {shape.layer for shape in state_probe.shapes}
+    if found != set(range(cut.start, cut.stop)):
         raise UnsupportedArchitectureError(
             cut.architecture.model_type, "some layers keep something other than a KV cache"
         )
-    return probe.shapes
+    return probe.shapes, state_probe.shapes

@@ -30,6 +30,7 @@ def model_facts(model: Model) -> ModelFacts:
         packed_embedding=shape.packed_embedding,
         packed_head=shape.packed_head,
         quantisation=model.manifest.quantisation,
+        min_session_tokens=shape.min_session_tokens,
     )
 
 

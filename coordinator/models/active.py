@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from coordinator.models.config import decoder_config
@@ -17,6 +18,7 @@ from protocol.manifest import Manifest, parts_of
 _ROUTED = re.compile(r"\.experts\.|\.block_sparse_moe\.(input|output)_linear\.")
 """The second is Granite's, whose experts are merged into two tensors without being called so."""
 _KEYS_AND_VALUES = re.compile(r"\.(k_proj|v_proj)\.weight\Z")
+NO_SHARES: Mapping[int, int] = MappingProxyType({})
 _NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 _NUM_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k")
 
@@ -36,15 +38,18 @@ def active_numels(manifest: Manifest) -> tuple[int, ...]:
     return tuple(round(numel) for numel in numels) if num_routed and share < 1.0 else ()
 
 
-def kv_numels(manifest: Manifest) -> tuple[int, ...]:
+def kv_numels(manifest: Manifest, shares: Mapping[int, int] = NO_SHARES) -> tuple[int, ...]:
     """Per layer, the elements that one token adds to the KV cache; empty if all layers add the same.
 
-    Seen in the projections' shapes ([rows, hidden size]), for configurations name such differences in many ways."""
+    Seen in the projections' shapes ([rows, hidden size]), for configurations name such differences in many ways. A
+    layer with recurrent states has its token's share of them instead (`recurrent.state_shares`)."""
     parts = parts_of(manifest)
-    numels = [0] * manifest.num_layers
+    numels = [shares.get(layer, 0) for layer in range(manifest.num_layers)]
     for tensor in manifest.tensors:
         layer = parts[tensor.name]
-        if isinstance(layer, int) and tensor.shape and _KEYS_AND_VALUES.search(tensor.name):
+        if not isinstance(layer, int) or layer in shares:
+            continue
+        if tensor.shape and _KEYS_AND_VALUES.search(tensor.name):
             numels[layer] += tensor.shape[0]
     return tuple(numels) if all(numels) and len(set(numels)) > 1 else ()
 

@@ -22,9 +22,9 @@ _WRAPPER = re.compile(r"\A[A-Za-z0-9_]+ForConditionalGeneration\Z")
 # What did not give the whole model's logits when 48 architectures of transformers 5.23 were run cut into stages.
 _UNSERVED = {
     re.compile(
-        r"qwen3_next.*|qwen3_5.*|kimi_linear|minimax|jamba|bamba|falcon_h1|falcon_mamba|lfm2.*|nemotron_h|zamba.*"
-        r"|mamba.*|rwkv.*|recurrent_gemma"
-    ): "its layers keep a recurrent state, which cannot be cut and rebuilt yet",
+        r"bailing_hybrid|bamba|deepseek_v4|falcon_h1|falcon_mamba|glm5_next|inkling.*|jamba|kimi_linear|lfm2_vl|lfm3.*"
+        r"|mamba.*|minimax|nemotron_h.*|qwen4_exp|recurrent_gemma|rwkv.*|xlstm|zamba.*|zaya"
+    ): "its layers keep a recurrent state of a kind that cannot be kept apart per session yet",
     re.compile(r"gemma3n.*|gemma4.*"): "its layers share their cache with one another and cannot be cut apart",
     re.compile(r"bloom|falcon|mpt|gptj|codegen|gpt_neo|xglm"): "its attention in transformers cannot be replaced",
 }
@@ -56,10 +56,10 @@ def read_config(folder: Path) -> ModelConfig:
     return ModelConfig(
         text=(folder / "config.json").read_text(encoding="utf-8"),
         architecture=architecture,
-        num_layers=_count(decoder, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        num_layers=count(decoder, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
         hidden_size=_hidden_size(decoder),
-        vocab_size=_count(decoder, "vocab_size"),
-        context_length=_count(decoder, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", default=2048),
+        vocab_size=count(decoder, "vocab_size"),
+        context_length=count(decoder, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", default=2048),
         kv_numel_per_token=kv_numel_per_token(decoder),
     )
 
@@ -69,16 +69,16 @@ def kv_numel_per_token(decoder: Mapping[str, Any]) -> int:
 
     Multi-head latent attention (`kv_lora_rank`) counts expanded, as it is cached when attention goes through the
     attention interface: keys of nope + rope, values of their own size, for every head."""
-    num_heads = _count(decoder, "num_attention_heads", "n_head", "n_heads")
+    num_heads = count(decoder, "num_attention_heads", "n_head", "n_heads")
     if decoder.get("kv_lora_rank"):
         sizes = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        return num_heads * sum(_count(decoder, size) for size in sizes)
-    num_kv_heads = 1 if decoder.get("multi_query") else _count(decoder, "num_key_value_heads", default=num_heads)
-    return 2 * num_kv_heads * _count(decoder, "head_dim", default=max(1, _hidden_size(decoder) // num_heads))
+        return num_heads * sum(count(decoder, size) for size in sizes)
+    num_kv_heads = 1 if decoder.get("multi_query") else count(decoder, "num_key_value_heads", default=num_heads)
+    return 2 * num_kv_heads * count(decoder, "head_dim", default=max(1, _hidden_size(decoder) // num_heads))
 
 
 def _hidden_size(decoder: Mapping[str, Any]) -> int:
-    return _count(decoder, "hidden_size", "n_embd", "d_model")
+    return count(decoder, "hidden_size", "n_embd", "d_model")
 
 
 def _refuse_own_code(folder: Path, config: Mapping[str, Any]) -> None:
@@ -119,7 +119,9 @@ def _refuse_unserved(name: str, config: Mapping[str, Any], decoder: Mapping[str,
                 raise UnsupportedModelError(name, f"{model_type}: {reason}")
 
 
-def _count(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+def count(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+    """The first of these fields that is given, else the default. Raises BrokenModelError if there is neither, or it is
+    not a number from 1 on."""
     for name in names:
         value = config.get(name)
         if value is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.models.active import active_numels, kv_numels
+from coordinator.models.recurrent import state_shares
 from protocol.manifest import Manifest, Part, has_own_head, parts_of
 from protocol.quantisation import NOTHING, Packed, packed_as
-from protocol.values import LayerRange
+from protocol.values import MIN_STATEFUL_TOKENS, LayerRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class ModelShape:
     """Per layer, what is in fewer bits (empty: nothing), as in the two ends."""
     packed_embedding: Packed = NOTHING
     packed_head: Packed = NOTHING
+    min_session_tokens: int = 0
+    """What each session reserves at least: of a model with recurrent states, for these."""
 
     @property
     def numel(self) -> int:
@@ -46,8 +49,9 @@ class ModelShape:
 
 
 def model_shape(manifest: Manifest, kv_numel_per_token: int) -> ModelShape:
-    """Sizes by the manifest's tensors; raises ManifestError if they do not have the layers it claims."""
-    parts = parts_of(manifest)
+    """Sizes by the manifest's tensors. Raises ManifestError if they do not have the layers it claims, BrokenModelError
+    if the size of recurrent states is not known."""
+    parts, shares = parts_of(manifest), state_shares(manifest)
     numel: dict[int | Part, int] = dict.fromkeys(Part, 0)
     packed: dict[int | Part, Packed] = dict.fromkeys(Part, NOTHING)
     for tensor in manifest.tensors:
@@ -66,8 +70,9 @@ def model_shape(manifest: Manifest, kv_numel_per_token: int) -> ModelShape:
         head_numel=numel[Part.HEAD] + tied,
         kv_numel_per_token=kv_numel_per_token,
         active_numels=active_numels(manifest),
-        kv_numels=kv_numels(manifest),
+        kv_numels=kv_numels(manifest, shares),
         packed_layers=tuple(packed[layer] for layer in range(manifest.num_layers)) if manifest.quantisation else (),
         packed_embedding=packed[Part.EMBEDDING],
         packed_head=packed[Part.HEAD] + (packed[Part.EMBEDDING] if is_tied else NOTHING),
+        min_session_tokens=MIN_STATEFUL_TOKENS if shares else 0,
     )

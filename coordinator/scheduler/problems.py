@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, cast
 
 from coordinator.scheduler.cost import MIN_KV_TOKENS, Workload, device_speed, model_cost, usable_bytes
@@ -39,11 +39,13 @@ def problem_of(
     usable = [d for d in devices if d.spec.variant is variant and manifest_hash in d.benchmarks]
     usable = [d for d in usable if d.disk_layers.get(manifest_hash) != 0]
     usable.sort(key=lambda d: d.key)
+    model, workload = state.models[manifest_hash], workloads.workload(manifest_hash)
+    num_reserved = max(workload.num_reserved_tokens, float(model.min_session_tokens))
     return Problem(
-        model=model_cost(state.models[manifest_hash], variant),
+        model=model_cost(model, variant),
         offers=tuple([offer_of(device, manifest_hash) for device in usable]),
         links=state.links,
-        workload=workloads.workload(manifest_hash),
+        workload=replace(workload, num_reserved_tokens=num_reserved),
         bound=config.bound,
     )
 

@@ -155,7 +155,7 @@ class Scheduler:
 
     def elsewhere(self, request: ev.RequestArrived, now_s: float) -> Route | None:
         """The chain that a running request would get if it came back with this; None if there is no other now."""
-        return self._dispatcher.elsewhere(_waiting(request, now_s), now_s)
+        return self._dispatcher.elsewhere(self._waiting(request, now_s), now_s)
 
     def chain_times(self, manifest_hash: str, chain: Sequence[DeviceKey]) -> ChainTimes:
         """What steps over these devices are expected to take."""
@@ -329,17 +329,21 @@ class Scheduler:
 
     def _request_arrived(self, event: ev.RequestArrived, now_s: float) -> list[Command]:
         self._dispatcher.free(event.session_id)
-        waiting = _waiting(event, now_s)
+        waiting = self._waiting(event, now_s)
         if not event.resumed:
-            self.workloads.seen(event.manifest_hash, event.num_prompt_tokens, event.num_tokens, now_s)
+            self.workloads.seen(event.manifest_hash, event.num_prompt_tokens, waiting.num_tokens, now_s)
         refusal = self._refusal(waiting)
         return [refusal] if refusal else self._dispatcher.arrive(waiting, now_s, event.kept)
 
+    def _waiting(self, event: ev.RequestArrived, now_s: float) -> Waiting:
+        model = self.state.models.get(event.manifest_hash)
+        return _waiting(event, model.min_session_tokens if model else 0, now_s)
+
     def _move_wanted(self, event: ev.MoveWanted, now_s: float) -> list[Command]:
-        return self._dispatcher.move(_waiting(event.request, now_s), now_s)
+        return self._dispatcher.move(self._waiting(event.request, now_s), now_s)
 
     def _hedge_wanted(self, event: ev.HedgeWanted, now_s: float) -> list[Command]:
-        waiting = _waiting(event.request, now_s)
+        waiting = self._waiting(event.request, now_s)
         if not event.has_to_move and self._dispatcher.has_no_room_for_hedges(waiting):
             return []
         return self._dispatcher.hedge(waiting, event.ttft_limit_s, event.tpot_limit_s, now_s)
@@ -461,11 +465,11 @@ class Scheduler:
         assert cuts[-1] == self.state.models[running.manifest_hash].num_layers, running
 
 
-def _waiting(event: ev.RequestArrived, now_s: float) -> Waiting:
+def _waiting(event: ev.RequestArrived, least_tokens: int, now_s: float) -> Waiting:
     return Waiting(
         event.session_id,
         event.manifest_hash,
-        event.num_tokens,
+        max(event.num_tokens, least_tokens),
         event.resumed,
         event.avoid,
         now_s + QUEUE_TTL_S,

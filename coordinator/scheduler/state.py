@@ -50,6 +50,8 @@ class ModelFacts:
     packed_embedding: Packed = NOTHING
     packed_head: Packed = NOTHING
     quantisation: Quantisation | None = None
+    min_session_tokens: int = 0
+    """KV room that a session reserves at least: recurrent states are counted in it."""
 
     @property
     def num_layers(self) -> int:

@@ -90,16 +90,46 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama4": ("Llama4TextConfig", {**HEAD, **LOCAL_EXPERTS, "intermediate_size_mlp": 128,
                                     "attention_chunk_size": 16}),
 }  # fmt: skip
+
+DELTA_RULE = {**HEAD, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+              "linear_value_head_dim": 8}  # fmt: skip
+EVERY_THIRD = {"layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2}
+STATE_SPACE = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
+RECURRENT: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_next": ("Qwen3NextConfig", {**DELTA_RULE, **EVERY_THIRD, **QWEN_EXPERTS,
+                                       "shared_expert_intermediate_size": 32}),
+    "qwen3_5": ("Qwen3_5TextConfig", {**DELTA_RULE, **EVERY_THIRD}),
+    "qwen3_5_moe": ("Qwen3_5MoeTextConfig", {**DELTA_RULE, **EVERY_THIRD, **QWEN_EXPERTS,
+                                             "shared_expert_intermediate_size": 32}),
+    "olmo_hybrid": ("OlmoHybridConfig", {**DELTA_RULE, **EVERY_THIRD}),
+    "lfm2": ("Lfm2Config", {"layer_types": ["conv", "conv", "full_attention"] * 2}),
+    "lfm2_moe": ("Lfm2MoeConfig", {"layer_types": ["conv", "conv", "full_attention"] * 2, **QWEN_EXPERTS}),
+    "granitemoehybrid": ("GraniteMoeHybridConfig", {**LOCAL_EXPERTS, **STATE_SPACE, "embedding_multiplier": 12.0,
+                         "layer_types": ["mamba", "mamba", "attention"] * 2, "shared_intermediate_size": 64}),
+}  # fmt: skip
+"""Hybrids: some layers, or a half of each, keep a state of fixed size per session instead of a KV cache."""
+CONFIGS = {**CONFIGS, **RECURRENT}
 ARCHITECTURES = tuple(CONFIGS)
 """Names that `save_tiny` takes: all are served by layers."""
 
 UNSUPPORTED: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "qwen3_next": ("Qwen3NextConfig", HEAD),
     "gemma3n_text": ("Gemma3nTextConfig", HEAD),
     "bloom": ("BloomConfig", {"n_layer": 6, "n_head": 4}),
     "mamba": ("MambaConfig", {}),
+    "jamba": ("JambaConfig", EXPERTS),
+    "bamba": ("BambaConfig", STATE_SPACE),
     "t5": ("T5Config", {}),
 }
+
+MULTIMODAL: Mapping[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "gemma3": ("Gemma3Config", "Gemma3ForConditionalGeneration",
+               {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "image_size": 28, "patch_size": 14}, {"mm_tokens_per_image": 4}),
+    "qwen3_5": ("Qwen3_5Config", "Qwen3_5ForConditionalGeneration",
+                {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64,
+                 "num_position_embeddings": 16}, {}),
+}  # fmt: skip
+"""By the family of the text part: config and model class, the vision tower's values, and others."""
 
 _FOREIGN = {"gpt2": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "max_position_embeddings"),
@@ -131,16 +161,14 @@ def save_tiny(architecture: str, folder: Path, seed: int = 0, max_shard_size: st
     return folder
 
 
-def save_multimodal(folder: Path, seed: int = 0) -> Path:
-    """Write a tiny Gemma 3 with a vision tower, whose text part is that of `gemma3`, into `folder`."""
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 28, "patch_size": 14}  # fmt: skip
-    config = transformers.Gemma3Config(
-        text_config=tiny_config("gemma3").to_dict(), vision_config=vision, mm_tokens_per_image=4
-    )
+def save_multimodal(folder: Path, architecture: str = "gemma3", seed: int = 0) -> Path:
+    """Write a tiny model with a vision tower into `folder`, whose text part is that of `architecture`."""
+    config_name, model_name, vision, others = MULTIMODAL[architecture]
+    text = tiny_config(architecture).to_dict()
+    config = getattr(transformers, config_name)(text_config=text, vision_config=vision, **others)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = transformers.Gemma3ForConditionalGeneration(config)
+        model = getattr(transformers, model_name)(config)
         _spread(model)
     model.save_pretrained(folder)
     return folder

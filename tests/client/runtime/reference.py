@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 
 def full_model(folder: Path) -> PreTrainedModel:
@@ -24,8 +24,8 @@ def generate(folder: Path, prompts: Sequence[Sequence[int]], num_new: int) -> li
 
 
 def generate_multimodal(folder: Path, prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
-    """Greedy tokens of a Gemma 3 with its vision tower, asked without images."""
-    model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    """Greedy tokens of a model with its vision tower, asked without images."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model.generation_config.eos_token_id = None
     return [_generate(model.eval(), prompt, num_new) for prompt in prompts]
 

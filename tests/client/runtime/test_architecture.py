@@ -1,6 +1,7 @@
 """Which models are served, and that the others are refused by name before any weight is read."""
 
 import json
+import math
 
 import pytest
 
@@ -24,7 +25,8 @@ def test_an_architecture_that_cannot_be_served_is_refused_by_name(architecture: 
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("qwen3_next", "recurrent state"),
+        ("jamba", "recurrent state"),
+        ("bamba", "recurrent state"),
         ("mamba", "recurrent state"),
         ("gemma3n_text", "KV cache of others"),
         ("bloom", "attention interface"),
@@ -60,6 +62,11 @@ def test_a_rotary_embedding_that_looks_at_the_whole_batch_is_refused(kind: str) 
     config = {**json.loads(config_json("phi3" if kind == "longrope" else "llama")), "rope_parameters": rope}
     with pytest.raises(UnsupportedArchitectureError, match="longest session in a batch"):
         read_architecture(json.dumps(config))
+
+
+def test_infinity_is_read_as_transformers_writes_it() -> None:
+    config = {**json.loads(config_json("granitemoehybrid")), "time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    assert read_architecture(json.dumps(config)).config.time_step_limit == (0.0, math.inf)
 
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '{"model_type": 7}', "null"])

@@ -22,7 +22,9 @@ def measure(architecture: str, device: Device, num_prefill_tokens: int = 32, **c
     return measure_layers(config, torch.float32, device, (8, 1), num_prefill_tokens)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "qwen3_moe", "gpt_oss", "deepseek_v3", "gpt2", "llama4"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gemma3", "qwen3_moe", "gpt_oss", "deepseek_v3", "gpt2", "llama4", "lfm2"]
+)
 def test_every_figure_is_a_time(architecture: str, device: Device) -> None:
     measured = measure(architecture, device)
     assert [time.batch_size for time in measured.decode] == [1, 8]

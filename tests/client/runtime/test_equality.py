@@ -10,13 +10,13 @@ from client.runtime.batch import lay_out
 from protocol.values import Sampling
 from tests.client.runtime import reference
 from tests.client.runtime.chain import Chain, load_stage
-from tests.fakes.tiny_models import ARCHITECTURES, save_multimodal, save_tiny
+from tests.fakes.tiny_models import ARCHITECTURES, MULTIMODAL, RECURRENT, save_multimodal, save_tiny
 
 BuildChain = Callable[..., Chain]
 Checkpoint = Callable[[str], Path]
 
-MAIN = ("llama", "qwen2", "qwen3", "gemma3", "qwen3_moe", "gpt_oss")
-CUTS = {1: (0, 6), 2: (0, 2, 6), 3: (0, 1, 4, 6)}
+MAIN = ("llama", "qwen2", "qwen3", "gemma3", "qwen3_moe", "gpt_oss", *RECURRENT)
+CUTS = {1: (0, 6), 2: (0, 2, 6), 3: (0, 1, 4, 6), 4: (0, 1, 2, 5, 6)}
 PROMPTS = reference.random_prompts((5, 37, 23))
 
 
@@ -37,7 +37,7 @@ def test_ragged_batches_with_chunked_prompts_give_the_tokens_of_generate(
     assert chain(architecture, CUTS[2], max_batch_tokens=18).generate(PROMPTS, 9) == wanted
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "gemma2", *RECURRENT])
 def test_logits_of_a_cut_model_are_those_of_the_whole_one(architecture: str, checkpoint: Checkpoint) -> None:
     tokens = PROMPTS[1]
     rows = torch.tensor(tokens)
@@ -45,14 +45,17 @@ def test_logits_of_a_cut_model_are_those_of_the_whole_one(architecture: str, che
     for stage in stages:
         layout = lay_out([(stage.cache.open(len(tokens)), len(tokens))])
         rows = stage.forward(layout, rows, list(range(len(tokens))))
-    torch.testing.assert_close(rows, reference.logits(checkpoint(architecture), tokens), rtol=1e-4, atol=1e-4)
+    # transformers' own logits of a recurrent model move by up to 3e-4 when the prompt comes in two chunks.
+    atol = 5e-4 if architecture in RECURRENT else 1e-4
+    torch.testing.assert_close(rows, reference.logits(checkpoint(architecture), tokens), rtol=1e-4, atol=atol)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss", *RECURRENT])
 def test_sessions_served_together_get_the_tokens_they_get_alone(architecture: str, chain: BuildChain) -> None:
     prompts = reference.random_prompts((3, 17, 40, 1, 22, 9, 64, 33), seed=8)
     alone = [chain(architecture).generate([prompt], 12)[0] for prompt in prompts]
-    assert chain(architecture, (0, 3, 6), max_batch_tokens=48).generate(prompts, 12) == alone
+    together = chain(architecture, (0, 3, 6), max_batch_tokens=48, max_kv_bytes=2**24)
+    assert together.generate(prompts, 12) == alone
 
 
 def test_sampled_tokens_do_not_depend_on_how_the_model_is_cut_or_who_else_is_served(chain: BuildChain) -> None:
@@ -75,13 +78,14 @@ def test_checkpoints_in_several_files_load_alike(checkpoint: Checkpoint, tmp_pat
     assert Chain(folder, (0, 2, 6)).generate(PROMPTS[:1], 8) == wanted
 
 
-def test_a_multimodal_checkpoint_serves_its_text_part(tmp_path: Path) -> None:
-    folder = save_multimodal(tmp_path)
+@pytest.mark.parametrize("architecture", MULTIMODAL)
+def test_a_multimodal_checkpoint_serves_its_text_part(architecture: str, tmp_path: Path) -> None:
+    folder = save_multimodal(tmp_path, architecture)
     wanted = reference.generate_multimodal(folder, PROMPTS[:1], 8)
     assert Chain(folder, (0, 2, 6)).generate(PROMPTS[:1], 8) == wanted
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", *RECURRENT])
 def test_tiny_models_do_not_repeat_themselves(architecture: str, checkpoint: Checkpoint) -> None:
     tokens = reference.generate(checkpoint(architecture), PROMPTS[:1], 24)[0]
     assert len(set(tokens)) >= 8

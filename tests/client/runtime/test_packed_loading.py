@@ -38,7 +38,7 @@ def packed(folder: Path, start: int, stop: int, kind: Quantisation, device: Devi
 
 
 def staged(cut: CutModel, device: Device, open_paged: Any = None) -> Stage:
-    return Stage(cut, 2**20, torch.float32, device, open_paged)
+    return Stage(cut, 2**21, torch.float32, device, open_paged)
 
 
 def logits(stages: Sequence[Stage]) -> Tensor:
@@ -66,7 +66,7 @@ def replaced_by_dense(cut: CutModel, kind: Quantisation) -> CutModel:
     return cut
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "qwen3_5"])
 @KINDS
 def test_every_cut_gives_what_the_dense_weights_would(
     architecture: str, kind: Quantisation, checkpoint: Checkpoints, device: Device

@@ -12,6 +12,7 @@ from protocol.frames import encode_frame
 from tests.client.runtime import reference
 from tests.client.runtime.chain import Chain, session_id
 from tests.client.runtime.recording import PagedOpener
+from tests.fakes.tiny_models import RECURRENT
 
 BuildChain = Callable[..., Chain]
 CUTS = (0, 2, 3, 5, 6)
@@ -20,8 +21,8 @@ NUM_NEW = 14
 NUM_BEFORE = 5
 """Tokens before the loss."""
 PROMPTS = reference.random_prompts((21, 9, 33))
-FAMILIES = ["llama", "qwen2-sliding", "gemma2", "gemma3", "gpt_oss", "deepseek_v3", "llama4", "gpt2"]
-"""Full, sliding, chunked and latent attention, and positions that are no rotations."""
+FAMILIES = ["llama", "qwen2-sliding", "gemma2", "gemma3", "gpt_oss", "deepseek_v3", "llama4", "gpt2", *RECURRENT]
+"""Full, sliding, chunked and latent attention, positions that are no rotations, and recurrent states."""
 LATE = 1e18
 """A time at which every meter tells what it has counted."""
 
@@ -209,6 +210,29 @@ def test_without_the_rows_that_the_next_stage_lacks_nothing_is_kept(chain: Build
     go_on(four, log, [0, 0, 0, len(log) - 1], epoch=3)
     four.run()
     assert len(four.tokens(0)) == NUM_NEW
+    four.end(0, epoch=3)
+
+
+@pytest.mark.parametrize("num_ahead", [1, 2])
+def test_a_recurrent_state_is_taken_back_by_one_step_and_no_more(
+    num_ahead: int, chain: BuildChain, checkpoint: Callable[[str], Path]
+) -> None:
+    four = chain("qwen3_next", CUTS)
+    begun(four)
+    while len(four.tokens(0)) < NUM_BEFORE + num_ahead:
+        four.step()
+    log = [*PROMPTS[0], *four.tokens(0)[:NUM_BEFORE]]
+    go_on(four, log, kept_by(log, set()))
+    if num_ahead > 1:  # the second and the last stage have full attention only
+        assert [mailbox.of(SessionFailed)[0].code for mailbox in four.mailboxes[::2]] == ["nothing_kept"] * 2
+        assert len(four.failures()) == 2
+        go_on(four, log, kept_by(log, {0, 2}), epoch=3)
+    num_said = len(four.tokens(0))
+    four.run()
+    tokens = four.tokens(0)
+    assert (
+        tokens[:NUM_BEFORE] + tokens[num_said:] == reference.generate(checkpoint("qwen3_next"), PROMPTS[:1], NUM_NEW)[0]
+    )
     four.end(0, epoch=3)
 
 

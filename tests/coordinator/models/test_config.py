@@ -41,7 +41,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "own code": ({"auto_map": {"AutoModel": "evil.Model"}}, r"config.json asks to run .*\(auto_map\)"),
     "trust_remote_code": ({"trust_remote_code": True}, "trust_remote_code"),
     "quantised weights": ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
-    "a recurrent state": ({"model_type": "qwen3_next"}, "qwen3_next: its layers keep a recurrent state"),
+    "a recurrent state of another kind": ({"model_type": "jamba"}, "jamba: its layers keep a recurrent state"),
     "a shared cache": ({"text_config": CONFIG | {"model_type": "gemma3n_text"}}, "share their cache"),
 }
 
@@ -51,6 +51,13 @@ def test_a_model_is_not_supported_that_has(tmp_path: Path, case: str) -> None:
     changes, match = UNSUPPORTED[case]
     with pytest.raises(UnsupportedModelError, match=match):
         read_config(_config(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "model_type", ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "lfm2", "lfm2_moe"]
+)
+def test_hybrids_whose_states_are_kept_per_session_are_supported(tmp_path: Path, model_type: str) -> None:
+    assert read_config(_config(tmp_path, model_type=model_type)).num_layers > 0
 
 
 def test_own_code_of_the_tokenizer_is_refused_too(tmp_path: Path) -> None:

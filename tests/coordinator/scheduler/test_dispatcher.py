@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -68,6 +70,16 @@ def test_a_request_larger_than_the_pool_is_refused_for_good(pool: SchedulerDrive
     assert (refused.code, refused.retry_after_s) == ("kv_room_exceeded", None)
     assert "10001" in refused.message
     assert "10000" in refused.message
+
+
+def test_a_session_of_a_model_with_recurrent_states_reserves_room_for_these(pool: SchedulerDriver) -> None:
+    pool.add_model(replace(facts.model(), min_session_tokens=4000))
+    pool.serve(8)
+    assert [len(chain(pool.request(number, num_tokens=100))) for number in (1, 2)] == [1, 1]
+    assert pool.scheduler.state.devices[facts.key(1)].num_reserved_tokens == 8000
+    assert pool.request(3, num_tokens=100) == []
+    pool.finish(1)
+    assert refusal(pool.request(4, num_tokens=10_001)).code == "kv_room_exceeded"
 
 
 def test_the_tightest_stage_decides_how_large_a_request_may_be(pool: SchedulerDriver) -> None:

@@ -47,6 +47,14 @@ def test_offers_are_in_the_order_of_their_keys_whoever_came_first() -> None:
     assert offered(pool(3, 1, 2)) == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("least", "expected"), [(0, 1024.0), (1000, 1024.0), (2048, 2048.0)])
+def test_a_session_is_planned_with_the_least_that_it_reserves(least: int, expected: float) -> None:
+    state = pool(1)
+    state.models[MODEL.manifest_hash] = replace(MODEL, min_session_tokens=least)
+    assert asked(state).workload.num_reserved_tokens == expected
+    assert asked(state).workload.tokens_per_s == 7.0
+
+
 def test_only_who_measured_the_model_is_offered() -> None:
     state = pool(1, 2)
     state.devices[facts.key(1)].benchmarks.clear()
