@@ -115,7 +115,8 @@ class Mixer:
 
 def adopt_mixers(layers: Sequence[nn.Module]) -> bool:
     """Replace the forward of every mixer in `layers`, unless that was done before. False if there is none."""
-    found = [(module, name) for layer in layers for module in layer.modules() if (name := _cache_name(type(module)))]
+    modules: list[Any] = [module for layer in layers for module in layer.modules()]
+    found = [(module, name) for module in modules if (name := _cache_name(module.__class__))]
     for module, name in found:
         if not isinstance(module.forward, Mixer):
             module.forward = Mixer(module, name)

@@ -9,21 +9,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.runtime.batch import lay_out
+from client.runtime.batch import StepLayout, lay_out
+from client.runtime.checkpoint import Checkpoint
 from client.runtime.device import Device
 from client.runtime.errors import DeviceMemoryError, KvFullError
 from client.runtime.kv_cache import KvTable, LayerShape
-from client.runtime.mixers import StateShape
-from client.runtime.stage import Stage
-from client.runtime.state_pool import StatefulCache, StatefulTable
-from protocol.values import MIN_STATEFUL_TOKENS
-from tests.client.runtime.chain import load_stage
+from client.runtime.loading import load_folder
+from client.runtime.mixers import StateShape, adopt_mixers
+from client.runtime.stage import Stage, probe_shapes
+from client.runtime.state_pool import StatefulCache, StatefulTable, state_token_bytes
+from coordinator.models.recurrent import state_shares
+from protocol.manifest import Manifest, ManifestFile, TensorSpec
+from protocol.values import MIN_STATEFUL_TOKENS, LayerRange
+from tests.client.runtime import reference
+from tests.client.runtime.chain import Chain, load_stage
+from tests.client.runtime.recording import PagedOpener
+from tests.fakes.tiny_models import RECURRENT
 
 STATE = StateShape(0, torch.empty(1, 8, 4, device="meta"), torch.empty(1, 2, 16, 16, device="meta"))
 STATE_BYTES = 4 * (8 * 4 + 2 * 16 * 16)
 KV = LayerShape(1, 2, 16, 16)
 KV_BYTES = 4 * 2 * 32
-ROOT_SESSION_BYTES = MIN_STATEFUL_TOKENS * (KV_BYTES + -(-2 * STATE_BYTES // MIN_STATEFUL_TOKENS))
+SESSION_BYTES = MIN_STATEFUL_TOKENS * (KV_BYTES + -(-2 * STATE_BYTES // MIN_STATEFUL_TOKENS))
 Checkpoints = Callable[[str], Path]
 
 
@@ -104,7 +111,7 @@ def test_without_states_every_shorter_length_is_kept() -> None:
 
 @pytest.mark.parametrize("num_sessions", [1, 2, 5])
 def test_there_are_states_for_as_many_sessions_as_there_can_be(num_sessions: int, device: Device) -> None:
-    cache = cache_of(num_sessions * ROOT_SESSION_BYTES + 1000, device)
+    cache = cache_of(num_sessions * SESSION_BYTES + 1000, device)
     tables = [cache.open(1) for _ in range(num_sessions)]
     cache.validate()
     with pytest.raises(KvFullError):
@@ -116,7 +123,7 @@ def test_there_are_states_for_as_many_sessions_as_there_can_be(num_sessions: int
 
 
 def test_a_long_session_takes_the_room_of_several(device: Device) -> None:
-    cache = cache_of(4 * ROOT_SESSION_BYTES, device)
+    cache = cache_of(4 * SESSION_BYTES, device)
     assert cache.open(3 * MIN_STATEFUL_TOKENS).capacity == 3 * MIN_STATEFUL_TOKENS
     cache.open(1)
     with pytest.raises(KvFullError):
@@ -125,7 +132,7 @@ def test_a_long_session_takes_the_room_of_several(device: Device) -> None:
 
 
 def test_states_and_keys_together_stay_within_the_bytes_given(device: Device) -> None:
-    num_bytes = 3 * ROOT_SESSION_BYTES
+    num_bytes = 3 * SESSION_BYTES
     cache = cache_of(num_bytes, device)
     keys = cache.num_tokens * KV_BYTES
     states = 2 * STATE_BYTES * (cache.num_tokens // MIN_STATEFUL_TOKENS)
@@ -141,7 +148,32 @@ def test_layers_without_keys_have_room_by_their_states_alone(device: Device) -> 
 
 def test_memory_for_less_than_one_session_is_refused(device: Device) -> None:
     with pytest.raises(DeviceMemoryError):
-        cache_of(ROOT_SESSION_BYTES - 16 * KV_BYTES, device)
+        cache_of(SESSION_BYTES - 16 * KV_BYTES, device)
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+def test_the_pool_plans_with_what_a_workers_states_take_and_at_most_twice_that(
+    architecture: str, checkpoint: Checkpoints, device: Device
+) -> None:
+    folder = checkpoint(architecture)
+    shares = state_shares(manifest_of(folder))
+    cut = load_folder(folder, LayerRange(0, 6), torch.float32, device, lambda *_: None)
+    adopt_mixers(cut.own_layers)
+    held = {state.layer: state_token_bytes([state]) for state in probe_shapes(cut, torch.float32, device)[1]}
+    assert shares.keys() == held.keys()
+    assert all(held[layer] <= 4 * share <= 2 * held[layer] + 4 for layer, share in shares.items())
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Of a checkpoint, as far as sizes go by it."""
+    opened = Checkpoint.open(folder)
+    shapes = {name: tuple(opened.lazy(name, lambda num_bytes: None)[...].shape) for name in opened.file_of}
+    opened.close()
+    return Manifest(
+        1, folder.name, "TinyForCausalLM", (folder / "config.json").read_text(), 6, 64, 384, 512, 2**20,
+        (ManifestFile("model.safetensors", 1, ("ab" * 32,), 1),),
+        tuple(TensorSpec(name, 0, "F32", shape, 0, 0) for name, shape in shapes.items()),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- a step
@@ -167,6 +199,29 @@ def test_a_forward_that_is_repeated_gives_the_same(checkpoint: Checkpoints) -> N
         assert torch.equal(step(stage, table, tokens), first)
 
 
+@pytest.mark.expected_logs("no memory for")
+@pytest.mark.parametrize("failing", range(5))
+def test_a_forward_that_fails_after_it_has_written_is_repeated_in_halves_and_no_answer_changes(
+    failing: int, chain: Callable[..., Chain], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = reference.random_prompts((12, 5, 7))
+    wanted = chain("qwen3_next", max_batch_tokens=16).generate(prompts, 6)
+    short = chain("qwen3_next", max_batch_tokens=16)
+    forward, calls = short.stages[0].forward, list[int]()
+
+    def without_memory(layout: StepLayout, inputs: Tensor, logit_rows: list[int]) -> Tensor:
+        calls.append(layout.num_rows)
+        output = forward(layout, inputs, logit_rows)
+        if len(calls) == failing + 1:
+            raise DeviceMemoryError
+        return output
+
+    monkeypatch.setattr(short.stages[0], "forward", without_memory)
+    assert short.generate(prompts, 6) == wanted
+    assert short.failures() == []
+    assert calls[failing + 1] + calls[failing + 2] == calls[failing]
+
+
 def test_a_step_that_is_taken_back_leaves_no_trace(checkpoint: Checkpoints) -> None:
     stage = stage_of(checkpoint)
     table, other = stage.cache.open(64), stage.cache.open(64)
@@ -190,8 +245,6 @@ def test_a_new_session_does_not_see_who_had_its_place_before(checkpoint: Checkpo
 
 
 def test_layers_with_states_are_not_captured_and_others_of_the_same_model_are(checkpoint: Checkpoints) -> None:
-    from tests.client.runtime.recording import PagedOpener
-
     for start, num_recorded in ((0, 0), (2, 1)):
         opener = PagedOpener()
         stage = load_stage(checkpoint("qwen3_next"), start, start + 1, 2**24, opener)
