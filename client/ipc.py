@@ -87,7 +87,7 @@ class StartSession(_Message, frozen=True):
 
     `next_link` is where this stage's rows (the tail: the sampled tokens, for the head) go; None when this stage is
     head and tail in one. `num_reserved_tokens` is the KV room to reserve. Only the tail has `sampling`, `stop` and
-    `history`. `num_kept_tokens` and `next_from` are as in messages.OpenSession."""
+    `history`. `num_kept_tokens`, `next_from` and `prefix_hashes` are as in messages.OpenSession."""
 
     session_id: Hex32
     epoch: Count
@@ -102,11 +102,15 @@ class StartSession(_Message, frozen=True):
     history: tuple[Token, ...] = ()
     num_kept_tokens: Count = 0
     next_from: Count = 0
+    prefix_hashes: tuple[Hex32, ...] = ()
 
 
 class EndSession(_Message, frozen=True):
+    """`prefix_hashes` is as in messages.CloseSession."""
+
     session_id: Hex32
     epoch: Count
+    prefix_hashes: tuple[Hex32, ...] = ()
 
 
 class AreYouThere(_Message, frozen=True):
@@ -142,9 +146,12 @@ class LoadProgress(_Message, frozen=True):
 
 
 class SliceLoaded(_Message, frozen=True):
+    """`has_prefix_cache`: what sessions leave in the KV room may be the beginning of others."""
+
     num_kv_tokens: Count
     weight_bytes: Bytes
     can_truncate: bool
+    has_prefix_cache: bool = False
 
 
 class CommandFailed(_Message, frozen=True):
@@ -155,8 +162,11 @@ class CommandFailed(_Message, frozen=True):
 
 
 class SessionStarted(_Message, frozen=True):
+    """`num_cached_tokens` is as in messages.SessionOpened."""
+
     session_id: Hex32
     epoch: Count
+    num_cached_tokens: Count = 0
 
 
 class SessionFailed(_Message, frozen=True):

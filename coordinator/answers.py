@@ -30,6 +30,8 @@ class KeptAnswer:
     accepted: Accepted
     tokens: list[int] = field(default_factory=list)
     timing: StepTiming = StepTiming()
+    num_cached_tokens: int = 0
+    """Of the prompt. A coordinator that was restarted does not know it any more."""
     finish: FinishReason | None = None
     failed: Failed | None = None
     news: Queued | Rerouted | None = None
@@ -65,6 +67,7 @@ class KeptAnswer:
             case Deliver():
                 self.tokens += item.tokens
                 self.timing = _sum(self.timing, item.timing)
+                self.num_cached_tokens += item.num_cached_tokens
                 self.finish = item.finish_reason
             case Failed():
                 self.failed = item
@@ -79,8 +82,8 @@ class KeptAnswer:
         if self.news is not None and not self.has_ended:
             yield self.news
         if self.tokens or self.finish is not None:
-            begin = len(self.order.prompt)
-            yield Deliver(self.order.session_id, begin, tuple(self.tokens), self.finish, self.timing)
+            news = len(self.order.prompt), tuple(self.tokens), self.finish, self.timing, self.num_cached_tokens
+            yield Deliver(self.order.session_id, *news)
         if self.failed is not None:
             yield self.failed
 

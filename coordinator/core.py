@@ -258,7 +258,10 @@ class PoolCore:
 
     def _session_opened(self, node_id: NodeId, message: SessionOpened, now_s: float) -> list[Effect]:
         session = self.sessions.get(SessionId(message.session_id))
-        return self._act(session, session.stage_opened(node_id, message.epoch, message.stage), now_s) if session else []
+        if session is None:
+            return []
+        actions = session.stage_opened(node_id, message.epoch, message.stage, message.num_cached_tokens)
+        return self._act(session, actions, now_s)
 
     def _session_broken(self, node_id: NodeId, message: SessionBroken, now_s: float) -> list[Effect]:
         session = self.sessions.get(SessionId(message.session_id))

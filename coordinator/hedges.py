@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from coordinator.openings import Contact, Order, Run, prompt_frames, waits_for_rows
+from coordinator.openings import Contact, Order, Run, first_row, may_begin, names_for, prompt_frames
 from coordinator.scheduler.commands import ChainStage
 from coordinator.scheduler.state import DeviceKey
 from coordinator.survivors import Survivors
@@ -75,7 +75,10 @@ class Hedge:
     """The other chain is about to go: as soon as this one has computed the log it takes over."""
     epoch: int = 0
     state: HedgeState = HedgeState.OPENING
-    opened: set[int] = field(default_factory=set)
+    opened: dict[int, int] = field(default_factory=dict)
+    """By stage: rows that it has from its cache."""
+    names: tuple[str, ...] = ()
+    """Of the blocks of what this epoch began with."""
     num_log: int = 0
     """Tokens of the log that it began with."""
     position: int = 0
@@ -104,22 +107,32 @@ class Hedge:
             self.num_catch_ups += 1
         self.epoch, self.num_log, self.position = epoch, len(log), len(log)
         self.opened.clear()
-        run = Run(order, epoch, self.chain, log, tuple(self.num_rows for _ in self.chain))
+        self.names = names_for(self.chain, log, order.tenant)
+        run = Run(order, epoch, self.chain, log, self._num_kept, self.names)
         opens = [run.open_message(stage, self.contacts) for stage in reversed(range(len(self.chain)))]
         return [(self.chain[message.stage].device.node_id, message) for message in opens]
 
-    def rows(self, order: Order, log: Sequence[int]) -> list[bytes]:
-        """What the head gets once the stages behind it are open: the log as it was when they were told to."""
-        if not waits_for_rows(self.opened, len(self.chain)):
-            return []
-        return prompt_frames(order.session_id, self.epoch, tuple(log[: self.num_log]), self.num_rows)
+    @property
+    def _num_kept(self) -> tuple[int, ...]:
+        return tuple(self.num_rows for _ in self.chain)
 
-    def stage_opened(self, order: Order, log: Sequence[int], stage: int) -> list[bytes]:
+    @property
+    def _may_begin(self) -> bool:
+        return may_begin(self.chain, self.names, self._num_kept, self.opened)
+
+    def rows(self, order: Order, log: Sequence[int]) -> list[bytes]:
+        """What the head gets, if it may have it yet: the log as it was when its stages were told to open."""
+        if not self._may_begin:
+            return []
+        first = first_row(self.num_log, self._num_kept, self.opened)
+        return prompt_frames(order.session_id, self.epoch, tuple(log[: self.num_log]), first)
+
+    def stage_opened(self, order: Order, log: Sequence[int], stage: int, num_cached: int = 0) -> list[bytes]:
         """What the head gets now."""
         if self.state is not HedgeState.OPENING:
             return []
-        had_rows = waits_for_rows(self.opened, len(self.chain))
-        self.opened.add(stage)
+        had_rows = self._may_begin
+        self.opened[stage] = num_cached
         if len(self.opened) == len(self.chain):
             self._move(HedgeSignal.OPENED)
         return [] if had_rows else self.rows(order, log)
@@ -127,10 +140,10 @@ class Hedge:
     def sampled(self, message: TokensSampled, log: Sequence[int]) -> Step:
         """Its tail has given tokens. A token at a position means that all rows before it are computed; it may be here
         before the head's word that it has opened."""
-        if not waits_for_rows(self.opened, len(self.chain)) or message.position != self.position:
+        if not self._may_begin or message.position != self.position:
             return Step.STRANGE
         if self.state is HedgeState.OPENING:
-            self.opened.add(0)
+            self.opened[0] = 0
             self._move(HedgeSignal.OPENED)
         self._move(HedgeSignal.TOKEN)
         self.num_rows = self.position
@@ -153,4 +166,4 @@ class Hedge:
         """What must hold between events (AssertionError)."""
         assert 0 <= self.num_rows <= self.position <= num_log, self
         assert self.is_warm or self.state is not HedgeState.WARM, self
-        assert self.opened <= set(range(len(self.chain))), self
+        assert self.opened.keys() <= set(range(len(self.chain))), self

@@ -63,7 +63,8 @@ class NodeNews:
         if view is None:
             return []
         view.serve(can_truncate=message.can_truncate)
-        return [ev.SliceReady(DeviceKey(node_id, message.device_id), message.generation, message.num_kv_tokens)]
+        device, room = DeviceKey(node_id, message.device_id), message.num_kv_tokens
+        return [ev.SliceReady(device, message.generation, room, message.has_prefix_cache)]
 
     def _heartbeat(self, node_id: NodeId, message: Heartbeat, now_s: float) -> list[ev.Event]:
         self._nodes[node_id].beat(message, now_s)

@@ -17,7 +17,7 @@ from msgspec import structs
 from coordinator.hedges import MAX_HEDGES, Hedge, HedgeState, Step
 from coordinator.openings import Contact as Contact
 from coordinator.openings import Order as Order
-from coordinator.openings import Run, prompt_frames, waits_for_rows
+from coordinator.openings import Run, first_row, may_begin, names_for, prompt_frames
 from coordinator.scheduler.commands import ChainStage
 from coordinator.scheduler.state import DeviceKey
 from coordinator.survivors import HARMLESS_TO_KV, LINK_LOST, NOTHING_KEPT, Survivors
@@ -80,13 +80,15 @@ class SendFrame:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Commit these tokens to the log, then stream them to the user."""
+    """Commit these tokens to the log, then stream them to the user. `num_cached_tokens`, with the first of them: so
+    many of the prompt were not computed for it, as all stages had them."""
 
     session_id: SessionId
     position: int
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None
     timing: StepTiming
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,10 @@ class Session:
     tokens: list[int] = field(default_factory=list)
     epoch: int = 0
     chain: tuple[ChainStage, ...] = ()
-    opened: set[int] = field(default_factory=set)
+    opened: dict[int, int] = field(default_factory=dict)
+    """By stage: rows that it has from its cache."""
+    names: tuple[str, ...] = ()
+    """Of the blocks of what this epoch began with."""
     num_breaks: int = 0
     num_full: int = 0
     avoid: frozenset[DeviceKey] = frozenset()
@@ -191,19 +196,21 @@ class Session:
         closes = [*self._drop_hedge(), *self._closes(left)]
         self.epoch = self._next_epoch()
         self.chain, self.num_kept = chain, self.survivors.start(chain, keepers)
+        self.names = names_for(chain, self.log, self.order.tenant)
         self.has_committed = self.wants_move = False
         self.opened.clear()
         opens = [self._open(stage, contacts) for stage in reversed(range(len(chain)))]
         return [Rerouted(self.order.session_id, chain, self.epoch), *opens, *self._rows(), *closes]
 
-    def stage_opened(self, node_id: NodeId, epoch: int, stage: int) -> list[Action]:
-        """Once every stage behind the head is open the head gets the log, or what it has not kept of it."""
+    def stage_opened(self, node_id: NodeId, epoch: int, stage: int, num_cached: int = 0) -> list[Action]:
+        """Once it may begin the head gets the log, or what it has not kept of it, or what not all stages have in their
+        caches."""
         if self.hedge is not None and epoch == self.hedge.epoch and self._is_stage(node_id, stage, epoch):
-            return _to_head(self.hedge.chain, self.hedge.stage_opened(self.order, self.log, stage))
+            return _to_head(self.hedge.chain, self.hedge.stage_opened(self.order, self.log, stage, num_cached))
         if epoch != self.epoch or self.state is not SessionState.OPENING or not self._is_stage(node_id, stage):
             return []
-        had_rows = waits_for_rows(self.opened, len(self.chain))
-        self.opened.add(stage)
+        had_rows = self._may_begin
+        self.opened[stage] = num_cached
         if len(self.opened) == len(self.chain):
             self._move(SessionSignal.OPENED)
         return [] if had_rows else self._rows()
@@ -212,15 +219,16 @@ class Session:
         """Tokens from the tail. Anything but the next position of this epoch from this tail is dropped."""
         if self.hedge is not None and message.epoch == self.hedge.epoch:
             return self._hedge_sampled(self.hedge, node_id, message)
-        if message.epoch != self.epoch or not self._has_chain() or not waits_for_rows(self.opened, len(self.chain)):
+        if message.epoch != self.epoch or not self._has_chain() or not self._may_begin:
             return []
         if not self._is_stage(node_id, len(self.chain) - 1) or message.position != len(self.log):
             return []
         if self.state is SessionState.OPENING:  # the head's word that it has opened comes on another line
-            self.opened.add(0)
+            self.opened[0] = 0
             self._move(SessionSignal.OPENED)
         if len(self.tokens) + len(message.tokens) > self.order.max_new_tokens:
             return self.broken(node_id, self.epoch, len(self.chain) - 1, "too_many_tokens", "the tail did not stop")
+        num_cached = 0 if self.tokens else self._first_row
         self.tokens += message.tokens
         self.num_breaks = 0
         self.has_committed = True
@@ -228,7 +236,8 @@ class Session:
         finish = message.finish_reason
         if finish is None and len(self.tokens) == self.order.max_new_tokens:
             finish = FinishReason.LENGTH  # a tail that forgot to say so must not leave the user waiting
-        deliver = Deliver(self.order.session_id, message.position, message.tokens, finish, message.timing)
+        news = (message.position, message.tokens, finish, message.timing, num_cached)
+        deliver = Deliver(self.order.session_id, *news)
         return [deliver, *self.end()] if finish else [deliver, *self._move_now()]
 
     def move_soon(self) -> list[Action]:
@@ -278,8 +287,10 @@ class Session:
         return [*self.end(), failed]
 
     def end(self) -> list[Action]:
-        """Finished or cancelled: the chain is closed."""
-        closes = self._closes((*self.chain, *self.survivors.open)) if self.state is not SessionState.ENDED else []
+        """Finished or cancelled: the chain is closed. What it has computed of the log may begin others."""
+        stages = (*self.chain, *self.survivors.open)
+        names = names_for(self.chain, self.log, self.order.tenant)
+        closes = self._closes(stages, names=names) if self.state is not SessionState.ENDED else []
         self._move(SessionSignal.END)
         return [*self._drop_hedge(), *closes]
 
@@ -419,17 +430,33 @@ class Session:
         return chain[(stage + (code == LINK_LOST)) % len(chain)].device
 
     def _open(self, stage: int, contacts: dict[NodeId, Contact]) -> SendMessage:
-        run = Run(self.order, self.epoch, self.chain, self.log, self.num_kept)
+        run = Run(self.order, self.epoch, self.chain, self.log, self.num_kept, self.names)
         return SendMessage(self.chain[stage].device.node_id, run.open_message(stage, contacts))
 
-    def _rows(self) -> list[Action]:
-        if not waits_for_rows(self.opened, len(self.chain)):
-            return []
-        return _to_head(self.chain, prompt_frames(self.order.session_id, self.epoch, self.log, self.num_kept[0]))
+    @property
+    def _may_begin(self) -> bool:
+        return may_begin(self.chain, self.names, self.num_kept, self.opened)
 
-    def _closes(self, stages: Iterable[ChainStage], epoch: int | None = None) -> list[Action]:
+    def _rows(self) -> list[Action]:
+        if not self._may_begin:
+            return []
+        return _to_head(self.chain, prompt_frames(self.order.session_id, self.epoch, self.log, self._first_row))
+
+    @property
+    def _first_row(self) -> int:
+        """Of the log, as it was when this epoch began."""
+        return first_row(len(self.log), self.num_kept, self.opened)
+
+    def _closes(
+        self, stages: Iterable[ChainStage], epoch: int | None = None, names: tuple[str, ...] = ()
+    ) -> list[Action]:
+        """One message per node, with `names` for those that can use them."""
         message = CloseSession(self.order.session_id, self.epoch if epoch is None else epoch)
-        return [SendMessage(node_id, message) for node_id in dict.fromkeys(s.device.node_id for s in stages)]
+        can_use: dict[NodeId, bool] = {}
+        for stage in stages:
+            can_use[stage.device.node_id] = can_use.get(stage.device.node_id, False) or stage.has_prefix_cache
+        named = structs.replace(message, prefix_hashes=names)
+        return [SendMessage(node_id, named if can else message) for node_id, can in can_use.items()]
 
     def _has_chain(self) -> bool:
         return self.state in (SessionState.OPENING, SessionState.RUNNING)
@@ -451,7 +478,7 @@ class Session:
         """Re-derive the invariants; raises AssertionError."""
         assert bool(self.chain) == self._has_chain() or self.state is SessionState.ENDED, self
         assert len(self.tokens) <= self.order.max_new_tokens, self
-        assert self.opened <= set(range(len(self.chain))), self
+        assert self.opened.keys() <= set(range(len(self.chain))), self
         if self.state is not SessionState.ENDED:
             assert len(self.num_kept) == len(self.chain), self
             assert all(num < len(self.log) for num in self.num_kept), self

@@ -107,20 +107,28 @@ class SliceProgress(_Message, frozen=True):
     total_bytes: Bytes
 
 
-class SliceReady(_Message, frozen=True):
+class SliceReady(_Message, frozen=True, omit_defaults=True):
     """The slice is loaded and serves. `num_kv_tokens` is the KV room: tokens of all sessions together. Said again with
-    less room by a device that ran out of memory; what is reserved there stays so."""
+    less room by a device that ran out of memory; what is reserved there stays so.
+
+    `has_prefix_cache`: what sessions leave in that room may be the beginning of others, if they are told by what name
+    (OpenSession.prefix_hashes). Since version 4."""
 
     device_id: Device
     generation: Count
     num_kv_tokens: Count
     can_truncate: bool
+    has_prefix_cache: bool = False
 
 
-class SessionOpened(_Message, frozen=True):
+class SessionOpened(_Message, frozen=True, omit_defaults=True):
+    """`num_cached_tokens`: the stage has the first rows of the prompt, whole blocks of them, and may begin behind any
+    of these blocks: wherever its first row says. Since version 4."""
+
     session_id: Hex32
     epoch: Count
     stage: Count
+    num_cached_tokens: Count = 0
 
 
 class SessionBroken(_Message, frozen=True):
@@ -288,7 +296,11 @@ class OpenSession(_Message, frozen=True, omit_defaults=True):
     `num_kept_tokens` from the epoch before and computes from there on (0: nothing is kept). The next stage holds
     positions below `next_from`: rows below it are not sent, and rows from there up to `num_kept_tokens`, which are not
     computed again, are sent from what the stage has kept of its outputs. A stage that does not have what it should
-    keep says SessionBroken with the code `nothing_kept`."""
+    keep says SessionBroken with the code `nothing_kept`.
+
+    Since version 4, for a stage with a prefix cache: `prefix_hashes` name the prompt's whole blocks of KV_BLOCK_TOKENS,
+    each by everything up to its end and by the tenant. Under these names the stage may have rows of other sessions
+    (SessionOpened.num_cached_tokens), and keeps its own when the session ends."""
 
     session_id: Hex32
     epoch: Count
@@ -305,13 +317,18 @@ class OpenSession(_Message, frozen=True, omit_defaults=True):
     history: tuple[Token, ...] = ()
     num_kept_tokens: Count = 0
     next_from: Count = 0
+    prefix_hashes: tuple[Hex32, ...] = ()
 
 
-class CloseSession(_Message, frozen=True):
-    """Free everything of this session up to and including this epoch. Repeating it does nothing."""
+class CloseSession(_Message, frozen=True, omit_defaults=True):
+    """Free everything of this session up to and including this epoch. Repeating it does nothing.
+
+    Since version 4, for a stage with a prefix cache, in the epoch in which the session ends: `prefix_hashes` name the
+    blocks of prompt and answer."""
 
     session_id: Hex32
     epoch: Count
+    prefix_hashes: tuple[Hex32, ...] = ()
 
 
 CoordinatorMessage = (

@@ -132,6 +132,7 @@ class HeldSlice(Value, frozen=True, omit_defaults=True):
     num_kv_tokens: Count
     can_truncate: bool = False
     benchmark: LayerBenchmark | None = None
+    has_prefix_cache: bool = False
 
 
 class Sampling(Value, frozen=True):

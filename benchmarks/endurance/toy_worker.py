@@ -21,6 +21,7 @@ from typing import Any
 
 from client import ipc
 from protocol.env import ConnectionClosed
+from protocol.values import SessionId
 from tests.simulation.history import History
 from tests.simulation.worker import Traits, Worker
 
@@ -103,6 +104,10 @@ class ToyWorker(Worker):
         self._handlers[ipc.PlanSlice] = _plan
         self._harms = itertools.cycle(("broken", "repeated", "left out"))
         self._harm = ""
+
+    def _tenant_of(self, session_id: SessionId) -> str:
+        """Real sessions have names that tell nothing."""
+        return ""
 
     def harm_next_frame(self) -> None:
         self._harm = next(self._harms)

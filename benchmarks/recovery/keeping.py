@@ -94,7 +94,8 @@ def _one(made: Rig, known: Known, rng: random.Random) -> tuple[Trial, Saved | No
         return done, None
     first, last = done.heard.chains[0].nodes, done.heard.chains[-1].nodes
     after = prompt_rows(made)
-    anew = {n: after[n] - before[n] - (done.heard.num_prompt_tokens if n in first else 0) for n in last}
+    num_prompt = done.heard.num_prompt_tokens - done.heard.num_cached_tokens
+    anew = {n: after[n] - before[n] - (num_prompt if n in first else 0) for n in last}
     computed = sum(num_rows * width(layers[name]) for name, num_rows in anew.items())
     replaced = sum(width(layers[name]) for name in last if name not in first)
     return done, Saved(done.found.num_rows, replaced, computed, done.found.gap_s, known.prompt_s)

@@ -48,13 +48,14 @@ class Chain:
 
 @dataclass
 class Heard:
-    """An answer as its user got it. `num_prompt_tokens` is known at its end."""
+    """An answer as its user got it. `num_prompt_tokens` is known at its end, and how many of them were cached."""
 
     tokens: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
     """Of each token."""
     chains: list[Chain] = field(default_factory=list)
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     num_connections: int = 0
     is_done: bool = False
     error: str = ""
@@ -74,6 +75,7 @@ class Heard:
             self.chains.append(Chain(now_s, tuple(node["name"] for node in nodes)))
         if usage := event.get("usage"):
             self.num_prompt_tokens = usage["prompt_tokens"]
+            self.num_cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
         for choice in event.get("choices", ()):
             new = choice.get("token_ids") or ()
             self.tokens += new

@@ -213,7 +213,7 @@ class AgentCore:
         return [TellPool(broken)]
 
     def _close_session(self, message: msg.CloseSession) -> list[Command]:
-        ended = self.switch.close(SessionId(message.session_id), message.epoch)
+        ended = self.switch.close(SessionId(message.session_id), message.epoch, message.prefix_hashes)
         return [TellWorker(device_id, end) for device_id, end in ended]
 
     def _pool_lost(self, event: PoolLost) -> list[Command]:
@@ -395,7 +395,8 @@ class AgentCore:
         job = device.job
         if not isinstance(job, msg.AssignSlice) or device.stage is not Stage.LOADING:
             return []
-        device.loaded = Loaded(job.manifest_hash, job.variant, job.layers, message.num_kv_tokens, message.can_truncate)
+        traits = message.num_kv_tokens, message.can_truncate, message.has_prefix_cache
+        device.loaded = Loaded(job.manifest_hash, job.variant, job.layers, *traits)
         device.loaded_as = device.spec
         device.loaded_at_s = self._now_s
         device.move(Step.SERVE)
@@ -416,8 +417,9 @@ class AgentCore:
         leg = self.switch.leg(SessionId(message.session_id), message.epoch, device.spec.device_id)
         if leg is None:
             return []
-        leg.is_open = True
-        return [TellPool(msg.SessionOpened(message.session_id, message.epoch, leg.stage))]
+        leg.is_open, leg.num_cached = True, message.num_cached_tokens
+        opened = msg.SessionOpened(message.session_id, message.epoch, leg.stage, message.num_cached_tokens)
+        return [TellPool(opened)]
 
     def _session_failed(self, device: Device, message: ipc.SessionFailed) -> list[Command]:
         session_id = SessionId(message.session_id)

@@ -95,6 +95,7 @@ class Loaded:
     layers: LayerRange
     num_kv_tokens: int
     can_truncate: bool
+    has_prefix_cache: bool = False
 
 
 @dataclass(slots=True)

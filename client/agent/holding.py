@@ -35,4 +35,5 @@ def _held(device: Device) -> HeldSlice | None:
         loaded.num_kv_tokens,
         loaded.can_truncate,
         device.benchmarks.get(loaded.manifest_hash),
+        loaded.has_prefix_cache,
     )

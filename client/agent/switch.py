@@ -16,7 +16,7 @@ from client.ipc import EndSession, IpcError, StartSession
 from protocol.errors import FrameError, FrameFault
 from protocol.frames import Frame, FrameKind, FrameLimits, Segment, WireDtype, decode_frame, encode_frame, segments_of
 from protocol.messages import OpenSession, RowsAt, WhereAreRows
-from protocol.values import DeviceId, Hop, NodeId, SessionId, Variant
+from protocol.values import KV_BLOCK_TOKENS, DeviceId, Hop, NodeId, SessionId, Variant
 
 DTYPE_OF_VARIANT = {Variant.FLOAT32: WireDtype.FLOAT32, Variant.BFLOAT16: WireDtype.BFLOAT16}
 
@@ -42,9 +42,16 @@ class Leg:
     next_position: int = 0
     is_open: bool = False
     """Its worker has said so."""
+    num_cached: int = 0
+    """Rows that its worker has from the cache, until the first row says how many of them are used."""
     has_gap: bool = False
     """Rows were lost, and that was reported: it can never be right again."""
     flow: Flow = field(default_factory=Flow)
+
+    def takes(self, position: int) -> bool:
+        """Whether a row at this position is the next one: the first may lie behind any block that its worker has."""
+        is_behind_cached = position <= self.num_cached and position % KV_BLOCK_TOKENS == 0
+        return position == self.next_position or (self.num_cached > 0 and is_behind_cached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +110,15 @@ class Switch:
             history=message.history,
             num_kept_tokens=message.num_kept_tokens,
             next_from=message.next_from,
+            prefix_hashes=message.prefix_hashes,
         )
 
-    def close(self, session_id: SessionId, epoch: int) -> list[tuple[DeviceId, EndSession]]:
-        """Forget the session's legs up to that epoch; what their workers are told."""
-        ended = [device_id for device_id, leg in self._legs.get(session_id, {}).items() if leg.epoch <= epoch]
-        return [self._end(session_id, ended_id) for ended_id in ended]
+    def close(
+        self, session_id: SessionId, epoch: int, prefix_hashes: tuple[str, ...] = ()
+    ) -> list[tuple[DeviceId, EndSession]]:
+        """Forget the session's legs up to that epoch; what their workers are told. The names are of that very epoch."""
+        ended = [leg for leg in self._legs.get(session_id, {}).values() if leg.epoch <= epoch]
+        return [self._end(session_id, leg.device_id, prefix_hashes if leg.epoch == epoch else ()) for leg in ended]
 
     def close_all(self, device_id: DeviceId | None = None) -> list[tuple[DeviceId, EndSession]]:
         """Forget every leg (of one device); what the workers are told."""
@@ -222,9 +232,9 @@ class Switch:
         shape = leg.shape if leg.stage else Shape(1, WireDtype.INT32)
         if (frame.kind, frame.row_width, frame.dtype) != (expected_kind, shape.row_width, shape.dtype):
             raise FrameError(FrameFault.BAD_SHAPE, f"{frame.kind.name} rows of {frame.row_width}")
-        if segment.position != leg.next_position:
+        if not leg.takes(segment.position):
             raise FrameError(FrameFault.POSITION, f"position {segment.position}, expected {leg.next_position}")
-        leg.next_position += segment.num_tokens
+        leg.next_position, leg.num_cached = segment.position + segment.num_tokens, 0
         leg.flow.came_in(leg.next_position, now_s)
         return leg.device_id
 
@@ -256,12 +266,14 @@ class Switch:
     def _all(self) -> Iterator[tuple[SessionId, Leg]]:
         return ((session_id, leg) for session_id, legs in self._legs.items() for leg in legs.values())
 
-    def _end(self, session_id: SessionId, device_id: DeviceId) -> tuple[DeviceId, EndSession]:
+    def _end(
+        self, session_id: SessionId, device_id: DeviceId, prefix_hashes: tuple[str, ...] = ()
+    ) -> tuple[DeviceId, EndSession]:
         legs = self._legs[session_id]
         leg = legs.pop(device_id)
         if not legs:
             del self._legs[session_id]
-        return leg.device_id, EndSession(session_id, leg.epoch)
+        return leg.device_id, EndSession(session_id, leg.epoch, prefix_hashes)
 
 
 def _flow(message: OpenSession) -> Flow:

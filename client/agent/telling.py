@@ -38,4 +38,5 @@ def slice_progress(device: Device, *, loading: bool) -> TellPool:
 
 
 def slice_ready(job: msg.AssignSlice, loaded: Loaded) -> TellPool:
-    return TellPool(msg.SliceReady(job.device_id, job.generation, loaded.num_kv_tokens, loaded.can_truncate))
+    traits = loaded.can_truncate, loaded.has_prefix_cache
+    return TellPool(msg.SliceReady(job.device_id, job.generation, loaded.num_kv_tokens, *traits))

@@ -1,6 +1,7 @@
 """Every session's block table on the device, at an address that never changes: what captured graphs read.
 
-A session's room is reserved when it opens, so its table is written once and a decode step names it by its row.
+A session's room is reserved when it opens, so its table is written before its first row, and a decode step names it by
+its row.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ class BlockTables:
     def add(self, blocks: Sequence[int]) -> int:
         """Write a session's blocks; returns its row."""
         row = self._free.pop()
-        self.blocks[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+        self.write(row, blocks)
         return row
+
+    def write(self, row: int, blocks: Sequence[int]) -> None:
+        """The session of this row has these blocks from now on."""
+        self.blocks[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
 
     def remove(self, row: int) -> None:
         """The row may be written anew; what it holds does not matter until then."""

@@ -76,15 +76,15 @@ class Engine:
         """Open a session and say so, or say why not."""
         try:
             _check_stage(message, self._stage)
-            self.sessions.open(message)
+            session = self.sessions.open(message)
         except SessionError as fault:
             self._outbox.send_message(_failed(message, fault))
         else:
-            self._outbox.send_message(SessionStarted(message.session_id, message.epoch))
+            self._outbox.send_message(SessionStarted(message.session_id, message.epoch, session.num_offered))
 
     def end(self, message: EndSession) -> None:
         """End a session; one that is not open is none to end."""
-        self.sessions.end(message.session_id, message.epoch)
+        self.sessions.end(message)
 
     def close(self) -> None:
         """End all sessions because this slice is replaced."""
@@ -149,7 +149,7 @@ class Engine:
     def _push_own(self, session: Session, rows: Rows) -> None:
         """Queue a token that was sampled here."""
         try:
-            session.push(rows)
+            self.sessions.push(session, rows)
         except SessionError as fault:
             self._fail(session, fault)
         else:
@@ -265,6 +265,7 @@ class Engine:
             if not bool(is_finite[rows].all()):
                 self._fail(item.session, NonFiniteError())
                 continue
+            item.session.num_sound = item.stop
             self.sessions.sent.add(item.session.session_id, span.position, output[rows])
             num_had = min(max(0, item.session.start.next_from - span.position), span.num_rows)
             if num_had < span.num_rows:
@@ -295,6 +296,7 @@ class Engine:
         """`row`: the token as int64 [1]. Where the next step begins at once, who asked hears of it after that."""
         session = item.session
         start, position = session.start, session.table.length
+        session.num_sound = position
         assert start.stop is not None
         reason = finish_reason(token, position, start.stop)
         timing = _later(item.rows.timing, compute_us, 0)

@@ -2,6 +2,10 @@
 
 Room is reserved when a session opens, so a generation that was accepted never runs out of it half-way. Blocks are
 handed out in one run where possible: then a session's keys are a view of the pool, and nothing is gathered.
+
+Blocks of sessions that have ended stay as they are until they are needed (prefix_cache.py), and may be the beginning of
+others. Every session has its whole reservation counted, shared or not: so there is always a block to be had for one
+that has to be its own after all, and the coordinator, which counts the same way, need not know.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch import Tensor
 from client.runtime.block_tables import BlockTables
 from client.runtime.device import Device
 from client.runtime.errors import DeviceMemoryError, KvFullError
+from client.runtime.prefix_cache import PrefixCache
 from protocol.values import KV_BLOCK_TOKENS
 
 BLOCK_TOKENS = KV_BLOCK_TOKENS
@@ -52,11 +57,14 @@ class BlockPool:
         self._free = bytearray(_FREE * num_blocks)
         self.num_free = num_blocks
 
-    def take(self, num_blocks: int) -> list[int]:
-        """Reserve blocks, consecutive ones if there is such a run. Raises KvFullError and then reserves none."""
+    def take(self, num_blocks: int, first: int | None = None) -> list[int]:
+        """Reserve blocks, consecutive ones if there is such a run, those from `first` on if they are free. Raises
+        KvFullError and then reserves none."""
         if num_blocks > self.num_free:
             raise KvFullError(num_blocks * BLOCK_TOKENS, self.num_free * BLOCK_TOKENS)
-        start = self._free.find(_FREE * num_blocks)
+        start = -1 if first is None else self._free.find(_FREE * num_blocks, first, first + num_blocks)
+        if start < 0:
+            start = self._free.find(_FREE * num_blocks)
         if start >= 0:
             blocks = list(range(start, start + num_blocks))
         else:
@@ -86,12 +94,18 @@ class BlockPool:
 class KvTable:
     """One session's place in the pool: the slot of each of its positions, and how many positions are written.
 
-    `row` is where BlockTables has its blocks, if the device keeps them."""
+    `row` is where BlockTables has its blocks, if the device keeps them. The first `num_shared` blocks are written, may
+    be other sessions' as well, and are not written to."""
 
-    def __init__(self, blocks: list[int], row: int | None = None) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: list[int], row: int | None = None, num_shared: int = 0) -> None:
         self.row = row
-        self.length = 0
+        self.num_shared = num_shared
+        self.length = num_shared * BLOCK_TOKENS
+        self.lie_in(blocks)
+
+    def lie_in(self, blocks: list[int]) -> None:
+        """From now on these are its blocks."""
+        self.blocks = blocks
         offsets = torch.arange(BLOCK_TOKENS)
         self.slots = (torch.tensor(blocks, dtype=torch.int64)[:, None] * BLOCK_TOKENS + offsets).flatten()
         is_run = blocks == list(range(blocks[0], blocks[0] + len(blocks))) if blocks else False
@@ -104,6 +118,7 @@ class KvTable:
     def advance(self, num_tokens: int) -> None:
         """`num_tokens` more positions are written."""
         assert self.length + num_tokens <= self.capacity, "more was written than reserved"
+        assert self.length >= self.num_shared * BLOCK_TOKENS, "what others have as well is not written to"
         self.length += num_tokens
 
     def keeps(self, length: int) -> bool:
@@ -168,32 +183,74 @@ class KvCache:
         self.layers = {s.layer: LayerCache(s, num_slots, dtype, device.torch_device) for s in shapes}
         self.tables = BlockTables(num_blocks, num_blocks, device.torch_device) if keeps_tables else None
         self._pool = BlockPool(num_blocks)
+        self._prefixes = PrefixCache()
         self._tables: list[KvTable] = []
+        self._num_reserved = 0
+        """Blocks, of all open sessions, those that several have as often as they have them."""
 
     @property
     def num_free_tokens(self) -> int:
-        return self._pool.num_free * BLOCK_TOKENS
+        return self.num_tokens - self._num_reserved * BLOCK_TOKENS
 
-    def open(self, num_tokens: int) -> KvTable:
-        """Reserve room for `num_tokens`, rounded up to whole blocks. Raises KvFullError."""
+    def open(self, num_tokens: int, names: Sequence[str] = ()) -> KvTable:
+        """Reserve room for `num_tokens`, rounded up to whole blocks. Raises KvFullError.
+
+        What is here of a beginning that is called so, block by block, is the table's beginning."""
         num_blocks = -(-num_tokens // BLOCK_TOKENS)
+        if num_blocks * BLOCK_TOKENS > self.num_free_tokens:
+            raise KvFullError(num_blocks * BLOCK_TOKENS, self.num_free_tokens)
         if self.tables is not None and not self.tables.has_room(num_blocks):
             raise KvFullError(num_tokens, self.tables.width * BLOCK_TOKENS if self.tables.num_free else 0)
-        blocks = self._pool.take(num_blocks)
-        table = self._make_table(blocks)
+        shared = self._prefixes.use(names[:num_blocks])
+        blocks = [*shared, *self._take(num_blocks - len(shared), shared[-1] + 1 if shared else None)]
+        table = self._make_table(blocks, len(shared))
         self._tables.append(table)
+        self._num_reserved += num_blocks
         return table
 
-    def close(self, table: KvTable) -> None:
-        """Free the session's room. A table is closed once."""
+    def begin(self, table: KvTable, position: int) -> None:
+        """The session computes rows from `position` on, the start of a block, and has all before it. What is shared
+        from there on gives way to blocks of its own."""
+        assert position % BLOCK_TOKENS == 0, "only whole blocks are shared"
+        table.truncate(position)
+        first = position // BLOCK_TOKENS
+        shared, rest = table.blocks[first : table.num_shared], table.blocks[table.num_shared :]
+        table.num_shared = first
+        if shared:
+            self._prefixes.release(shared)
+            table.lie_in([*table.blocks[:first], *self._take(len(shared)), *rest])
+            if self.tables is not None and table.row is not None:
+                self.tables.write(table.row, table.blocks)
+
+    def close(self, table: KvTable, names: Sequence[str] = (), num_tokens: int = 0) -> None:
+        """Free the session's room. A table is closed once.
+
+        Of its first `num_tokens`, whole blocks stay for others that begin alike: so they are called."""
         self._tables.remove(table)
-        self._pool.give_back(table.blocks)
+        self._num_reserved -= len(table.blocks)
+        free = self._prefixes.release(table.blocks, names[: num_tokens // BLOCK_TOKENS])
+        self._pool.give_back(free)
         if self.tables is not None and table.row is not None:
             self.tables.remove(table.row)
 
-    def _make_table(self, blocks: list[int]) -> KvTable:
-        return KvTable(blocks, None if self.tables is None else self.tables.add(blocks))
+    def _make_table(self, blocks: list[int], num_shared: int) -> KvTable:
+        return KvTable(blocks, None if self.tables is None else self.tables.add(blocks), num_shared)
+
+    def _take(self, num_blocks: int, first: int | None = None) -> list[int]:
+        """There are always as many as a reservation lacks: free ones, or some that only rest."""
+        num_lacking = num_blocks - self._pool.num_free
+        if num_lacking > 0:
+            self._pool.give_back(self._prefixes.evict(num_lacking))
+        return self._pool.take(num_blocks, first)
 
     def validate(self) -> None:
-        """Every block is free or held by exactly one open table."""
-        self._pool.validate(table.blocks for table in self._tables)
+        """Every block is free, or held by exactly one open table, or has a name (AssertionError)."""
+        named = self._prefixes.blocks
+        own = [[block for block in table.blocks if block not in set(named)] for table in self._tables]
+        self._pool.validate([named, *own])
+        self._prefixes.validate(block for table in self._tables for block in table.blocks)
+        assert self._num_reserved == sum(len(table.blocks) for table in self._tables)
+        for table in self._tables:
+            assert set(table.blocks[: table.num_shared]) <= set(named), "what is shared has a name"
+            assert not set(table.blocks[table.num_shared :]) & set(named), "what is written to is nobody else's"
+            assert table.length >= table.num_shared * BLOCK_TOKENS

@@ -2,17 +2,21 @@
 
 Cheaper than sending KV, and than computing the prompt anew (ARCHITECTURE.md, "Decisions worth knowing"). In the host's
 memory, within bounds: of a session whose rows do not fit, nothing is kept at all, as only whole beginnings are of use.
+
+Rows of ended sessions stay in whole blocks, by name, as long as there is room: a session that begins with what others
+have computed (prefix_cache.py) has not sent these rows itself, and may have to nevertheless.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from client.ipc import MAX_SENT_BYTES
-from protocol.values import SessionId
+from protocol.values import KV_BLOCK_TOKENS, SessionId
 
 SESSION_SHARE = 4
 """One session gets a fourth of it all at most: 64 MiB of 256."""
@@ -66,6 +70,8 @@ class SendLog:
         self._max_session_bytes = max_total_bytes // SESSION_SHARE if max_session_bytes is None else max_session_bytes
         self._rows: dict[SessionId, SentRows] = {}
         """In the order in which their first rows came."""
+        self._named: OrderedDict[str, Tensor] = OrderedDict()
+        """Blocks of ended sessions, those used longest ago first."""
         self.num_bytes = 0
 
     def add(self, session_id: SessionId, position: int, values: Tensor) -> None:
@@ -77,10 +83,49 @@ class SendLog:
             return
         rows.append(values)
         self.num_bytes += values.nbytes
-        if rows.num_bytes > self._max_session_bytes:
+        self._keep_bounds(session_id)
+
+    def begin(self, session_id: SessionId, names: Sequence[str]) -> None:
+        """A session begins behind blocks that are called so: if all of them are here, it is as if it had sent them."""
+        blocks = [self._named[name] for name in names if name in self._named]
+        if not names or len(blocks) < len(names):
+            return
+        rows = self._rows[session_id] = SentRows()
+        for block in blocks:
+            rows.append(block)
+        self._touch(names)
+        self.num_bytes += rows.num_bytes
+        self._keep_bounds(session_id)
+
+    def leave(self, session_id: SessionId, names: Sequence[str]) -> None:
+        """The session has ended. Its first whole blocks stay as long as there is room: so they are called."""
+        rows = self._rows.get(session_id)
+        num_whole = min(len(names), rows.num_rows // KV_BLOCK_TOKENS) if rows is not None else 0
+        for place, name in enumerate(names[:num_whole]):
+            if rows is not None and name not in self._named:
+                start = place * KV_BLOCK_TOKENS
+                self._named[name] = block = torch.cat([*rows.between(start, start + KV_BLOCK_TOKENS)])
+                self.num_bytes += block.nbytes
+        self._touch(names[:num_whole])
+        self.forget(session_id)
+        self._forget_named()
+
+    def _touch(self, names: Sequence[str]) -> None:
+        """They were used now. From the last to the first: a beginning outlives what comes behind it."""
+        for name in reversed(names):
+            self._named.move_to_end(name)
+
+    def _keep_bounds(self, session_id: SessionId) -> None:
+        """What nobody runs with goes first."""
+        if self._rows[session_id].num_bytes > self._max_session_bytes:
             self.forget(session_id)
+        self._forget_named()
         while self.num_bytes > self._max_total_bytes:
             self.forget(next(iter(self._rows)))
+
+    def _forget_named(self) -> None:
+        while self._named and self.num_bytes > self._max_total_bytes:
+            self.num_bytes -= self._named.popitem(last=False)[1].nbytes
 
     def num_rows(self, session_id: SessionId) -> int:
         """How many are kept of this session."""
@@ -107,5 +152,8 @@ class SendLog:
 
     def validate(self) -> None:
         """What must hold between steps (AssertionError)."""
-        assert self.num_bytes == sum(rows.num_bytes for rows in self._rows.values()) <= self._max_total_bytes
+        num_named = sum(block.nbytes for block in self._named.values())
+        num_own = sum(rows.num_bytes for rows in self._rows.values())
+        assert self.num_bytes == num_own + num_named <= self._max_total_bytes
+        assert all(block.shape[0] == KV_BLOCK_TOKENS for block in self._named.values())
         assert all(rows.num_bytes <= self._max_session_bytes for rows in self._rows.values())

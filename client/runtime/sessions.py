@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from client.ipc import StartSession
+from client.ipc import EndSession, StartSession
 from client.runtime.errors import KvFullError, NothingKeptError, StaleEpochError
-from client.runtime.kv_cache import KvCache, KvTable
+from client.runtime.kv_cache import BLOCK_TOKENS, KvCache, KvTable
 from client.runtime.send_log import SendLog
 from protocol.errors import FrameError, FrameFault
 from protocol.frames import Phase, Segment
@@ -36,7 +36,9 @@ class Rows:
 class Session:
     """One generation on this stage. Positions below `num_received` have arrived, below `table.length` are computed.
 
-    `sends_again`: the next stage has not got all rows that were kept here from the epoch before."""
+    `sends_again`: the next stage has not got all rows that were kept here from the epoch before. `num_offered`: rows
+    that were found in the cache; the first row that comes says how many of them the whole chain has. Positions below
+    `num_sound` have been seen to give finite numbers."""
 
     start: StartSession
     table: KvTable
@@ -44,6 +46,8 @@ class Session:
     next_seq: int = 0
     is_finished: bool = False
     sends_again: bool = False
+    num_offered: int = 0
+    num_sound: int = 0
     waiting: deque[Rows] = field(default_factory=deque)
 
     @property
@@ -53,6 +57,10 @@ class Session:
     @property
     def num_waiting(self) -> int:
         return self.num_received - self.table.length
+
+    def may_begin_at(self, position: int) -> bool:
+        """Whether these can be the first rows of a session that has some from the cache: behind any of its blocks."""
+        return position <= self.num_offered and position % BLOCK_TOKENS == 0
 
     def push(self, rows: Rows) -> None:
         """Rows to compute next. Raises FrameError if they are not the next ones, KvFullError beyond the reservation."""
@@ -127,18 +135,30 @@ class SessionBook:
         if current is not None and start.num_kept_tokens and self._has_kept(current, start):
             return self._go_on(current, start)
         if current is not None:
-            self.close(current)
+            self.close(current, current.start.prefix_hashes)
         if start.num_kept_tokens:
             raise NothingKeptError(start.num_kept_tokens)
-        session = Session(start, self._cache.open(start.num_reserved_tokens))
+        table = self._cache.open(start.num_reserved_tokens, _wanted(start))
+        found = table.length
+        session = Session(start, table, num_received=found, num_offered=found, num_sound=found)
         self._sessions[session.session_id] = session
         self._queue[session.session_id] = None
         return session
 
+    def push(self, session: Session, rows: Rows) -> None:
+        """Session.push, of which the first rows say from where on the chain computes."""
+        if session.num_offered and session.may_begin_at(rows.position):
+            self._cache.begin(session.table, rows.position)
+            self.sent.begin(session.session_id, session.start.prefix_hashes[: rows.position // BLOCK_TOKENS])
+            session.num_received = session.num_sound = rows.position
+        session.push(rows)
+        session.num_offered = 0
+
     def _has_kept(self, current: Session, start: StartSession) -> bool:
-        """The reservation is the same in all epochs of a session."""
+        """The reservation is the same in all epochs of a session. A part of what others have as well cannot be kept."""
         kept, table = start.num_kept_tokens, current.table
-        has_rows = table.keeps(kept) and start.num_reserved_tokens <= table.capacity
+        is_own = table.num_shared * BLOCK_TOKENS <= kept
+        has_rows = is_own and table.keeps(kept) and start.num_reserved_tokens <= table.capacity
         return has_rows and (not _sends_again(start) or self.sent.num_rows(current.session_id) >= kept)
 
     def _go_on(self, current: Session, start: StartSession) -> Session:
@@ -146,24 +166,28 @@ class SessionBook:
         kept = start.num_kept_tokens
         current.table.truncate(kept)
         self.sent.cut(current.session_id, kept)
-        session = Session(start, current.table, num_received=kept, sends_again=_sends_again(start))
+        num_sound = min(kept, current.num_sound)
+        session = Session(start, current.table, kept, sends_again=_sends_again(start), num_sound=num_sound)
         self._sessions[session.session_id] = session
         return session
 
-    def close(self, session: Session) -> bool:
-        """Forget the session and free its room. False, and nothing changes, if it is not open."""
+    def close(self, session: Session, names: Sequence[str] = ()) -> bool:
+        """Forget the session and free its room. False, and nothing changes, if it is not open.
+
+        `names`: what its rows are called, block by block, so that others may begin with them."""
         if self._sessions.get(session.session_id) is not session:
             return False
         del self._sessions[session.session_id], self._queue[session.session_id]
-        self._cache.close(session.table)
-        self.sent.forget(session.session_id)
+        self._cache.close(session.table, names, session.num_sound)
+        self.sent.leave(session.session_id, names[: session.num_sound // BLOCK_TOKENS])
         return True
 
-    def end(self, session_id: str, epoch: int) -> None:
-        """End a session if it is open at this epoch or an older one."""
-        session = self._sessions.get(SessionId(session_id))
-        if session is not None and session.start.epoch <= epoch:
-            self.close(session)
+    def end(self, end: EndSession) -> None:
+        """End a session if it is open at this epoch or an older one. Of that only the prompt's names are known."""
+        session = self._sessions.get(SessionId(end.session_id))
+        if session is not None and session.start.epoch <= end.epoch:
+            has_names = end.prefix_hashes and session.start.epoch == end.epoch
+            self.close(session, end.prefix_hashes if has_names else session.start.prefix_hashes)
 
     def find(self, segment: Segment) -> Session:
         """Whose rows these are. Raises FrameError if nobody here waits for them."""
@@ -186,6 +210,11 @@ class SessionBook:
         del self._queue[session_id]
         self._queue[session_id] = None
         return self._sessions[session_id]
+
+
+def _wanted(start: StartSession) -> Sequence[str]:
+    """What may come from the cache: not the prompt's last row, out of which the first token comes."""
+    return start.prefix_hashes[: (start.num_prompt_tokens - 1) // BLOCK_TOKENS]
 
 
 def _sends_again(start: StartSession) -> bool:

@@ -83,6 +83,12 @@ class Stage:
         return True
 
     @property
+    def has_prefix_cache(self) -> bool:
+        """Whether a session can begin with rows that another one has computed: what each layer keeps of a position must
+        lie there by itself. Windows are masks over such a pool; a state of all positions could not be divided."""
+        return not isinstance(self.cache, StatefulCache)
+
+    @property
     def weight_bytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.cut.model.parameters())
 

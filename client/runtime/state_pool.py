@@ -104,12 +104,14 @@ class StatefulCache(KvCache):
         self.states = StatePool(state_shapes, STATE_COPIES * num_sessions, device.torch_device)
         self._free_states = list(range(num_sessions))[::-1]
 
-    def open(self, num_tokens: int) -> KvTable:
-        """Reserve room for `num_tokens`, or the least for a session, and its states. Raises KvFullError."""
+    def open(self, num_tokens: int, names: Sequence[str] = ()) -> KvTable:
+        """Reserve room for `num_tokens`, or the least for a session, and its states. Raises KvFullError.
+
+        Nothing is shared, whatever it is called: a state is of all rows before it and cannot be divided."""
         return super().open(max(num_tokens, MIN_STATEFUL_TOKENS))
 
-    def close(self, table: KvTable) -> None:
-        """Free the session's room and its states. A table is closed once."""
+    def close(self, table: KvTable, names: Sequence[str] = (), num_tokens: int = 0) -> None:
+        """Free the session's room and its states. A table is closed once, and nothing of it stays."""
         super().close(table)
         self._free_states.append(_stateful(table).state)
 
@@ -120,7 +122,8 @@ class StatefulCache(KvCache):
         numbers = sorted([*held, *self._free_states])
         assert numbers == list(range(len(numbers))), "a state is held twice, or has leaked"
 
-    def _make_table(self, blocks: list[int]) -> KvTable:
+    def _make_table(self, blocks: list[int], num_shared: int) -> KvTable:
+        assert not num_shared, "nothing is shared here"
         return StatefulTable(blocks, self._free_states.pop())
 
 

@@ -127,7 +127,8 @@ class Worker:
         cut = self._load_cut(message, dtype)
         stage = Stage(cut, message.max_kv_bytes, dtype, self._device)
         self._engine = Engine(stage, self._channel, message.max_batch_tokens, message.max_sent_bytes)
-        return SliceLoaded(stage.cache.num_tokens, stage.weight_bytes, stage.can_truncate)
+        room = stage.cache.num_tokens, stage.weight_bytes
+        return SliceLoaded(*room, stage.can_truncate, has_prefix_cache=stage.has_prefix_cache)
 
     def _load_cut(self, message: LoadSlice, dtype: torch.dtype) -> CutModel:
         folder, place = Path(message.folder), (dtype, self._device)

@@ -74,6 +74,7 @@ class Totals:
     """What an answer cost, for `usage` and for benchmarks."""
 
     num_prompt_tokens: int
+    num_cached_tokens: int = 0
     num_tokens: int = 0
     compute_us: int = 0
     codec_us: int = 0
@@ -137,6 +138,7 @@ class Answer:
         """One token after the other: what is shown after n tokens must not depend on how they came together."""
         text, tokens, finish = "", list[int](), item.finish_reason
         self.totals.add_timing(item.timing)
+        self.totals.num_cached_tokens += item.num_cached_tokens
         for token in item.tokens:
             piece = self.stops.push(self.text.push([token]))
             self.totals.num_tokens += 1

@@ -79,12 +79,14 @@ def event(data: object, name: str = "") -> bytes:
     return b"id: " + name.encode() + b"\n" + lines if name else lines
 
 
-def usage(answer: Answer) -> dict[str, int]:
+def usage(answer: Answer) -> dict[str, Any]:
+    """`cached_tokens` are those of the prompt that no stage had to compute."""
     totals = answer.totals
     return {
         "prompt_tokens": totals.num_prompt_tokens,
         "completion_tokens": totals.num_tokens,
         "total_tokens": totals.num_prompt_tokens + totals.num_tokens,
+        "prompt_tokens_details": {"cached_tokens": totals.num_cached_tokens},
     }
 
 

@@ -32,4 +32,4 @@ def _in_steps(rate: float, most: float) -> float:
 
 def _stage(device: Device) -> ChainStage:
     assert device.layers is not None, "a chain has ready devices only"
-    return ChainStage(device.key, device.generation, device.layers)
+    return ChainStage(device.key, device.generation, device.layers, device.has_prefix_cache)

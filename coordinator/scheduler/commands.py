@@ -51,9 +51,12 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class ChainStage:
+    """`has_prefix_cache`: what sessions leave there may be the beginning of others."""
+
     device: DeviceKey
     generation: int
     layers: LayerRange
+    has_prefix_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ class SliceReady:
     device: DeviceKey
     generation: int
     num_kv_tokens: int
+    has_prefix_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def adopt(device: Device, held: tuple[HeldSlice, ...], models: dict[str, ModelFa
     device.generation = one.generation
     device.num_fetched_bytes = 0.0
     device.move(Signal.LOADED)
-    device.num_kv_tokens = one.num_kv_tokens
+    device.num_kv_tokens, device.has_prefix_cache = one.num_kv_tokens, one.has_prefix_cache
     return True
 
 

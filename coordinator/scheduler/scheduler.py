@@ -263,7 +263,7 @@ class Scheduler:
         if device.state is not DeviceState.ASSIGNED:
             return []
         device.move(Signal.LOADED)
-        device.num_kv_tokens = event.num_kv_tokens
+        device.num_kv_tokens, device.has_prefix_cache = event.num_kv_tokens, event.has_prefix_cache
         device.num_failures = 0
         self._planner.loaded(device, now_s)
         self._dispatcher.changed(device)

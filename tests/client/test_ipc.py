@@ -19,7 +19,9 @@ TO_WORKER: tuple[ipc.AgentMessage, ...] = (
     ipc.LoadSlice("/a folder/☃", LayerRange(2, 3), Variant.FLOAT32, 10**12),
     ipc.StartSession(SESSION, 1, 0, 2, 7, 64, 3, 1, Sampling(0.5, 0.9, 40, 7), StopRule(100, (2,)), (1, 2, 3)),
     ipc.StartSession(SESSION, 1, 0, 1, 7, 64, None, 0),
+    ipc.StartSession(SESSION, 1, 0, 1, 40, 64, None, 0, prefix_hashes=(SESSION, "2" * 32)),
     ipc.EndSession(SESSION, 4),
+    ipc.EndSession(SESSION, 4, (SESSION, "2" * 32)),
     ipc.AreYouThere(),
 )
 TO_AGENT: tuple[ipc.WorkerMessage, ...] = (
@@ -27,9 +29,9 @@ TO_AGENT: tuple[ipc.WorkerMessage, ...] = (
     ipc.LayersMeasured(LayerBenchmark((BatchTime(1, 0.1),), 0.2, 0.3)),
     ipc.SlicePlanned(("a", "b")),
     ipc.LoadProgress(1, 2),
-    ipc.SliceLoaded(1000, 10**9, True),
+    ipc.SliceLoaded(1000, 10**9, True, has_prefix_cache=True),
     ipc.CommandFailed("out_of_memory", "No."),
-    ipc.SessionStarted(SESSION, 1),
+    ipc.SessionStarted(SESSION, 1, 32),
     ipc.SessionFailed(SESSION, 1, "kv_full", "No."),
     ipc.Sampled(SESSION, 1, 9, (5, 6), None, StepTiming(1, 2)),
     ipc.WorkDone(30, 55, 512, 0.75),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.affinity import BLOCK_TOKENS, affinity_of
+from coordinator.affinity import BLOCK_TOKENS, affinity_of, prefix_hashes
+from protocol.values import KV_BLOCK_TOKENS
 
 PROMPT = tuple(range(3 * BLOCK_TOKENS + 17))
 
@@ -40,3 +41,27 @@ def test_the_same_block_elsewhere_is_another_prefix() -> None:
 
 def test_hashes_fit_64_bits() -> None:
     assert all(0 <= number < 2**64 for number in affinity_of((2**31 - 1,) * BLOCK_TOKENS, "ada"))
+
+
+# ---------------------------------------------------------------- names in stages' caches
+
+
+@given(st.integers(0, 99))
+def test_names_are_the_same_exactly_as_far_as_the_tokens_are(at: int) -> None:
+    tokens = PROMPT[:100]
+    other = (*tokens[:at], tokens[at] + 1, *tokens[at + 1 :])
+    num_same = at // KV_BLOCK_TOKENS
+    before, after = prefix_hashes(tokens, "ada"), prefix_hashes(other, "ada")
+    assert len(before) == len(set(before)) == 100 // KV_BLOCK_TOKENS
+    assert before[:num_same] == after[:num_same]
+    assert not set(before[num_same:]) & set(after[num_same:])
+    assert prefix_hashes(tokens[:at], "ada") == before[:num_same]
+
+
+def test_tenants_have_no_name_in_common_and_nobody_has_any() -> None:
+    assert not set(prefix_hashes(PROMPT, "ada")) & set(prefix_hashes(PROMPT, "bob"))
+    assert prefix_hashes(PROMPT, "") == ()
+
+
+def test_a_name_has_128_bits() -> None:
+    assert {len(name) for name in prefix_hashes(PROMPT, "ada")} == {32}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,15 @@ def test_who_comes_late_hears_all_tokens_and_then_what_comes() -> None:
     assert read(reader) == [chain, Deliver(ONE, 3, (8, 9), None, StepTiming(20, 2))]
     book.take(ONE, deliver(5, 2, finish=FinishReason.STOP), 2.0)
     assert read(reader) == [deliver(5, 2, finish=FinishReason.STOP)]
+
+
+def test_who_comes_late_hears_how_much_of_the_prompt_was_cached() -> None:
+    one, reader = answer(), asyncio.Queue[Item | Failed]()
+    book = opened(one)
+    for item in (replace(deliver(3, 8), num_cached_tokens=16), deliver(4, 9)):
+        book.take(ONE, item, 1.0)
+    book.attach(one, reader)
+    assert read(reader) == [Deliver(ONE, 3, (8, 9), None, StepTiming(20, 2), num_cached_tokens=16)]
 
 
 def test_two_may_read_and_the_last_one_to_leave_decides() -> None:

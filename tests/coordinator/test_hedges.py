@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from coordinator.affinity import prefix_hashes
 from coordinator.hedges import MAX_HEDGES, TRANSITIONS, Hedge, HedgeState
 from coordinator.scheduler.commands import ChainStage
 from coordinator.sessions import (
@@ -182,3 +185,19 @@ def test_a_session_has_a_few_second_chains_at_most() -> None:
         hedged(session)
         session.end_hedge()
     assert not session.may_hedge
+
+
+def test_a_second_chain_begins_behind_what_its_stages_have_cached() -> None:
+    order = replace(ORDER, prompt=tuple(range(3, 43)), tenant="key 1", max_new_tokens=9)
+    session, other = Session(order), tuple(replace(stage, has_prefix_cache=True) for stage in OTHER)
+    session.start(OWN, {}, frozenset(stage.device for stage in OWN))
+    for stage, place in enumerate(OWN):
+        session.stage_opened(place.device.node_id, 1, stage)
+    session.sampled(TAIL, said(1, 40, 11))
+    opens = session.open_hedge(Hedge(other, {}, frozenset()))
+    names = [a.message.prefix_hashes for a in opens if isinstance(a, SendMessage)]
+    assert names == [prefix_hashes(session.log, "key 1")] * 2
+    session.stage_opened(other[0].device.node_id, 2, 0, 32)
+    frames = session.stage_opened(other[1].device.node_id, 2, 1, 16)
+    [segment] = [decode_frame(a.frame).segments[0] for a in frames if isinstance(a, SendFrame)]
+    assert (segment.position, segment.num_tokens) == (16, 25)

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from coordinator.affinity import prefix_hashes
+from coordinator.openings import first_row
 from coordinator.scheduler.commands import ChainStage
 from coordinator.sessions import (
     MAX_BREAKS,
@@ -538,3 +540,81 @@ def test_the_last_token_needs_no_move() -> None:
     session.move_soon()
     actions = session.sampled(TAIL, sampled(9, position=4, finish=FinishReason.STOP))
     assert not any(isinstance(action, WantMove) for action in actions)
+
+
+# ---------------------------------------------------------------- prompts that begin like others'
+
+
+LONG = replace(ORDER, prompt=tuple(range(3, 43)), tenant="key 1")
+CACHING = tuple(replace(stage, has_prefix_cache=True) for stage in CHAIN)
+
+
+def begun_with(*cached: int, chain: tuple[ChainStage, ...] = CACHING, order: Order = LONG) -> tuple[Session, int]:
+    """The session, and the row of the log that goes out first."""
+    session = Session(order)
+    session.start(chain, {})
+    actions = [a for stage, num in enumerate(cached)
+               for a in session.stage_opened(chain[stage].device.node_id, 1, stage, num)]  # fmt: skip
+    session.validate()
+    [frame] = [decode_frame(a.frame) for a in actions if isinstance(a, SendFrame)]
+    assert frame.segments[0].position + frame.segments[0].num_tokens == len(order.prompt)
+    return session, frame.segments[0].position
+
+
+def named(actions: list[Action]) -> list[tuple[str, ...]]:
+    return [a.message.prefix_hashes for a in actions if isinstance(a, SendMessage)]
+
+
+@pytest.mark.parametrize(
+    ("cached", "first"),
+    [((32, 32, 32), 32), ((32, 16, 32), 16), ((0, 32, 32), 0), ((33, 40, 36), 32), ((999, 999, 999), 32)],
+)
+def test_a_prompt_begins_where_the_first_stage_lacks_it(cached: tuple[int, ...], first: int) -> None:
+    session, position = begun_with(*cached)
+    assert position == first
+    [deliver, *_] = session.sampled(TAIL, sampled(9, position=40))
+    assert isinstance(deliver, Deliver)
+    assert deliver.num_cached_tokens == first
+    [deliver, *_] = session.sampled(TAIL, sampled(9, position=41))
+    assert isinstance(deliver, Deliver)
+    assert deliver.num_cached_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("num_kept", "cached", "first"),
+    [
+        ((40, 40), (0, 0), 40), ((0, 40), (32, 0), 32), ((0, 30), (32, 0), 16), ((40, 0), (0, 0), 40),
+        ((0, 0, 40, 0), (32, 16, 0, 0), 16), ((0, 0, 0), (16, 16, 0), 0),
+    ],
+)  # fmt: skip
+def test_before_a_stage_that_keeps_rows_others_may_begin_behind_what_is_cached(
+    num_kept: tuple[int, ...], cached: tuple[int, ...], first: int
+) -> None:
+    assert first_row(41, num_kept, dict(enumerate(cached))) == first
+
+
+def test_blocks_are_named_for_stages_that_can_use_it() -> None:
+    chain = (CACHING[0], CHAIN[1], CACHING[2])
+    actions = Session(LONG).start(chain, {})
+    assert [len(order.prefix_hashes) for order in opens(actions)] == [2, 0, 2]
+    assert {order.prefix_hashes for order in opens(actions)} == {prefix_hashes(LONG.prompt, "key 1"), ()}
+
+
+def test_at_the_end_the_whole_log_is_named() -> None:
+    order = replace(LONG, max_new_tokens=10)
+    session, _ = begun_with(0, 0, 0, order=order)
+    session.sampled(TAIL, sampled(*range(70, 78), position=40))
+    actions = session.sampled(TAIL, sampled(80, 2, position=48, finish=FinishReason.STOP))
+    assert named(actions) == [prefix_hashes(session.log, "key 1")] * 3
+    assert len(named(actions)[0]) == 3
+
+
+def test_a_chain_that_is_left_hears_no_names() -> None:
+    """What it has computed behind the prompt may be another answer than the one that the session goes on with."""
+    session, _ = begun_with(0, 0, 0)
+    session.sampled(TAIL, sampled(9, position=40))
+    left = session.move_away({stage.device for stage in CACHING})
+    moved = session.start(SPARE, {})
+    closes = [a.message for a in (*left, *moved) if isinstance(a, SendMessage) and isinstance(a.message, CloseSession)]
+    assert len(closes) == 3
+    assert not any(close.prefix_hashes for close in closes)

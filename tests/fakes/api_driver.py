@@ -69,8 +69,8 @@ def says(text: str) -> Rule:
     return rule
 
 
-def speaker(number: int = 1, text: str = TEXT, max_layers: int = 8) -> FakeNode:
-    return FakeNode(number, facts.spec(max_layers), rule=says(text))
+def speaker(number: int = 1, text: str = TEXT, max_layers: int = 8, *, caches: bool = False) -> FakeNode:
+    return FakeNode(number, facts.spec(max_layers), rule=says(text), caches=caches)
 
 
 OPEN_SITE = Site("http://127.0.0.1:8000", "", False, frozenset({"localhost"}), True, "test pool")

@@ -9,13 +9,24 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import msgspec
 
 from protocol import PROTOCOL_VERSION
 from protocol import messages as m
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, decode_frame, encode_frame
-from protocol.values import DeviceId, DeviceSpec, FinishReason, HeldSlice, LayerBenchmark, NodeId, SessionId, StepTiming
+from protocol.values import (
+    KV_BLOCK_TOKENS,
+    DeviceId,
+    DeviceSpec,
+    FinishReason,
+    HeldSlice,
+    LayerBenchmark,
+    NodeId,
+    SessionId,
+    StepTiming,
+)
 from tests.fakes import pool_facts as facts
 
 Rule = Callable[[Sequence[int]], int]
@@ -44,6 +55,16 @@ class Leg:
     sent: list[int] = field(default_factory=list)
     seq: int = 0
     has_sent_again: bool = False
+    num_cached: int = 0
+    """Rows from the cache, until the first row says how many of them are used."""
+
+    def takes(self, position: int) -> bool:
+        is_behind_cached = position <= self.num_cached and position % KV_BLOCK_TOKENS == 0
+        return position == len(self.kv) or (self.num_cached > 0 and is_behind_cached)
+
+    def names(self, close: m.CloseSession) -> tuple[str, ...]:
+        is_current = close.epoch == self.order.epoch and close.prefix_hashes
+        return close.prefix_hashes if is_current else self.order.prefix_hashes
 
     @property
     def is_tail(self) -> bool:
@@ -63,6 +84,7 @@ class FakeNode:
         num_kv_tokens: int = 10_000,
         address: str | None = None,
         version: int = PROTOCOL_VERSION,
+        caches: bool = False,
     ) -> None:
         self.node_id: NodeId = facts.node_id(number)
         self.hello = facts.hello(number, *devices, address=address, version=version)
@@ -76,6 +98,11 @@ class FakeNode:
         """False: whatever it is told to keep is gone."""
         self.max_sent_rows = 10_000
         """Of longer sessions it does not keep what it sent."""
+        self.caches = caches
+        """Whether it keeps whole blocks of ended sessions, by device and name."""
+        self.cached: dict[tuple[DeviceId, str], list[int]] = {}
+        self.keeps_sent = True
+        """False: it does not know any more what was sent of cached blocks."""
         self.heard: list[m.CoordinatorMessage | bytes] = []
         self.legs: dict[tuple[SessionId, DeviceId], Leg] = {}
         self.computed: dict[tuple[SessionId, int], int] = {}
@@ -112,19 +139,21 @@ class FakeNode:
             case m.CloseSession(session_id, epoch):
                 for key, leg in list(self.legs.items()):
                     if key[0] == session_id and leg.order.epoch <= epoch:
+                        self._leave(key[1], leg.kv, leg.names(data))
                         del self.legs[key]
         return []
 
     def _end_all(self, device_id: DeviceId) -> None:
         """A device that is to do something else ends what ran over it, without being told."""
         self.legs = {key: leg for key, leg in self.legs.items() if key[1] != device_id}
+        self.cached = {key: rows for key, rows in self.cached.items() if key[0] != device_id}
 
     def of_type(self, kind: type) -> list[m.CoordinatorMessage | bytes]:
         return [data for data in self.heard if isinstance(data, kind)]
 
     def _load(self, order: m.AssignSlice) -> list[m.NodeMessage | bytes]:
         progress = m.SliceProgress(order.device_id, order.generation, True, 50, 100)
-        ready = m.SliceReady(order.device_id, order.generation, self.num_kv_tokens, True)
+        ready = m.SliceReady(order.device_id, order.generation, self.num_kv_tokens, True, self.caches)
         if not self.loads:
             return [progress]
         before = self.held.get(order.device_id)
@@ -137,6 +166,7 @@ class FakeNode:
             self.num_kv_tokens,
             True,
             self.benchmark,
+            self.caches,
         )
         is_same = before is not None and msgspec.structs.replace(before, generation=order.generation) == held
         self.num_loads += not is_same
@@ -168,8 +198,24 @@ class FakeNode:
             if sends_again and len(before.sent) < num_kept:
                 return _nothing_kept(order)
             leg.kv, leg.sent = before.kv[:num_kept], before.sent[:num_kept]
+        elif self.caches:
+            leg.kv = self._cached_rows(order)
+            leg.num_cached = len(leg.kv)
         self.legs[session_id, order.device_id] = leg
-        return m.SessionOpened(order.session_id, order.epoch, order.stage)
+        return m.SessionOpened(order.session_id, order.epoch, order.stage, leg.num_cached)
+
+    def _leave(self, device_id: DeviceId, rows: list[int], names: Sequence[str]) -> None:
+        """Whole blocks of an ended session."""
+        for place, name in enumerate(names if self.caches else ()):
+            block = rows[place * KV_BLOCK_TOKENS : (place + 1) * KV_BLOCK_TOKENS]
+            if len(block) == KV_BLOCK_TOKENS:
+                self.cached[device_id, name] = block
+
+    def _cached_rows(self, order: m.OpenSession) -> list[int]:
+        """Less the prompt's last row."""
+        names = order.prefix_hashes[: (order.num_prompt_tokens - 1) // KV_BLOCK_TOKENS]
+        blocks = takewhile(lambda block: block is not None, (self.cached.get((order.device_id, n)) for n in names))
+        return [row for block in blocks if block is not None for row in block]
 
     def _leg_of(self, segment: Segment) -> Leg | None:
         legs = [leg for (session_id, _), leg in self.legs.items() if session_id == segment.session_id]
@@ -182,10 +228,12 @@ class FakeNode:
         for segment in frame.segments:
             rows, values = values[: segment.num_tokens], values[segment.num_tokens :]
             leg = self._leg_of(segment)
-            if leg is None or segment.position != len(leg.kv):
+            if leg is None or not leg.takes(segment.position):
                 self.num_refused_rows += len(rows)
             else:
-                leg.kv += rows
+                if leg.num_cached and self.keeps_sent:
+                    leg.sent = leg.kv[: segment.position]
+                leg.kv, leg.num_cached = [*leg.kv[: segment.position], *rows], 0
                 key = segment.session_id, segment.epoch
                 self.computed[key] = self.computed.get(key, 0) + len(rows)
                 answers += self._sample(leg) if leg.is_tail else self._pass_on(leg, rows)

@@ -12,14 +12,17 @@ LIMIT_S = 300.0
 
 
 class Stream:
-    """A greedy answer as it comes: its tokens, the chains that gave it, its places in the queue."""
+    """A greedy answer as it comes: its tokens, the chains that gave it, its places in the queue; at its end, how much
+    of its prompt was cached."""
 
     def __init__(self, served: Served, content: str, num_tokens: int) -> None:
         self.tokens: list[int] = []
         self.chains: list[list[str]] = []
         self.places: list[dict[str, Any]] = []
+        self.num_cached_tokens = 0
         self._news = threading.Condition()
-        self._events = served.events(content, max_tokens=num_tokens, return_token_ids=True)
+        usage = {"include_usage": True}
+        self._events = served.events(content, max_tokens=num_tokens, return_token_ids=True, stream_options=usage)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -60,5 +63,7 @@ class Stream:
             self.chains.append([node["name"] for node in extra["nodes"]])
         if "queue" in extra:
             self.places.append(extra["queue"])
+        if "usage" in event:
+            self.num_cached_tokens = event["usage"]["prompt_tokens_details"]["cached_tokens"]
         for choice in event.get("choices", ()):
             self.tokens += choice.get("token_ids", ())

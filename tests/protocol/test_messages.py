@@ -65,6 +65,8 @@ FROM_NODE: list[m.NodeMessage] = [
     m.SliceProgress(CPU, 4, False, 10, 100),
     m.SliceReady(CPU, 4, 8192, True),
     m.SessionOpened(SESSION, 1, 0),
+    m.SliceReady(CPU, 4, 8192, True, has_prefix_cache=True),
+    m.SessionOpened(SESSION, 1, 0, num_cached_tokens=48),
     m.SessionBroken(SESSION, 1, 0, "kv_full", "No room."),
     m.TokensSampled(SESSION, 1, 9, (5, 6), (-0.1, -2.5), FinishReason.STOP, StepTiming(10, 20)),
     m.Heartbeat(1, 1000, 0, (WORK,), 0.04),
@@ -85,6 +87,8 @@ FROM_COORDINATOR: list[m.CoordinatorMessage] = [
     ),
     m.WhereAreRows(SESSION, 2, 1),
     m.CloseSession(SESSION, 2),
+    m.OpenSession(SESSION, 2, CPU, 1, 1, 2, 40, 100, HOP, HOP, prefix_hashes=(SESSION, NODE)),
+    m.CloseSession(SESSION, 2, (SESSION, NODE)),
     m.MeasureLinks((HOP,)),
 ]
 LEAVING_OF_VERSION_3 = '{"type":"leaving","reason":"paused"}'
@@ -138,7 +142,11 @@ def test_what_a_node_of_the_version_before_says_is_understood() -> None:
 
 def test_a_session_that_keeps_nothing_is_opened_in_words_of_the_version_before() -> None:
     said = json.loads(m.encode_message(OPEN_OF_VERSION_3))
-    assert {"num_kept_tokens", "next_from"}.isdisjoint(said)
+    assert {"num_kept_tokens", "next_from", "prefix_hashes"}.isdisjoint(said)
+
+
+def test_a_session_of_which_nothing_is_named_is_closed_in_words_of_the_version_before() -> None:
+    assert set(json.loads(m.encode_message(m.CloseSession(SESSION, 2)))) == {"type", "session_id", "epoch"}
 
 
 def test_direct_links_begin_with_the_oldest_version_that_a_neighbour_may_speak() -> None:

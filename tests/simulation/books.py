@@ -25,7 +25,7 @@ class SecondChain:
     num_rows: int
     stages: dict[int, ChainStage] = field(default_factory=dict)
     opens: dict[int, OpenSession] = field(default_factory=dict)
-    opened: set[int] = field(default_factory=set)
+    opened: dict[int, int] = field(default_factory=dict)
     num_frames: int = 0
     next_row: int = 0
     position: int = 0
@@ -57,7 +57,8 @@ class Book:
     log: list[int]
     epoch: int = 0
     chain: tuple[ChainStage, ...] = ()
-    opened: set[int] = field(default_factory=set)
+    opened: dict[int, int] = field(default_factory=dict)
+    """By stage, what each has said that it has cached."""
     num_frames: int = 0
     is_over: bool = False
     avoid: set[DeviceKey] = field(default_factory=set)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from client import ipc
 from client.agent.workers import Workers
 from protocol.frames import Segment, decode_frame
-from protocol.values import DeviceId, SessionId
+from protocol.values import KV_BLOCK_TOKENS, DeviceId, SessionId
 from tests.simulation.history import History
 
 
@@ -16,6 +16,14 @@ from tests.simulation.history import History
 class _Open:
     start: ipc.StartSession
     next_position: int
+    has_begun: bool = False
+
+    def begins_at(self, position: int) -> bool:
+        """Whether its first row may be this one: the worker has said what it has, which is not known here. A worker
+        that is given other rows than it has blames whoever let them in."""
+        is_block = position % KV_BLOCK_TOKENS == 0
+        has_names = position // KV_BLOCK_TOKENS <= len(self.start.prefix_hashes)
+        return not self.has_begun and not self.start.num_kept_tokens and is_block and has_names
 
 
 class WatchedWorkers(Workers):
@@ -53,6 +61,9 @@ class WatchedWorkers(Workers):
         if current is None:
             self.history.blame(f"{name}, which is not open")
             return
+        if current.begins_at(segment.position):
+            current.next_position = segment.position
+        current.has_begun = True
         seen = (segment.epoch, segment.stage, segment.position)
         wanted = (current.start.epoch, current.start.stage, current.next_position)
         self.history.expect(

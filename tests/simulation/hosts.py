@@ -60,6 +60,7 @@ class NodePlan:
     max_batch: int = 6
     direct: bool = True
     can_truncate: bool = True
+    has_prefix_cache: bool = True
     clock_offset_s: float = 0.0
     clock_rate: float = 1.0
 
@@ -85,7 +86,7 @@ class SimNode:
 
     def __post_init__(self) -> None:
         plan = self.plan
-        self.traits = Traits(plan.layer_s, plan.num_kv_tokens, plan.max_batch, plan.can_truncate)
+        self.traits = Traits(plan.layer_s, plan.num_kv_tokens, plan.max_batch, plan.can_truncate, plan.has_prefix_cache)
         self.env = VirtualEnv(self.network, plan.host, random.Random(f"{self.seed} {plan.host}"), self._work)
         self.clock = SimClock(plan.clock_offset_s, plan.clock_rate)
         self.env.clock = self.clock

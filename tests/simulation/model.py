@@ -48,6 +48,10 @@ def token_of_row(row: bytes, sampling: Sampling, position: int) -> int:
     return int.from_bytes(digest, "little") % VOCABULARY + 3
 
 
+Block = tuple[tuple[bytes, ...], ...]
+"""Of each layer of a stage, what it keeps of some positions."""
+
+
 class Layers:
     """What a stage keeps of one session: each layer's outputs, by position."""
 
@@ -75,6 +79,15 @@ class Layers:
         """Forget positions from `length` on."""
         for kept in self._kept:
             del kept[length:]
+
+    def block(self, start: int, stop: int) -> Block:
+        """What is kept of these positions."""
+        return tuple(tuple(kept[start:stop]) for kept in self._kept)
+
+    def append(self, block: Block) -> None:
+        """The next positions, as other layers of the same numbers have computed them."""
+        for kept, rows in zip(self._kept, block, strict=True):
+            kept += rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +143,11 @@ def published(pool_url: str) -> Published:
 
 def tensor_names(layers: LayerRange) -> tuple[str, ...]:
     return tuple(_tensor(number) for number in range(layers.start, layers.stop))
+
+
+def tenant_of(session_id: str) -> str:
+    """Whose request that is: told by its number, as workers are told of sessions only."""
+    return f"tenant {int(session_id, 16) % 2}"
 
 
 def rows_of(payload: bytes | memoryview, is_tokens: bool) -> list[bytes]:

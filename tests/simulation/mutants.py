@@ -34,11 +34,11 @@ from coordinator.sessions import Deliver, SendMessage, Session, SessionState
 from coordinator.survivors import NOTHING_KEPT, Survivors
 from coordinator.verdict import Wait
 from protocol.messages import CloseSession
-from tests.simulation import agent_mutants, hedge_mutants
+from tests.simulation import agent_mutants, hedge_mutants, prefix_mutants
 from tests.simulation.planting import MUTANTS, Patch, mutant, planted
 from tests.simulation.simulation import Verdict, simulate
 
-__all__ = ["LIMIT_CPU_S", "MUTANTS", "Hunt", "agent_mutants", "hedge_mutants", "hunt", "planted"]
+__all__ = ["LIMIT_CPU_S", "MUTANTS", "Hunt", "agent_mutants", "hedge_mutants", "hunt", "planted", "prefix_mutants"]
 
 LIMIT_CPU_S = 60.0
 """Each must be found in so much time of one core."""
@@ -253,7 +253,7 @@ def lost_device_stays_in_the_chain() -> Sequence[Patch]:
 @mutant
 def only_the_head_hears_of_the_end() -> Sequence[Patch]:
     closes = Session._closes
-    return [(Session, "_closes", lambda self, stages: closes(self, stages)[:1])]
+    return [(Session, "_closes", lambda self, *stages, **names: closes(self, *stages, **names)[:1])]
 
 
 @mutant

@@ -7,7 +7,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coordinator.core import LEASE_S
@@ -18,10 +18,10 @@ from tests.simulation.books import Book
 from tests.simulation.faults import MENU, order_of
 from tests.simulation.history import History
 from tests.simulation.hosts import POOL_URL, NodePlan, SimNode
-from tests.simulation.model import published
+from tests.simulation.model import VOCABULARY, published
 from tests.simulation.network import SimNetwork
 from tests.simulation.pool import SimPool
-from tests.simulation.users import End, User, UserPlan, some_order, some_users
+from tests.simulation.users import End, User, UserPlan, some_order, some_users, talking
 
 READY_LIMIT_S = 60.0
 TROUBLE_S = 10.0
@@ -57,6 +57,8 @@ class Plan:
     has_probe: bool
     is_hasty: bool
     """Sessions are called slow, again and again, whatever they are."""
+    beginning: tuple[int, ...] = ()
+    """What prompts begin with in some histories, so that stages may have it."""
 
 
 def draw(seed: int) -> Plan:
@@ -70,7 +72,17 @@ def draw(seed: int) -> Plan:
     users = some_users(rng.randint(2, 4), published(POOL_URL).digest, rng, TROUBLE_S / 2, share_long)
     faults = sorted(zip(_moments(rng, num := rng.randint(4, 8)), order_of(rng, num), strict=True))
     latency_s = rng.choice(((0.0, 0.0), (0.001, 0.01), (0.01, 0.06)))
-    return Plan(seed, tuple(nodes), tuple(users), tuple(faults), latency_s, rng.random() < 0.25, is_hasty)
+    plan = Plan(seed, tuple(nodes), tuple(users), tuple(faults), latency_s, rng.random() < 0.25, is_hasty)
+    return _with_caches(plan, random.Random(f"{seed} caches"))
+
+
+def _with_caches(plan: Plan, rng: random.Random) -> Plan:
+    """Most nodes cache prefixes; in two of three histories prompts begin alike, also those of different tenants."""
+    nodes = tuple(replace(node, has_prefix_cache=rng.random() < 0.9) for node in plan.nodes)
+    if rng.random() < 0.34:
+        return replace(plan, nodes=nodes)
+    beginning = tuple(rng.randrange(3, VOCABULARY) for _ in range(36))
+    return replace(plan, nodes=nodes, users=talking(plan.users, beginning, rng), beginning=beginning)
 
 
 def _moments(rng: random.Random, num: int) -> list[float]:
@@ -197,7 +209,8 @@ class Simulation:
         """The pool is as good as new."""
         if not await self._until(lambda: self.pool.is_ready, END_LIMIT_S):
             self.history.blame("the pool does not become ready again")
-        order = some_order(PROBE, self.pool.model.digest, random.Random(f"{self.plan.seed} probe"))
+        rng, prompt = random.Random(f"{self.plan.seed} probe"), self.plan.beginning[:34]
+        order = some_order(PROBE, self.pool.model.digest, rng, prompt=prompt, share_long=0.0)
         user = User(UserPlan(order, 0.0), self.pool)
         user.start()
         if not await self._until(lambda: user.is_done, END_LIMIT_S):

@@ -22,6 +22,9 @@ SOON = (
     "the_loser_of_two_chains_is_not_closed",
     "tokens_of_both_chains_are_committed",
     "a_second_chain_that_is_given_up_is_not_closed",
+    "names_of_blocks_ignore_the_tenant",
+    "names_of_blocks_ignore_the_tokens",
+    "a_prompt_begins_behind_what_one_stage_has",
 )
 LIMIT_CPU_S = 20.0
 

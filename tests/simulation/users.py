@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from coordinator.answers import Item
@@ -16,6 +16,9 @@ from protocol.values import FinishReason, Sampling
 from tests.fakes import pool_facts as facts
 from tests.simulation.model import DEADLY_TOKEN, POISON_TOKEN, STOP_TOKENS, VOCABULARY, Answer, undisturbed
 from tests.simulation.pool import SimPool
+
+MOST_TOKENS = 60
+"""Of prompt and answer: four blocks, which is all the room that some nodes have."""
 
 
 class Manner(Enum):
@@ -185,3 +188,19 @@ def some_users(num: int, digest: str, rng: random.Random, within_s: float, share
         }[manner]  # fmt: skip
         users.append(UserPlan(order, rng.uniform(0.0, within_s), manner, after))
     return users
+
+
+def talking(users: Sequence[UserPlan], beginning: tuple[int, ...], rng: random.Random) -> tuple[UserPlan, ...]:
+    """The same people with prompts that begin alike, as far as the smallest node has room; or with what they have
+    talked of before, and a while later. Two more come to go on with what was said."""
+    digest, talks = users[0].order.manifest_hash, list[UserPlan]()
+    more = [UserPlan(some_order(len(users) + n, digest, rng), rng.uniform(1.0, 5.0)) for n in (1, 2)]
+    for number, user in enumerate([*users, *more]):
+        before = talks[number - 2].order if number >= 2 and rng.random() < 0.8 else None
+        said = (*before.prompt, *undisturbed(before).tokens) if before is not None else ()
+        begun = said if before is not None and said[-1] not in before.stop_tokens else beginning[: rng.randint(16, 36)]
+        room = MOST_TOKENS - user.order.max_new_tokens - 1
+        own = user.order.prompt[: max(1, MOST_TOKENS - user.order.max_new_tokens - len(begun))]
+        order = replace(user.order, prompt=(*begun[:room], *own[: max(1, room + 1 - len(begun[:room]))]))
+        talks.append(replace(user, order=order, at_s=user.at_s + (3.0 if number >= 2 else 0.0)))
+    return tuple(talks)

@@ -29,7 +29,7 @@ from protocol.messages import (
     SessionOpened,
     TokensSampled,
 )
-from protocol.values import NodeId, SessionId
+from protocol.values import KV_BLOCK_TOKENS, NodeId, SessionId
 from tests.fakes import pool_facts as facts
 from tests.simulation.books import Book, SecondChain
 from tests.simulation.history import History
@@ -150,7 +150,7 @@ class WatchedCore(PoolCore):
             if session is None or session.hedge is None:
                 book.end_second()
             if session is None or not session.chain:
-                book.chain, book.opened = (), set()
+                book.chain, book.opened = (), {}
             for node_id in {stage.device.node_id for stage in book.held} - self.nodes.keys():
                 book.forget(node_id)
 
@@ -177,7 +177,8 @@ class WatchedCore(PoolCore):
                 return
             self._counts["stale"] += not is_now
             if isinstance(message, SessionOpened) and is_now and self._is_at(book, message.stage, node_id):
-                book.opened.add(message.stage)
+                book.opened[message.stage] = message.num_cached_tokens
+                self._note_begin(book, len(book.log))
             if isinstance(message, SessionBroken):
                 late = "" if is_now else " (late)"
                 said = (facts.number_of(node_id), book.name, message.epoch, message.code, late)
@@ -194,10 +195,26 @@ class WatchedCore(PoolCore):
                 second.sampled(message, book.log)
         elif second.is_at(message.stage, node_id):
             if isinstance(message, SessionOpened):
-                second.opened.add(message.stage)
+                second.opened[message.stage] = message.num_cached_tokens
+                self._note_begin(second, second.num_log)
             else:
                 said = (facts.number_of(node_id), book.name, message.epoch, message.code)
                 self._history.note("node %d: %s's second chain, epoch %d, is broken: %s", *said)
+
+    def _note_begin(self, run: Book | SecondChain, num_log: int) -> None:
+        """Once all stages are open: the prompt goes out from where on one of them lacks it, at whole blocks, and not
+        further than to its last row. Behind a stage that keeps rows nobody is asked; it gets no row that it has."""
+        if len(run.opened) < len(run.chain) or run.next_row:
+            return
+        least = num_log - 1
+        for stage in range(len(run.chain)):
+            num_kept = run.opens[stage].num_kept_tokens
+            if num_kept:
+                least = min(least, num_kept)
+                break
+            least = min(least, run.opened[stage])
+        run.next_row = least // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS
+        self._counts["cached"] += run.next_row
 
     def _note_break(self, book: Book, message: SessionBroken) -> None:
         """Of a lost link the far end is to be avoided. A stage that has nothing left of what it should have kept is
@@ -237,7 +254,7 @@ class WatchedCore(PoolCore):
             case ToNode(node_id, CloseSession(session_id=session_id, epoch=epoch)):
                 book = self.books[SessionId(session_id)]
                 if epoch == book.epoch:
-                    book.chain, book.opened = (), set()
+                    book.chain, book.opened = (), {}
                 if book.second is not None and epoch == book.second.epoch:
                     self._history.note("%s: its second chain ends", book.name)
                     book.second = None
@@ -259,7 +276,7 @@ class WatchedCore(PoolCore):
                 self._counts["take-overs"] += book.second is not None and chain == book.second.chain
                 book.end_second()
                 self._check_chain(book, chain)
-                book.chain, book.opened, book.opens, book.num_frames = chain, set(), {}, 0
+                book.chain, book.opened, book.opens, book.num_frames = chain, {}, {}, 0
                 book.epoch = book.newest = epoch
                 self._counts["epochs"] += 1
             case Deliver():
@@ -355,7 +372,8 @@ class WatchedCore(PoolCore):
         device = DeviceKey(node_id, message.device_id)
         layers = self.scheduler.state.devices[device].layers
         assert layers is not None, "who serves has layers"
-        second.stages[message.stage] = ChainStage(device, message.generation, layers)
+        caches = self.scheduler.state.devices[device].has_prefix_cache
+        second.stages[message.stage] = ChainStage(device, message.generation, layers, caches)
         own = {stage.device.node_id for stage in book.chain}
         self._expect(node_id not in own, f"{where}: both of the session's chains are on one node")
         num_kept, following = message.num_kept_tokens, second.opens.get(message.stage + 1)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +23,12 @@ from tests.simulation.model import (
     DEADLY_TOKEN,
     NAN_ROW,
     POISON_TOKEN,
+    Block,
     Layers,
     joined,
     row_of_token,
     rows_of,
+    tenant_of,
     tensor_names,
     token_of_row,
 )
@@ -43,6 +45,7 @@ class Traits:
     num_kv_tokens: int = 320
     max_batch: int = 6
     can_truncate: bool = True
+    has_prefix_cache: bool = True
     slowness: float = 1.0
     is_hung: bool = False
     nan: bool = False
@@ -71,6 +74,20 @@ class Leg:
     is_finished: bool = False
     sent: list[bytes] = field(default_factory=list)
     sends_again: bool = False
+    num_cached: int = 0
+    """Rows from the cache, until the first row says how many of them are used."""
+    num_sound: int = 0
+    """Rows that were seen to give numbers."""
+    found: list[list[bytes]] = field(default_factory=list)
+    """What others have sent of the blocks from the cache, as far as it is known."""
+
+    def begins(self, position: int) -> None:
+        """The first row is the one at this position: what was found of later ones is not used."""
+        if self.num_cached and position <= self.num_cached and position % BLOCK_TOKENS == 0:
+            self.layers.truncate(position)
+            self.num_received = self.num_sound = position
+            self.sent = [row for rows in self.found[: position // BLOCK_TOKENS] for row in rows]
+        self.num_cached = 0
 
     @property
     def is_tail(self) -> bool:
@@ -88,7 +105,9 @@ class Leg:
         """In the next epoch, behind what is to be kept of this one."""
         num_kept = start.num_kept_tokens
         self.layers.truncate(num_kept)
-        return Leg(start, self.layers, num_kept, sent=self.sent[:num_kept], sends_again=_sends_again(start))
+        sound = min(num_kept, self.num_sound)
+        sent, again = self.sent[:num_kept], _sends_again(start)
+        return Leg(start, self.layers, num_kept, sent=sent, sends_again=again, num_sound=sound)
 
 
 class Worker:
@@ -102,6 +121,9 @@ class Worker:
         self._history = history
         self._reader = ipc.PacketReader()
         self._layers = LayerRange(0, 1)
+        self._cache: OrderedDict[str, tuple[SessionId, Block, list[bytes]]] = OrderedDict()
+        """Whole blocks of ended sessions by name: whose they were, and what was sent of them; those used longest ago
+        first."""
         self._refused: set[tuple[str, int]] = set()
         """Sessions that ended here by themselves: the agent may not have heard of it yet."""
         self._ready: dict[int, dict[FrameKind, list[tuple[Segment, list[bytes]]]]] = {}
@@ -185,7 +207,9 @@ class Worker:
     def _load(self, message: ipc.LoadSlice) -> list[ipc.WorkerMessage]:
         self._layers = message.layers
         self.legs.clear()
-        return [ipc.SliceLoaded(self._traits.num_kv_tokens, 1, self._traits.can_truncate)]
+        self._cache.clear()
+        traits = self._traits
+        return [ipc.SliceLoaded(traits.num_kv_tokens, 1, traits.can_truncate, traits.has_prefix_cache)]
 
     def _start(self, message: ipc.StartSession) -> list[ipc.WorkerMessage]:
         session_id = SessionId(message.session_id)
@@ -193,28 +217,69 @@ class Worker:
         if current is not None and current.start.epoch > message.epoch:
             return [self._failed(message, "stale_epoch")]
         code = self._open(session_id, message)
-        return [self._failed(message, code) if code else ipc.SessionStarted(message.session_id, message.epoch)]
+        if code:
+            return [self._failed(message, code)]
+        return [ipc.SessionStarted(message.session_id, message.epoch, self.legs[session_id].num_cached)]
 
     def _open(self, session_id: SessionId, message: ipc.StartSession) -> str:
         """Why not, or nothing. Of an older epoch nothing is left but what the new one keeps."""
         is_able = self._traits.can_truncate or not (message.num_kept_tokens or message.next_from)
         self._history.expect(is_able, f"{self.name}: is to keep rows, and does not know how")
+        knows = self._traits.has_prefix_cache or not message.prefix_hashes
+        self._history.expect(knows, f"{self.name}: is told names of blocks, and has no cache")
         current = self.legs.pop(session_id, None)
         if message.num_kept_tokens:
             if current is None or not current.has_kept(message):
                 return "nothing_kept"
             self.legs[session_id] = current.goes_on(message)
             return ""
+        if current is not None:
+            self._leave(current, current.start.prefix_hashes)
         leg = Leg(message, Layers(self._layers))
         if leg.num_blocks > self.num_free_blocks:
             return "kv_full"
+        self._make_room(leg.num_blocks)
+        self._begin_cached(session_id, leg)
         self.legs[session_id] = leg
         return ""
+
+    def _begin_cached(self, session_id: SessionId, leg: Leg) -> None:
+        """With as much of the prompt, less its last row, as is here. What another tenant has left is none of its."""
+        for name in leg.start.prefix_hashes[: (leg.start.num_prompt_tokens - 1) // BLOCK_TOKENS]:
+            if name not in self._cache:
+                break
+            owner, block, sent = self._cache[name]
+            self._cache.move_to_end(name)
+            is_own = self._tenant_of(owner) == self._tenant_of(session_id)
+            self._history.expect(is_own, f"{self.name}: a session is given what another tenant has left")
+            leg.layers.append(block)
+            leg.found.append(sent)
+        leg.num_received = leg.num_cached = leg.num_sound = leg.layers.length
+
+    def _tenant_of(self, session_id: SessionId) -> str:
+        return tenant_of(session_id)
+
+    def _leave(self, leg: Leg, names: Sequence[str]) -> None:
+        """Whole blocks of an ended session, the last one first: a beginning outlives what comes behind it."""
+        num_whole = min(len(names), leg.num_sound // BLOCK_TOKENS)
+        for place in reversed(range(num_whole)):
+            start, stop = place * BLOCK_TOKENS, (place + 1) * BLOCK_TOKENS
+            block, sent = leg.layers.block(start, stop), leg.sent[start:stop]
+            self._cache.setdefault(names[place], (SessionId(leg.start.session_id), block, sent))
+            self._cache.move_to_end(names[place])
+        self._make_room(0)
+
+    def _make_room(self, num_blocks: int) -> None:
+        """What is cached is where nobody has reserved anything."""
+        while len(self._cache) > max(0, self.num_free_blocks - num_blocks):
+            self._cache.popitem(last=False)
 
     def _end(self, message: ipc.EndSession) -> list[ipc.WorkerMessage]:
         leg = self.legs.get(SessionId(message.session_id))
         if leg is not None and leg.start.epoch <= message.epoch:
             del self.legs[SessionId(message.session_id)]
+            has_names = message.prefix_hashes and leg.start.epoch == message.epoch
+            self._leave(leg, message.prefix_hashes if has_names else leg.start.prefix_hashes)
         return []
 
     def _failed(self, start: ipc.StartSession, code: str) -> ipc.WorkerMessage:
@@ -237,6 +302,7 @@ class Worker:
         leg = self.legs.get(segment.session_id)
         if leg is None or segment.epoch < leg.start.epoch:
             return
+        leg.begins(segment.position)
         seen = (segment.epoch, segment.stage, segment.position, leg.is_finished)
         wanted = (leg.start.epoch, leg.start.stage, leg.num_received, False)
         if seen != wanted:
@@ -263,7 +329,10 @@ class Worker:
                 del self.legs[SessionId(leg.start.session_id)]
             return [self._failed(leg.start, "non_finite")]
         if not leg.is_tail:
-            leg.sent += out
+            if NAN_ROW not in out and leg.num_sound == position:
+                leg.num_sound = leg.layers.length
+            if len(leg.sent) == position:
+                leg.sent += out
             num_had = min(max(0, leg.start.next_from - position), len(out))
             if num_had < len(out):
                 self._queue(leg, FrameKind.HIDDEN, position + num_had, out[num_had:])
@@ -278,6 +347,7 @@ class Worker:
 
     def _sampled(self, leg: Leg, row: bytes) -> list[ipc.WorkerMessage]:
         start, position = leg.start, leg.layers.length
+        leg.num_sound = position
         assert start.sampling is not None, "only the tail samples"
         assert start.stop is not None, "only the tail samples"
         token = token_of_row(row, start.sampling, position)

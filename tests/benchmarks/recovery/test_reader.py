@@ -58,10 +58,12 @@ def serving(*answers: str) -> Iterator[tuple[httpx.Client, list[tuple[str, str |
 
 def test_tokens_chains_and_usage_are_taken_from_the_events() -> None:
     nodes = {"nodes": [{"name": "a", "layers": "0-3"}, {"name": "b", "layers": "4-7"}]}
-    usage = f"data: {json.dumps({'choices': [], 'usage': {'prompt_tokens': 7}})}\n\n"
+    used = {"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 2}}
+    usage = f"data: {json.dumps({'choices': [], 'usage': used})}\n\n"
     with serving(event(1, decentllm=nodes) + event(2) + usage + DONE) as (client, _):
         heard = asked(client, QUESTION)
     assert (heard.tokens, heard.is_done, heard.error, heard.num_prompt_tokens) == ([1, 2], True, "", 7)
+    assert heard.num_cached_tokens == 2
     assert [chain.nodes for chain in heard.chains] == [("a", "b")]
     assert len(heard.times_s) == 2
 

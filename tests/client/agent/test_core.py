@@ -540,6 +540,22 @@ def test_a_session_opens_at_the_worker_and_is_reported_when_it_has() -> None:
     assert node.worker(ipc.SessionStarted(SESSION, 1)) == [TellPool(msg.SessionOpened(SESSION, 1, 1))]
 
 
+def test_what_a_worker_has_from_its_cache_is_told_and_rows_may_begin_behind_it() -> None:
+    node = serving(open_session())
+    opened = msg.SessionOpened(SESSION, 1, 1, num_cached_tokens=32)
+    assert node.worker(ipc.SessionStarted(SESSION, 1, 32)) == [TellPool(opened)]
+    frame = rows(segment(position=16))
+    assert node.handle(FrameArrived(frame, LEFT)) == [PassFrame(CPU.device_id, frame)]
+
+
+def test_a_close_names_blocks_for_the_worker() -> None:
+    node = serving(open_session())
+    names = ("1" * 32, "2" * 32)
+    assert node.pool(msg.CloseSession(SESSION, 1, names)) == [
+        TellWorker(CPU.device_id, ipc.EndSession(SESSION, 1, names))
+    ]
+
+
 @pytest.mark.parametrize("stage", [stage for stage in AWAKE if stage is not Stage.SERVING])
 def test_a_session_is_refused_unless_the_slice_is_served(stage: Stage) -> None:
     node = node_at(stage)

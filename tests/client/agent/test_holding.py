@@ -29,12 +29,12 @@ def serving() -> Node:
     node.pool(assign())
     node.worker(ipc.SlicePlanned(model().tensor_names(0, 1)))
     node.downloaded()
-    node.worker(ipc.SliceLoaded(1000, 3_000_000, True))
+    node.worker(ipc.SliceLoaded(1000, 3_000_000, True, has_prefix_cache=True))
     assert node.device().stage is Stage.SERVING
     return node
 
 
-WHOLE = HeldSlice("cpu", model().digest, CPU.variant, LayerRange(0, 2), 1, 1000, True, BENCHMARK)  # type: ignore[arg-type]
+WHOLE = HeldSlice("cpu", model().digest, CPU.variant, LayerRange(0, 2), 1, 1000, True, BENCHMARK, True)  # type: ignore[arg-type]
 
 
 def test_a_slice_that_serves_is_told_with_all_that_a_new_coordinator_needs() -> None:

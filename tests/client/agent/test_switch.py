@@ -350,3 +350,41 @@ def test_of_a_stage_or_an_epoch_that_is_not_here_nothing_is_known(stage: int, ep
 def test_a_worker_that_sends_no_frames_is_of_another_build(data: bytes) -> None:
     with pytest.raises(IpcError):
         switch_with(open_session()).passed_on(CPU.device_id, data, 0.0)
+
+
+# ---------------------------------------------------------------- rows that a worker has from its cache
+
+
+NAMES = tuple(f"{number:032x}" for number in range(3))
+
+
+def cached_leg(num_cached: int) -> Switch:
+    switch = switch_with(open_session())
+    leg = switch.leg(SESSION, 1, CPU.device_id)
+    assert leg is not None
+    leg.num_cached = num_cached
+    return switch
+
+
+@pytest.mark.parametrize("position", [0, 16, 32])
+def test_the_first_row_may_lie_behind_any_block_that_the_worker_has(position: int) -> None:
+    switch = cached_leg(32)
+    deliveries, gaps = switch.admit(rows(segment(position=position)), LEFT)
+    assert (len(deliveries), gaps) == (1, [])
+    again, gaps = switch.admit(rows(segment(position=0)), LEFT)
+    assert (again, gaps) == ([], []), "only the first"
+
+
+@pytest.mark.parametrize(("num_cached", "position"), [(32, 8), (32, 48), (32, 33), (0, 16)])
+def test_behind_what_the_worker_has_rows_were_lost(num_cached: int, position: int) -> None:
+    deliveries, gaps = cached_leg(num_cached).admit(rows(segment(position=position)), LEFT)
+    assert (len(deliveries), len(gaps)) == (0, 1)
+
+
+def test_names_of_blocks_are_passed_on_to_the_worker() -> None:
+    switch = Switch(NODE)
+    order = structs.replace(open_session(), prefix_hashes=NAMES)
+    assert switch.open(order, SHAPE).prefix_hashes == NAMES
+    assert switch.close(SESSION, 1, NAMES) == [(CPU.device_id, EndSession(SESSION, 1, NAMES))]
+    switch.open(order, SHAPE)
+    assert switch.close(SESSION, 2, NAMES) == [(CPU.device_id, EndSession(SESSION, 1))], "of a later epoch"

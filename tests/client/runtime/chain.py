@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from client.ipc import EndSession, Sampled, SessionFailed, StartSession, WorkerMessage
+from client.ipc import EndSession, Sampled, SessionFailed, SessionStarted, StartSession, WorkerMessage
 from client.runtime.device import Device
 from client.runtime.engine import Engine
 from client.runtime.loading import load_folder
@@ -86,7 +86,7 @@ class Chain:
     def start(
         self, number: int, num_prompt: int, num_new: int, epoch: int = 1, kept: Sequence[int] = (), **tail: Any
     ) -> None:
-        """Open a session on every stage. `tail`: sampling, stop_tokens."""
+        """Open a session on every stage. `tail`: sampling, stop_tokens; and the names of the prompt's blocks."""
         num_stages, total = len(self.stages), num_prompt + num_new
         num_kept = (*(kept or (0,) * num_stages), 0)
         stop = StopRule(total, tail.get("stop_tokens", ()))
@@ -98,15 +98,21 @@ class Chain:
                 next_link=next_stage if num_stages > 1 else None, next_stage=next_stage,
                 sampling=tail.get("sampling", Sampling()) if is_tail else None, stop=stop if is_tail else None,
                 num_kept_tokens=num_kept[stage], next_from=num_kept[stage + 1],
+                prefix_hashes=tuple(tail.get("names", ())),
             )  # fmt: skip
             engine.start(message)
 
     def prompt(self, number: int, tokens: Sequence[int], position: int = 0, epoch: int = 1) -> None:
         self.engines[0].receive(encode_frame(prompt_frame(number, tokens, position, epoch)))
 
-    def end(self, number: int, epoch: int = 1) -> None:
+    def end(self, number: int, epoch: int = 1, names: Sequence[str] = ()) -> None:
         for engine in self.engines:
-            engine.end(EndSession(session_id(number), epoch))
+            engine.end(EndSession(session_id(number), epoch, tuple(names)))
+
+    def found(self, number: int) -> list[int]:
+        """How many rows each stage said it had when the session was opened last."""
+        started = [mailbox.of(SessionStarted) for mailbox in self.mailboxes]
+        return [[m for m in said if m.session_id == session_id(number)][-1].num_cached_tokens for said in started]
 
     def step(self) -> None:
         """One step of each stage in turn, with what it sends delivered at once."""

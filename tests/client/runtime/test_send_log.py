@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from client.runtime.send_log import ROWS_PER_CHUNK, SESSION_SHARE, SendLog
-from protocol.values import SessionId
+from protocol.values import KV_BLOCK_TOKENS, SessionId
 
 ALICE, BOB, CAROL = SessionId("a" * 32), SessionId("b" * 32), SessionId("c" * 32)
 ROW_BYTES = 8
@@ -117,3 +117,65 @@ def test_a_device_that_may_keep_nothing_keeps_nothing() -> None:
     log.add(ALICE, 0, rows(0, 1))
     log.validate()
     assert (log.num_rows(ALICE), log.num_bytes) == (0, 0)
+
+
+# ---------------------------------------------------------------- beginnings that others have sent
+
+
+NAMES = tuple(f"{number:032x}" for number in range(1, 9))
+
+
+@pytest.mark.parametrize(("number", "found"), [(15, 0), (16, 16), (40, 32)])
+def test_whole_blocks_of_an_ended_session_are_as_if_the_next_had_sent_them(number: int, found: int) -> None:
+    log = SendLog()
+    filled(log, ALICE, number)
+    log.leave(ALICE, NAMES)
+    assert log.num_rows(ALICE) == 0
+    log.begin(BOB, NAMES[: found // KV_BLOCK_TOKENS])
+    log.add(BOB, found, rows(found, 4))
+    log.validate()
+    assert read(log, BOB, 0, found + 4) == list(range(found + 4))
+
+
+def test_a_beginning_of_which_a_block_is_missing_is_of_no_use() -> None:
+    log = SendLog()
+    filled(log, ALICE, 2 * KV_BLOCK_TOKENS)
+    log.leave(ALICE, NAMES)
+    log.begin(BOB, NAMES[:3])
+    log.begin(CAROL, ("f" * 32, *NAMES[1:2]))
+    log.add(BOB, 3 * KV_BLOCK_TOKENS, rows(48, 1))
+    assert (log.num_rows(BOB), log.num_rows(CAROL)) == (0, 0)
+
+
+def test_what_nobody_runs_with_gives_way_first_and_its_end_before_its_beginning() -> None:
+    log = SendLog(max_total_bytes=6 * KV_BLOCK_TOKENS * ROW_BYTES, max_session_bytes=10**6)
+    filled(log, ALICE, 4 * KV_BLOCK_TOKENS)
+    log.leave(ALICE, NAMES[:4])
+    filled(log, BOB, 5 * KV_BLOCK_TOKENS)
+    log.validate()
+    assert log.num_rows(BOB) == 5 * KV_BLOCK_TOKENS
+    log.leave(BOB, ())
+    log.begin(CAROL, NAMES[:2])
+    assert log.num_rows(CAROL) == 0
+    log.begin(CAROL, NAMES[:1])
+    assert log.num_rows(CAROL) == KV_BLOCK_TOKENS
+
+
+def test_a_beginning_that_is_too_large_for_one_session_is_not_taken() -> None:
+    log = SendLog(max_total_bytes=10**6, max_session_bytes=2 * KV_BLOCK_TOKENS * ROW_BYTES)
+    filled(log, ALICE, 2 * KV_BLOCK_TOKENS)
+    log.leave(ALICE, NAMES)
+    log.begin(BOB, NAMES[:2])
+    assert log.num_rows(BOB) == 2 * KV_BLOCK_TOKENS
+    log.add(BOB, 2 * KV_BLOCK_TOKENS, rows(32, 1))
+    assert log.num_rows(BOB) == 0
+    log.validate()
+
+
+def test_the_same_block_is_counted_once() -> None:
+    log = SendLog()
+    for session_id in (ALICE, BOB):
+        filled(log, session_id, KV_BLOCK_TOKENS)
+        log.leave(session_id, NAMES)
+    log.validate()
+    assert log.num_bytes == KV_BLOCK_TOKENS * ROW_BYTES

@@ -4,7 +4,7 @@ import pytest
 import torch
 from msgspec import structs
 
-from client.ipc import StartSession
+from client.ipc import EndSession, StartSession
 from client.runtime.device import Device
 from client.runtime.errors import KvFullError, NothingKeptError, StaleEpochError
 from client.runtime.kv_cache import KvCache, LayerShape
@@ -112,9 +112,9 @@ def test_an_older_epoch_does_not_come_back(book: SessionBook) -> None:
 
 def test_an_end_of_an_older_epoch_leaves_the_session_open(book: SessionBook) -> None:
     book.open(start(epoch=2))
-    book.end(ALICE, 1)
+    book.end(EndSession(ALICE, 1))
     assert len(book) == 1
-    book.end(ALICE, 2)
+    book.end(EndSession(ALICE, 2))
     assert len(book) == 0
 
 
@@ -122,7 +122,7 @@ def test_closing_twice_gives_the_room_back_once(book: SessionBook, cache: KvCach
     session = book.open(start())
     book.close(session)
     book.close(session)
-    book.end(BOB, 9)
+    book.end(EndSession(BOB, 9))
     assert cache.num_free_tokens == cache.num_tokens
     cache.validate()
 
@@ -178,3 +178,147 @@ def test_what_is_not_there_is_not_kept(book: SessionBook, cache: KvCache, start_
     assert len(book) == 0
     assert cache.num_free_tokens == cache.num_tokens
     assert book.sent.num_bytes == 0
+
+
+# ---------------------------------------------------------------- beginning with what others have computed
+
+
+NAMES = tuple(f"{number:032x}" for number in range(1, 5))
+
+
+def named(session_id: SessionId, num_prompt: int = 40, epoch: int = 1, names: tuple[str, ...] = NAMES) -> StartSession:
+    return StartSession(session_id, epoch, 1, 3, num_prompt, 48, next_link=7, next_stage=2, prefix_hashes=names)
+
+
+def leaves(book: SessionBook, number: int, num_sound: int | None = None, end: EndSession | None = None) -> None:
+    """Alice computes so many rows, and ends."""
+    session = book.open(named(ALICE))
+    book.push(session, rows(session.num_received, number - session.num_received))
+    compute(session, number - session.table.length)
+    session.num_sound = number if num_sound is None else num_sound
+    book.end(end or EndSession(ALICE, 1))
+
+
+@pytest.mark.parametrize(("number", "found"), [(15, 0), (16, 16), (40, 32)])
+def test_whole_blocks_of_an_ended_session_are_offered_to_the_next(book: SessionBook, number: int, found: int) -> None:
+    leaves(book, number)
+    session = book.open(named(BOB))
+    assert (session.num_offered, session.table.length, session.num_waiting) == (found, found, 0)
+
+
+def test_the_last_row_of_a_prompt_is_computed_in_any_case(book: SessionBook) -> None:
+    leaves(book, 40)
+    session = book.open(named(BOB, num_prompt=32))
+    assert session.num_offered == 16
+    book.close(session)
+    assert book.open(named(BOB, num_prompt=33)).num_offered == 32
+
+
+@pytest.mark.parametrize("position", [0, 16, 32])
+def test_the_first_row_says_where_a_session_begins(book: SessionBook, cache: KvCache, position: int) -> None:
+    """Other stages may have less."""
+    leaves(book, 40)
+    session = book.open(named(BOB))
+    book.push(session, rows(position, 40 - position))
+    assert (session.table.length, session.num_waiting, session.num_sound) == (position, 40 - position, position)
+    assert session.table.num_shared == position // 16
+    cache.validate()
+
+
+@pytest.mark.parametrize("position", [8, 33, 48])
+def test_a_session_begins_at_no_other_row(book: SessionBook, position: int) -> None:
+    leaves(book, 40)
+    session = book.open(named(BOB))
+    with pytest.raises(FrameError) as refused:
+        book.push(session, rows(position, 1))
+    assert refused.value.code is FrameFault.POSITION
+    assert session.num_offered == 32
+
+
+def test_a_session_that_has_begun_begins_nowhere_else(book: SessionBook) -> None:
+    leaves(book, 40)
+    session = book.open(named(BOB))
+    book.push(session, rows(32, 1))
+    for position in (0, 16, 32):
+        with pytest.raises(FrameError):
+            book.push(session, rows(position, 1))
+
+
+def test_rows_that_were_not_seen_to_be_sound_are_left_to_nobody(book: SessionBook, cache: KvCache) -> None:
+    leaves(book, 40, num_sound=20)
+    assert book.open(named(BOB)).num_offered == 16
+    cache.validate()
+
+
+def test_a_session_that_fails_leaves_nothing(book: SessionBook) -> None:
+    session = book.open(named(ALICE))
+    book.push(session, rows(0, 40))
+    compute(session, 40)
+    session.num_sound = 40
+    book.close(session)
+    assert book.open(named(BOB)).num_offered == 0
+
+
+def test_at_its_end_the_answers_rows_are_named_as_well(book: SessionBook) -> None:
+    leaves(book, 48, end=EndSession(ALICE, 1, NAMES))
+    assert book.open(named(BOB, num_prompt=50)).num_offered == 48
+
+
+def test_an_end_of_a_later_epoch_names_only_what_the_session_was_opened_with(book: SessionBook) -> None:
+    """The epoch that it names never came here: what was computed behind the prompt may be another answer's."""
+    session = book.open(named(ALICE, names=NAMES[:2]))
+    book.push(session, rows(0, 48))
+    compute(session, 48)
+    session.num_sound = 48
+    book.end(EndSession(ALICE, 2, NAMES))
+    assert book.open(named(BOB, num_prompt=50)).num_offered == 32
+
+
+def test_another_name_is_another_beginning(book: SessionBook) -> None:
+    """So is another tenant's, whose names for the same tokens are others."""
+    leaves(book, 40)
+    assert book.open(named(BOB, names=("f" * 32, *NAMES[1:]))).num_offered == 0
+
+
+def test_a_session_opened_anew_finds_what_it_had_computed(book: SessionBook, cache: KvCache) -> None:
+    session = book.open(named(ALICE))
+    book.push(session, rows(0, 20))
+    compute(session, 20)
+    session.num_sound = 20
+    again = book.open(named(ALICE, epoch=2))
+    assert (again.num_offered, len(book)) == (16, 1)
+    cache.validate()
+
+
+def test_what_others_have_as_well_is_kept_whole_or_not_at_all(book: SessionBook) -> None:
+    leaves(book, 40)
+    session = book.open(named(BOB))
+    book.push(session, rows(32, 4))
+    compute(session, 4)
+    with pytest.raises(NothingKeptError):
+        book.open(structs.replace(named(BOB, epoch=2), num_kept_tokens=20, next_from=20))
+
+
+def test_a_session_has_sent_what_the_one_before_it_sent_of_the_same_beginning(book: SessionBook) -> None:
+    session = book.open(named(ALICE))
+    book.push(session, rows(0, 40))
+    book.sent.add(ALICE, 0, compute(session, 40).values)
+    session.num_sound = 40
+    book.end(EndSession(ALICE, 1))
+    session = book.open(named(BOB))
+    book.push(session, rows(16, 24))
+    book.sent.add(BOB, 16, compute(session, 24).values)
+    assert [row for _, part in book.sent.read(BOB, 0, 40, 99) for row in part[:, 0].tolist()] == list(range(40))
+
+
+def test_where_the_rows_of_a_beginning_are_gone_a_session_cannot_send_them_again(book: SessionBook) -> None:
+    """A next stage that lacks them makes everybody compute anew."""
+    leaves(book, 40)
+    session = book.open(named(BOB))
+    book.push(session, rows(32, 8))
+    book.sent.add(BOB, 32, compute(session, 8).values)
+    assert book.sent.num_rows(BOB) == 0
+    kept = structs.replace(named(BOB, epoch=2), num_kept_tokens=40, next_from=40)
+    assert book.open(kept).table is session.table
+    with pytest.raises(NothingKeptError):
+        book.open(structs.replace(kept, epoch=3, next_from=0))

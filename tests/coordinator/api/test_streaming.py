@@ -12,11 +12,20 @@ import pytest
 from coordinator.api import unread as unread_module
 from coordinator.api.streaming import DONE, KEEP_ALIVE, KEEP_ALIVE_S, event
 from coordinator.core import LEASE_S
+from protocol.values import KV_BLOCK_TOKENS
 from tests.fakes import pool_facts as facts
 from tests.fakes.api_driver import CHAT, TEXT, ApiDriver, events_of, question, running_api, says, speaker, text_of
 from tests.fakes.asgi_client import JSON
 from tests.fakes.fake_node import FakeNode
 from tests.fakes.virtual_loop import on_virtual_time
+
+LONG_TALK = [{"role": "user", "content": "Hello, are you there? " * 9}]
+USAGE = {
+    "prompt_tokens": 9,
+    "completion_tokens": 14,
+    "total_tokens": 23,
+    "prompt_tokens_details": {"cached_tokens": 0},
+}
 
 
 def body(**fields: object) -> list[bytes]:
@@ -58,7 +67,21 @@ async def test_usage_comes_last_when_asked_for() -> None:
         reply = await api.client.post(CHAT, question(stream=True, stream_options={"include_usage": True}))
         last = events_of(reply.body)[-2]
         assert last["choices"] == []
-        assert last["usage"] == {"prompt_tokens": 9, "completion_tokens": 14, "total_tokens": 23}
+        assert last["usage"] == USAGE
+
+
+@on_virtual_time
+async def test_what_of_the_prompt_was_cached_is_told_as_openai_does() -> None:
+    async with running_api(speaker(caches=True)) as api:
+        asked = question(stream=True, stream_options={"include_usage": True}, messages=LONG_TALK)
+        cached = [
+            events_of((await api.client.post(CHAT, asked)).body)[-2]["usage"]["prompt_tokens_details"] for _ in range(2)
+        ]
+        whole = (await api.client.post(CHAT, question(messages=LONG_TALK))).json()
+        assert cached[0] == {"cached_tokens": 0}
+        assert cached[1] == whole["usage"]["prompt_tokens_details"]
+        assert 0 < cached[1]["cached_tokens"] < whole["usage"]["prompt_tokens"]
+        assert cached[1]["cached_tokens"] % KV_BLOCK_TOKENS == 0
 
 
 @on_virtual_time
@@ -69,7 +92,7 @@ async def test_a_whole_answer_has_the_same_text() -> None:
         [choice] = answer["choices"]
         assert choice["message"] == {"role": "assistant", "content": TEXT, "refusal": None}
         assert choice["finish_reason"] == "stop"
-        assert answer["usage"] == {"prompt_tokens": 9, "completion_tokens": 14, "total_tokens": 23}
+        assert answer["usage"] == USAGE
         assert answer["decentllm"]["nodes"] == [{"name": "node 1", "layers": "0-7"}]
 
 
