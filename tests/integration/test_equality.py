@@ -11,8 +11,7 @@ from demo.local_pool import LocalPool, local_pool
 from tests.integration.conftest import GEMMA, QWEN, READY_S, Served, memory_limits, save_tiny_chat
 from tests.integration.reference import Reference
 
-HYBRID = "qwen3_next"
-TINY = ("llama", "qwen3", "gemma3", "qwen3_moe", "gpt_oss", HYBRID)
+TINY = ("llama", "qwen3", "gemma3", "qwen3_moe", "gpt_oss")
 PROMPTS = ("hello", "Which of these words is the longest of all, and how many letters does it have?")
 NUM_TINY_TOKENS = 24
 NUM_REAL_TOKENS = 16
@@ -37,9 +36,7 @@ def test_a_tiny_model_answers_as_generate_does(
 ) -> None:
     nodes, folder = three_nodes
     layers = LAYERS_PER_NODE * num_nodes
-    kinds = {"layer_types": ["linear_attention", "full_attention"] * num_nodes} if architecture == HYBRID else {}
-    folder_name = f"tiny-{architecture}-{layers}"
-    model = save_tiny_chat(architecture, tmp_path / folder_name, num_hidden_layers=layers, **kinds)
+    model = save_tiny_chat(architecture, tmp_path / f"tiny-{architecture}-{layers}", num_hidden_layers=layers)
     nodes.coordinator.stop()
     port = int(nodes.url.rpartition(":")[2])
     with local_pool(folder, [str(model)], port=port) as pool:

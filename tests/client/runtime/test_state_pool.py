@@ -10,21 +10,16 @@ import torch
 from torch import Tensor
 
 from client.runtime.batch import StepLayout, lay_out
-from client.runtime.checkpoint import Checkpoint
 from client.runtime.device import Device
 from client.runtime.errors import DeviceMemoryError, KvFullError
 from client.runtime.kv_cache import KvTable, LayerShape
-from client.runtime.loading import load_folder
-from client.runtime.mixers import StateShape, adopt_mixers
-from client.runtime.stage import Stage, probe_shapes
-from client.runtime.state_pool import StatefulCache, StatefulTable, state_token_bytes
-from coordinator.models.recurrent import state_shares
-from protocol.manifest import Manifest, ManifestFile, TensorSpec
-from protocol.values import MIN_STATEFUL_TOKENS, LayerRange
+from client.runtime.mixers import StateShape
+from client.runtime.stage import Stage
+from client.runtime.state_pool import StatefulCache, StatefulTable
+from protocol.values import MIN_STATEFUL_TOKENS
 from tests.client.runtime import reference
 from tests.client.runtime.chain import Chain, load_stage
 from tests.client.runtime.recording import PagedOpener
-from tests.fakes.tiny_models import RECURRENT
 
 STATE = StateShape(0, torch.empty(1, 8, 4, device="meta"), torch.empty(1, 2, 16, 16, device="meta"))
 STATE_BYTES = 4 * (8 * 4 + 2 * 16 * 16)
@@ -149,31 +144,6 @@ def test_layers_without_keys_have_room_by_their_states_alone(device: Device) -> 
 def test_memory_for_less_than_one_session_is_refused(device: Device) -> None:
     with pytest.raises(DeviceMemoryError):
         cache_of(SESSION_BYTES - 16 * KV_BYTES, device)
-
-
-@pytest.mark.parametrize("architecture", RECURRENT)
-def test_the_pool_plans_with_what_a_workers_states_take_and_at_most_twice_that(
-    architecture: str, checkpoint: Checkpoints, device: Device
-) -> None:
-    folder = checkpoint(architecture)
-    shares = state_shares(manifest_of(folder))
-    cut = load_folder(folder, LayerRange(0, 6), torch.float32, device, lambda *_: None)
-    adopt_mixers(cut.own_layers)
-    held = {state.layer: state_token_bytes([state]) for state in probe_shapes(cut, torch.float32, device)[1]}
-    assert shares.keys() == held.keys()
-    assert all(held[layer] <= 4 * share <= 2 * held[layer] + 4 for layer, share in shares.items())
-
-
-def manifest_of(folder: Path) -> Manifest:
-    """Of a checkpoint, as far as sizes go by it."""
-    opened = Checkpoint.open(folder)
-    shapes = {name: tuple(opened.lazy(name, lambda num_bytes: None)[...].shape) for name in opened.file_of}
-    opened.close()
-    return Manifest(
-        1, folder.name, "TinyForCausalLM", (folder / "config.json").read_text(), 6, 64, 384, 512, 2**20,
-        (ManifestFile("model.safetensors", 1, ("ab" * 32,), 1),),
-        tuple(TensorSpec(name, 0, "F32", shape, 0, 0) for name, shape in shapes.items()),
-    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- a step
