@@ -103,7 +103,7 @@ class Book:
 
     def runs_on(self, device: DeviceKey, generation: int) -> bool:
         """Whether rows of it may be there."""
-        is_running = bool(self.chain) and self.opened >= set(range(1, len(self.chain))) and not self.is_over
+        is_running = bool(self.chain) and self.opened.keys() >= set(range(1, len(self.chain))) and not self.is_over
         return is_running and any((s.device, s.generation) == (device, generation) for s in self.chain)
 
     @property

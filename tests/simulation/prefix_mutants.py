@@ -28,6 +28,6 @@ def a_prompt_begins_behind_what_one_stage_has() -> Sequence[Patch]:
     first_row = openings_module.first_row
 
     def most(num_log: int, num_kept: Any, num_cached: Any) -> int:
-        return first_row(num_log, num_kept, dict.fromkeys(num_cached, max(num_cached.values())))
+        return first_row(num_log, num_kept, dict.fromkeys(num_cached, max(num_cached.values(), default=0)))
 
     return [(sessions_module, "first_row", most), (hedges_module, "first_row", most)]

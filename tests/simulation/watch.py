@@ -412,7 +412,7 @@ class WatchedCore(PoolCore):
             if run is None:
                 continue
             run.num_frames += 1
-            is_ready = run.opened >= set(range(1, len(run.chain)))
+            is_ready = run.opened.keys() >= set(range(1, len(run.chain)))
             self._expect(is_ready, f"{book.name}: the prompt goes out before the others are open")
             self._expect(segment.position == run.next_row, f"{book.name}: row {segment.position} of the log goes out,"
                          f" expected {run.next_row}")  # fmt: skip
