@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import ssl
 import time
@@ -28,6 +29,25 @@ ENVIRONMENT = {"DECENTLLM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 POLL_S = 0.25
 
 
+class People:
+    """Who ask: each from an address of their own, so that no prompt is in another one's part of what is cached."""
+
+    def __init__(self, pool: LocalPool) -> None:
+        self._pool = pool
+        self._numbers = itertools.count(2)
+        self._clients = contextlib.ExitStack()
+
+    def somebody(self) -> httpx.Client:
+        number = next(self._numbers)
+        return self._clients.enter_context(asking(self._pool, f"127.0.{number // 256}.{number % 256}"))
+
+    def __enter__(self) -> People:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clients.close()
+
+
 @dataclass
 class Rig:
     """A running pool with nodes of so many layers each."""
@@ -35,7 +55,7 @@ class Rig:
     pool: LocalPool
     model: str
     options: tuple[str, ...]
-    client: httpx.Client
+    people: People
     network: Network | None = None
 
     @property
@@ -44,10 +64,10 @@ class Rig:
 
     def ask(self, content: str, num_tokens: int) -> Heard:
         """Undisturbed."""
-        return asked(self.client, Question(self.model, content, num_tokens))
+        return asked(self.people.somebody(), Question(self.model, content, num_tokens))
 
     def reader(self, content: str, num_tokens: int, *, is_resumable: bool = False) -> Reader:
-        return Reader(self.client, Question(self.model, content, num_tokens, is_resumable))
+        return Reader(self.people.somebody(), Question(self.model, content, num_tokens, is_resumable))
 
     def node(self, name: str) -> ChildProgram:
         return next(node for node in self.pool.nodes if node.name == name)
@@ -101,8 +121,8 @@ def serving(state: dict[str, Any]) -> set[str]:
 def rig(folder: Path, model: Path, names: Sequence[str], *options: str) -> Iterator[Rig]:
     """A pool on loopback with these nodes, all serving; stopped with the block. Raises PoolFailed."""
     os.environ.update(ENVIRONMENT)
-    with local_pool(folder, [str(model)]) as pool, asking(pool) as client:
-        made = Rig(pool, model.name, ("--cpu", *options), client)
+    with local_pool(folder, [str(model)]) as pool, People(pool) as people:
+        made = Rig(pool, model.name, ("--cpu", *options), people)
         for name in names:
             made.add(name)
         made.wait_whole()
@@ -123,17 +143,17 @@ def rig_in(network: Network, folder: Path, model: Path, names: Sequence[str], *o
         pool.url = coordinator.wait_for_line("Chat page: ", READY_S).rstrip("/")
         pool.join_link = coordinator.wait_for_line("Join link: ", READY_S)
         pool.connect(with_key=False)
-        client = stack.enter_context(asking(pool))
-        made = Rig(pool, model.name, ("--cpu", "--direct", "on", *options), client, network)
+        people = stack.enter_context(People(pool))
+        made = Rig(pool, model.name, ("--cpu", "--direct", "on", *options), people, network)
         for name in names:
             made.add(name)
         made.wait_whole()
         yield made
 
 
-def asking(pool: LocalPool) -> httpx.Client:
-    """A client for as many answers at once as one likes."""
+def asking(pool: LocalPool, address: str) -> httpx.Client:
+    """A client on this address of the machine."""
     certificate = pool.data_dir / "tls" / "certificate.pem"
     trust = ssl.create_default_context(cafile=certificate) if pool.url.startswith("https:") else True
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.Client(base_url=pool.url, verify=trust, timeout=LIMIT_S, limits=limits)
+    transport = httpx.HTTPTransport(verify=trust, local_address=address)
+    return httpx.Client(base_url=pool.url, transport=transport, timeout=LIMIT_S)

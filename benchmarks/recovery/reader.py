@@ -83,7 +83,7 @@ class Heard:
 
 
 class Reader:
-    """Reads an answer in a thread of its own. `client` may be shared; it is the caller's to close."""
+    """Reads an answer in a thread of its own. `client` is the caller's to close."""
 
     def __init__(self, client: httpx.Client, question: Question) -> None:
         self.heard = Heard()

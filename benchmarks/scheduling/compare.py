@@ -3,8 +3,9 @@
     python -m benchmarks.scheduling.compare --out results [--jobs 2] [--scenarios wan-70b4-64 ...] [--seeds 0 1]
 
 Throughput of a policy on a scenario is the best goodput (cost.Bound) over a ladder of offered rates that is the same
-for all policies; then all meet the same rate, for their latency. Each run is written down as soon as it is done
-(runs.jsonl), and found there the next time.
+for all policies; then all meet the same rate, for their latency. Each run is written down as soon as it is done, and
+found there the next time; so are those that are published (kept_runs.py). `--publish` adds what was run to them; after
+a change of what is simulated, remove them first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.scheduling.ablations import ABLATIONS
 from benchmarks.scheduling.baselines import POLICIES
+from benchmarks.scheduling.kept_runs import RESULTS, pack, unpack, work_name
 from benchmarks.scheduling.scenarios import SCENARIOS
 from coordinator.scheduler.policy import Policy, SchedulerConfig
 from coordinator.scheduler.scheduler import our_policy
@@ -40,7 +42,7 @@ CONFIG = SchedulerConfig()
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One simulation's figures; a row of runs.jsonl."""
+    """One simulation's figures; a line of a file."""
 
     scenario: str
     policy: str
@@ -185,7 +187,7 @@ def _jobs(scenarios: Iterable[str], policies: Iterable[str], seeds: Iterable[int
         for seed in seeds:
             rates = ladder(scenario, seed)
             for policy in policies:
-                yield Job(scenario, policy, seed, tuple(rates), folder / f"{scenario}.{policy}.{seed}.jsonl")
+                yield Job(scenario, policy, seed, tuple(rates), folder / work_name(scenario, policy, seed))
 
 
 def main() -> None:
@@ -196,8 +198,10 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", default=[OURS, *POLICIES])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--publish", action="store_true", help=f"add what was run to {RESULTS}")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    unpack(RESULTS, arguments.out)
     jobs = list(_jobs(arguments.scenarios, arguments.policies, arguments.seeds, arguments.out))
     climbed = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
@@ -206,6 +210,8 @@ def main() -> None:
             _tell(max(runs, key=lambda run: run.goodput))
         for run in pool.map(meet, _level(jobs, climbed)):
             _tell(run)
+    if arguments.publish:
+        pack(arguments.out, RESULTS, arguments.scenarios)
 
 
 def _tell(run: Run) -> None:
