@@ -94,12 +94,14 @@ class PackedEmbedding(nn.Module):
 
 
 def check_packable(cut: CutModel) -> None:
-    """Raises UnsupportedArchitectureError if the layers hold matrices other than those of plain linear layers, or the
-    embedding is of a kind that is not known here. The model may be on meta."""
-    linear = {id(module.weight) for layer in cut.own_layers for module in layer.modules() if type(module) is nn.Linear}
+    """Raises UnsupportedArchitectureError if the layers hold matrices other than those of plain linear layers and of
+    convolutions, which are small and stay as they are, or the embedding is of a kind that is not known here. The model
+    may be on meta."""
+    modules = [module for layer in cut.own_layers for module in layer.modules()]
+    known = {id(module.weight) for module in modules if type(module) in (nn.Linear, nn.Conv1d)}
     for layer in cut.own_layers:
         for name, parameter in layer.named_parameters():
-            if parameter.ndim > 1 and id(parameter) not in linear:
+            if parameter.ndim > 1 and id(parameter) not in known:
                 reason = f"its weights cannot be packed in fewer bits ({name} is not of a plain linear layer)"
                 raise UnsupportedArchitectureError(cut.architecture.model_type, reason)
     if cut.is_first and not _is_known_embedding(cut.model.get_input_embeddings()):
