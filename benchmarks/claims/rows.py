@@ -47,7 +47,7 @@ def two_phases(effort: Effort) -> RowResult:
 def low_bandwidth(effort: Effort) -> RowResult:
     """The same where links are slow and prompts long, so that rows wait for links rather than for devices."""
     scene = UNEQUAL.with_lines(megabits(10))
-    ladders = _ladders(effort, scene, Load(0.2, 120.0, lengths=LONG))
+    ladders = _ladders(effort, scene, Load(0.2, 60.0, lengths=LONG))
     return RowResult(
         name="low-bandwidth",
         kind=Kind.EMULATED,
