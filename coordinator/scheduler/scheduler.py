@@ -434,6 +434,9 @@ class Scheduler:
         self._dispatcher.validate()
         for device in state.devices.values():
             self._validate_device(device)
+        for model in {device.model for device in state.devices.values() if device.model is not None}:
+            holders = {device.key for device in state.devices.values() if device.model == model}
+            assert {device.key for device in state.devices.holding(model)} == holders, model
         for running in (*state.running.values(), *state.hedges.values()):
             self._validate_chain(running)
         assert not set(state.waiting) & set(state.running)
@@ -451,7 +454,6 @@ class Scheduler:
         if device.layers is not None and device.model is not None:
             assert device.model in device.benchmarks, device
             assert device.layers.stop <= self.state.models[device.model].num_layers, device
-            assert device in self.state.devices.holding(device.model), device
         drained = device.key.node_id in self.state.draining
         assert not (drained and held and not device.num_requests), f"{device} should have been released"
 
