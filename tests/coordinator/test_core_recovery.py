@@ -475,9 +475,9 @@ def assert_kept_is_right(pool: PoolDriver, session_id: SessionId) -> None:
         if isinstance(item, Deliver):
             position = item.position
         else:
-            for order, stage in zip(opens(pool, session_id, epoch), item.chain, strict=False):
+            for order in opens(pool, session_id, epoch):  # a node that was lost at that moment has heard of none
                 assert order.num_kept_tokens in (0, position)
-                assert not order.num_kept_tokens or stage in before
+                assert not order.num_kept_tokens or item.chain[order.stage] in before
             before = (*before, *item.chain)
 
 
