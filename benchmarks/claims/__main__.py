@@ -44,9 +44,10 @@ What is here of 2026-11-23 beside `calibration` was measured on a machine that d
 came first (`nice -n -15`). `degrade`, `balance` and `elasticity` are of the version before the router stopped to hold
 requests back. In `two-phases` the throughput of policies whose time per token is near the bound of 250 ms swings with
 what else the machine does: the run before, with the router of then, had 54.5 for ours and 46.3 for `parallax-dp-rr`. It
-is to be measured again on an idle machine before its 2.11 is quoted. `low-bandwidth` has no result yet: a first run, of 60 s a load, saw 20 requests at 0.2 requests/s (mean
-latency 23.1 s, and 27.1, 31.3 and 35.0 s with three of the other policies) but only 2 at the load where it compares
-them; next to nothing was within the bound with any. It begins at 0.2 requests/s now.
+is to be measured again on an idle machine before its 2.11 is quoted. `low-bandwidth` has no result yet: a first run, of
+60 s a load, saw 20 requests at 0.2 requests/s (mean latency 23.1 s, and 27.1, 31.3 and 35.0 s with three of the other
+policies) but only 2 at the load where it compares them; next to nothing was within the bound with any. It begins at 0.2
+requests/s now.
 """
 
 
