@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from protocol.values import KV_BLOCK_TOKENS
 
@@ -18,17 +18,11 @@ HASH_BYTES = 8
 PREFIX_HASH_BYTES = 16
 """What a stage finds under a name is part of an answer: nobody may be able to make another tenant's name, and 64 bits
 could be tried out."""
-TOKEN_BYTES = array("i").itemsize
 
 
 def affinity_of(tokens: Sequence[int], tenant: str) -> tuple[int, ...]:
     """One hash per whole block of BLOCK_TOKENS, each over everything up to its end; the longest prefix last."""
-    running = hashlib.blake2b(hashlib.sha256(tenant.encode()).digest(), digest_size=HASH_BYTES)
-    hashes = []
-    for stop in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS):
-        running.update(array("i", tokens[stop - BLOCK_TOKENS : stop]).tobytes())
-        hashes.append(int.from_bytes(running.digest(), "big"))
-    return tuple(hashes)
+    return tuple(int.from_bytes(digest, "big") for digest in _running(tokens, tenant, BLOCK_TOKENS, HASH_BYTES))
 
 
 def prefix_hashes(tokens: Sequence[int], tenant: str) -> tuple[str, ...]:
@@ -37,10 +31,13 @@ def prefix_hashes(tokens: Sequence[int], tenant: str) -> tuple[str, ...]:
     Each is over everything up to its block's end, and over the tenant: the same tokens of another have other names."""
     if not tenant:
         return ()
-    running = hashlib.blake2b(hashlib.sha256(tenant.encode()).digest(), digest_size=PREFIX_HASH_BYTES)
-    num_bytes, data = KV_BLOCK_TOKENS * TOKEN_BYTES, array("i", tokens).tobytes()
-    names = []
-    for start in range(0, len(data) - num_bytes + 1, num_bytes):
-        running.update(data[start : start + num_bytes])
-        names.append(running.hexdigest())
-    return tuple(names)
+    return tuple(digest.hex() for digest in _running(tokens, tenant, KV_BLOCK_TOKENS, PREFIX_HASH_BYTES))
+
+
+def _running(tokens: Sequence[int], tenant: str, block_tokens: int, num_bytes: int) -> Iterator[bytes]:
+    """After each whole block, a digest of so many bytes over the tenant and everything up to there."""
+    running = hashlib.blake2b(hashlib.sha256(tenant.encode()).digest(), digest_size=num_bytes)
+    data = array("i", tokens)
+    for stop in range(block_tokens, len(data) + 1, block_tokens):
+        running.update(data[stop - block_tokens : stop].tobytes())
+        yield running.digest()

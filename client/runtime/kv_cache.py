@@ -245,12 +245,12 @@ class KvCache:
 
     def validate(self) -> None:
         """Every block is free, or held by exactly one open table, or has a name (AssertionError)."""
-        named = self._prefixes.blocks
-        own = [[block for block in table.blocks if block not in set(named)] for table in self._tables]
-        self._pool.validate([named, *own])
+        named = set(self._prefixes.blocks)
+        own = [[block for block in table.blocks if block not in named] for table in self._tables]
+        self._pool.validate([list(named), *own])
         self._prefixes.validate(block for table in self._tables for block in table.blocks)
         assert self._num_reserved == sum(len(table.blocks) for table in self._tables)
         for table in self._tables:
-            assert set(table.blocks[: table.num_shared]) <= set(named), "what is shared has a name"
-            assert not set(table.blocks[table.num_shared :]) & set(named), "what is written to is nobody else's"
+            assert set(table.blocks[: table.num_shared]) <= named, "what is shared has a name"
+            assert not set(table.blocks[table.num_shared :]) & named, "what is written to is nobody else's"
             assert table.length >= table.num_shared * BLOCK_TOKENS

@@ -59,7 +59,8 @@ def load_folder(
     try:
         plan = plan_tensors(meta_cut(architecture, layers.start, layers.stop), checkpoint.file_of)
         progress = Progress(sum(checkpoint.size_bytes(name) for name in plan), on_progress)
-        cut = load_cut(checkpoint, architecture, layers.start, layers.stop, (dtype, device), progress)
+        tensors = _lazily(checkpoint, plan, progress)
+        cut = materialise(cut_class(architecture, layers.start, layers.stop), architecture, tensors, dtype, device)
         progress.finish()
         return cut
     finally:
@@ -72,8 +73,13 @@ def load_cut(
 ) -> CutModel:  # fmt: skip
     """Layers [start, stop) of an opened checkpoint, in the dtype and on the device that `place` names."""
     plan = plan_tensors(meta_cut(architecture, start, stop), checkpoint.file_of)
-    tensors = {inner: checkpoint.lazy(name, progress.add) for name, inner in plan.items()}
+    tensors = _lazily(checkpoint, plan, progress)
     return materialise(cut_class(architecture, start, stop), architecture, tensors, *place)
+
+
+def _lazily(checkpoint: Checkpoint, plan: Mapping[str, str], progress: Progress) -> dict[str, LazyTensor]:
+    """By the model's name for it, each tensor that `plan` names; it is read when it is asked for."""
+    return {inner: checkpoint.lazy(name, progress.add) for name, inner in plan.items()}
 
 
 def materialise(

@@ -100,9 +100,11 @@ class SendLog:
     def leave(self, session_id: SessionId, names: Sequence[str]) -> None:
         """The session has ended. Its first whole blocks stay as long as there is room: so they are called."""
         rows = self._rows.get(session_id)
-        num_whole = min(len(names), rows.num_rows // KV_BLOCK_TOKENS) if rows is not None else 0
+        if rows is None:
+            return
+        num_whole = min(len(names), rows.num_rows // KV_BLOCK_TOKENS)
         for place, name in enumerate(names[:num_whole]):
-            if rows is not None and name not in self._named:
+            if name not in self._named:
                 start = place * KV_BLOCK_TOKENS
                 self._named[name] = block = torch.cat([*rows.between(start, start + KV_BLOCK_TOKENS)])
                 self.num_bytes += block.nbytes
