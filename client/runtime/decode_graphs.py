@@ -16,10 +16,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from client.runtime.attention import Span
 from client.runtime.batch import StepLayout
 from client.runtime.block_tables import BlockTables
 from client.runtime.errors import first_line
 from client.runtime.pool_call import DecodeRows
+from client.runtime.state_pool import begin_steps
 
 _logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ LOAD_ORDER = (1, 64, 16, 4, 32, 8, 128)
 """Captured when a slice is loaded, as far as time allows: the first two in any case."""
 NUM_CERTAIN = 2
 MIN_CONTEXT, CONTEXT_STEP = 256, 1024
+NUM_NUMBERS = 5
+"""That a row has: its table, its position, its token, and where its recurrent states are read and written."""
 TIMED_ROUNDS, TIMED_REPLAYS = 3, 8
 
 Replay = Callable[[], Tensor]
@@ -78,25 +82,33 @@ class CudaRecorder:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """Views of the static buffers for one number of rows: token ids [rows] or hidden states [rows, hidden size]."""
+    """Views of the static buffers for one number of rows: token ids [rows] or hidden states [rows, hidden size].
+
+    `read_from` and `write_to` are places of recurrent states, if there are any."""
 
     table_rows: Tensor
     positions: Tensor
     values: Tensor
+    read_from: Tensor
+    write_to: Tensor
 
 
 class StepBuffers:
-    """What captured steps read. One copy brings rows, positions and token ids, one more hidden states."""
+    """What captured steps read. One copy brings rows, positions, token ids and places, one more hidden states."""
 
     def __init__(
-        self, max_rows: int, tables: BlockTables, hidden_size: int | None, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        """`hidden_size` is None on a first stage, which takes token ids."""
+        self, max_rows: int, tables: BlockTables, hidden_size: int | None, dtype: torch.dtype, device: torch.device,
+        trash_place: int | None = None,
+    ) -> None:  # fmt: skip
+        """`hidden_size` is None on a first stage, which takes token ids. `trash_place`: where padded rows keep their
+        recurrent states, if the stage has any."""
         is_cuda = device.type == "cuda"
-        self._host = torch.zeros(3 * max_rows, dtype=torch.int64, pin_memory=is_cuda)
+        num_numbers = NUM_NUMBERS * max_rows
+        self._host = torch.zeros(num_numbers, dtype=torch.int64, pin_memory=is_cuda)
         self._host_array = self._host.numpy()  # assigning lists to it is a tenth of what it costs through torch
-        self._numbers = torch.zeros(3 * max_rows, dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(num_numbers, dtype=torch.int64, device=device)
         self._trash_row = tables.trash_row
+        self._trash_place = trash_place
         self._host_hidden: Tensor | None = None
         if hidden_size is not None:
             self._host_hidden = torch.zeros(max_rows, hidden_size, dtype=dtype, pin_memory=is_cuda)
@@ -104,14 +116,15 @@ class StepBuffers:
             self._hidden = torch.zeros(max_rows, hidden_size, dtype=dtype, device=device)
 
     def of(self, num_rows: int) -> StepInputs:
-        table_rows, positions, tokens = self._numbers[: 3 * num_rows].view(3, num_rows)
-        return StepInputs(table_rows, positions, tokens if self._host_hidden is None else self._hidden[:num_rows])
+        table_rows, positions, tokens, *places = self._numbers[: NUM_NUMBERS * num_rows].view(NUM_NUMBERS, num_rows)
+        values = tokens if self._host_hidden is None else self._hidden[:num_rows]
+        return StepInputs(table_rows, positions, values, *places)
 
-    def fill(self, num_rows: int, table_rows: Sequence[int], positions: Sequence[int], values: Tensor | None) -> None:
+    def fill(self, num_rows: int, spans: Sequence[Span], values: Tensor | None) -> None:
         """Bring a step's rows, padded to `num_rows`. `values` as in StepInputs, on any device; None: padding only.
 
         What was brought before must have been read: the engine waits for each step's result."""
-        num_live, pad = len(table_rows), num_rows - len(table_rows)
+        num_live, pad = len(spans), num_rows - len(spans)
         tokens: Sequence[int] = ()
         if self._host_hidden is None:
             tokens = [] if values is None else values.tolist()
@@ -120,9 +133,13 @@ class StepBuffers:
             if values is not None:
                 self._hidden_array[:num_live] = values.cpu().view(torch.uint8).numpy()
             self._hidden[:num_rows].copy_(self._host_hidden[:num_rows], non_blocking=True)
-        rows = [*table_rows, *[self._trash_row] * pad, *positions, *[0] * pad, *tokens, *[0] * (num_rows - len(tokens))]
-        self._host_array[: 3 * num_rows] = rows
-        self._numbers[: 3 * num_rows].copy_(self._host[: 3 * num_rows], non_blocking=True)
+        table_rows = [span.table.row for span in spans]
+        numbers = [*table_rows, *[self._trash_row] * pad, *[span.position for span in spans], *[0] * pad]
+        numbers += [*tokens, *[0] * (num_rows - len(tokens))]
+        if self._trash_place is not None:
+            numbers += [place for places in begin_steps(spans) for place in (*places, *[self._trash_place] * pad)]
+        self._host_array[: len(numbers)] = numbers
+        self._numbers[: len(numbers)].copy_(self._host[: len(numbers)], non_blocking=True)
 
 
 class DecodeGraphs:
@@ -161,8 +178,7 @@ class DecodeGraphs:
         replay = self._replays[key]
         if replay is None:
             return None
-        rows = [span.table.row for span in layout.spans if span.table.row is not None]
-        self._buffers.fill(key[0], rows, [span.position for span in layout.spans], inputs)
+        self._buffers.fill(key[0], layout.spans, inputs)
         return replay()[: layout.num_rows]
 
     def _key(self, num_rows: int, max_keys: int) -> tuple[int, int] | None:
@@ -187,7 +203,7 @@ class DecodeGraphs:
 
     def _try(self, key: tuple[int, int], variant: Variant) -> Replay | None:
         num_rows, max_keys = key
-        self._buffers.fill(num_rows, [], [], None)
+        self._buffers.fill(num_rows, [], None)
         inputs = self._buffers.of(num_rows)
 
         def step() -> Tensor:

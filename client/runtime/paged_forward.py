@@ -29,9 +29,11 @@ from client.runtime.decode_graphs import (
 from client.runtime.errors import KvFullError, first_line
 from client.runtime.few_rows import adopt
 from client.runtime.kv_cache import KvCache, LayerShape
+from client.runtime.mixers import mixing
 from client.runtime.packed_trial import adopt_packed
 from client.runtime.paged_steps import DecodeAttention, DecodeStep, MixedStep, gather_decode
 from client.runtime.pool_call import DecodeRows, PoolCall, PooledLayer, stepping
+from client.runtime.state_pool import StatefulCache, StateStep, all_go_on, mixing_over
 
 _logger = logging.getLogger(__name__)
 
@@ -60,7 +62,9 @@ class PagedForward:
         for layer, module in modules.items():
             setattr(module, POOLED_NAME, PooledLayer(cache.layers[layer]))
         hidden_size = None if cut.is_first else cut.architecture.hidden_size
-        buffers = StepBuffers(BUCKETS[-1], self._tables, hidden_size, cache.dtype, self._device)
+        self._states = cache.states if isinstance(cache, StatefulCache) else None
+        trash_place = None if self._states is None else self._states.trash_place
+        buffers = StepBuffers(BUCKETS[-1], self._tables, hidden_size, cache.dtype, self._device, trash_place)
         self._graphs = DecodeGraphs(self._captured, buffers, self._tables, recorder, decode is gather_decode)
 
     @classmethod
@@ -75,7 +79,8 @@ class PagedForward:
         made = cls(cut, cache, modules, recorder, decode)
         if decode is not gather_decode:
             adopt_few_rows(cut, recorder)
-        made.prepare(sizes, may_compile=decode is not gather_decode, limit_s=limit_s)
+        may_compile = decode is not gather_decode and made._states is None  # mixers are called from outside
+        made.prepare(sizes, may_compile, limit_s)
         return made
 
     @torch.no_grad()
@@ -93,7 +98,8 @@ class PagedForward:
     @torch.no_grad()
     def forward(self, layout: StepLayout, inputs: Tensor, logit_rows: list[int]) -> Tensor:
         """As Stage.forward. What comes out may be overwritten by the next step."""
-        output = self._graphs.run(layout, inputs)
+        is_captured = self._states is None or all_go_on(layout.spans)
+        output = self._graphs.run(layout, inputs) if is_captured else None
         if output is None:
             return self._mixed(layout, inputs, logit_rows)
         if self._cut.is_last and logit_rows != list(range(layout.num_rows)):
@@ -101,7 +107,10 @@ class PagedForward:
         return output
 
     def _captured(self, inputs: StepInputs, rows: DecodeRows) -> Tensor:
-        with stepping(DecodeStep(rows, self._decode)):
+        states: AbstractContextManager[None] = nullcontext()
+        if self._states is not None:
+            states = mixing(StateStep.at(self._states, inputs.read_from, inputs.write_to))
+        with stepping(DecodeStep(rows, self._decode)), states:
             return call_model(self._cut, inputs.values, inputs.positions, None)
 
     def _mixed(self, layout: StepLayout, inputs: Tensor, logit_rows: list[int]) -> Tensor:
@@ -110,7 +119,7 @@ class PagedForward:
         rows = self._decode_rows(layout.spans[:num_single]) if num_single else None
         step = MixedStep(rows, layout.spans[num_single:], layout.slots.to(device), self._decode)
         keep = torch.tensor(logit_rows, dtype=torch.int64, device=device)
-        with stepping(step), self._layers(layout.num_rows):
+        with stepping(step), mixing_over(self._cache, layout.spans), self._layers(layout.num_rows):
             return call_model(self._cut, inputs.to(device), layout.positions.to(device), keep)
 
     def _layers(self, num_rows: int) -> AbstractContextManager[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from time import perf_counter, sleep
 from typing import Any
 
@@ -21,7 +20,7 @@ from client.runtime.fused_linear import Group, fuse, watching
 from client.runtime.kv_cache import KvCache, LayerShape
 from client.runtime.mixers import StateProbe, StateShape, adopt_mixers, mixing
 from client.runtime.paged_forward import PagedForward
-from client.runtime.state_pool import StatefulCache, StateStep
+from client.runtime.state_pool import StatefulCache, mixing_over
 
 _logger = logging.getLogger(__name__)
 OpenPaged = Callable[[CutModel, KvCache, Mapping[int, Any]], PagedForward]
@@ -37,8 +36,7 @@ class Stage:
         self, cut: CutModel, max_kv_bytes: int, dtype: torch.dtype, device: Device,
         open_paged: OpenPaged | None = None,
     ) -> None:  # fmt: skip
-        """`open_paged` makes the forward of decode steps that are captured; an accelerator has one in any case, but for
-        layers with a recurrent state, which are computed as they are.
+        """`open_paged` makes the forward of decode steps that are captured; an accelerator has one in any case.
 
         Raises UnsupportedArchitectureError, if the layers attend by themselves, or DeviceMemoryError."""
         self.cut = cut
@@ -47,15 +45,13 @@ class Stage:
         is_recurrent = adopt_mixers(cut.own_layers)
         if open_paged is None and not device.is_cpu:
             open_paged = PagedForward.open
-        if is_recurrent:
-            open_paged = None
         probe = ShapeProbe(cut.architecture.model_type)
         with watching(cut.own_layers if open_paged else []) as groups:
             shapes, state_shapes = probe_shapes(cut, dtype, device, probe)
         _fuse_all(groups)
         room_bytes = device.kv_bytes(max_kv_bytes)
         if is_recurrent:
-            self.cache: KvCache = StatefulCache(shapes, state_shapes, room_bytes, dtype, device)
+            self.cache: KvCache = StatefulCache(shapes, state_shapes, room_bytes, dtype, device, open_paged is not None)
         else:
             self.cache = KvCache(shapes, room_bytes, dtype, device, keeps_tables=open_paged is not None)
         self._paged = open_paged(cut, self.cache, probe.modules) if open_paged else None
@@ -109,8 +105,7 @@ class Stage:
     def _forward_ragged(self, layout: StepLayout, inputs: Tensor, logit_rows: list[int]) -> Tensor:
         device = self.device.torch_device
         batch = RaggedBatch(self.cache, layout.spans, layout.slots.to(device))
-        states = StateStep(self.cache, layout.spans) if isinstance(self.cache, StatefulCache) else None
-        with mixing(states) if states is not None else nullcontext():
+        with mixing_over(self.cache, layout.spans):
             return run_cut(self.cut, batch, inputs.to(device), layout.positions.to(device), logit_rows)
 
     def _keep_pace(self, pace: Pace, layout: StepLayout, begin_s: float) -> None:

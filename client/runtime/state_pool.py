@@ -8,6 +8,7 @@ the next step begins, so that the latest step can be taken back; anything older 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +19,15 @@ from client.runtime.attention import Span
 from client.runtime.device import Device
 from client.runtime.errors import DeviceMemoryError
 from client.runtime.kv_cache import KvCache, KvTable, LayerShape
-from client.runtime.mixers import Mixer, States, StateShape
+from client.runtime.mixers import Mixer, States, StateShape, mixing
 from protocol.values import MIN_STATEFUL_TOKENS, STATE_COPIES
 
 
 class StatefulTable(KvTable):
     """A session's place in the KV pool and among the states. `state` is the number of its pair of places."""
 
-    def __init__(self, blocks: list[int], state: int) -> None:
-        super().__init__(blocks)
+    def __init__(self, blocks: list[int], state: int, row: int | None = None) -> None:
+        super().__init__(blocks, row)
         self.state = state
         self._side = 0
         self._length_before: int | None = None
@@ -61,9 +62,12 @@ class StatefulTable(KvTable):
 
 
 class StatePool:
-    """The memory of all states: per layer [places, ...], zero until written."""
+    """The memory of all states: per layer [places, ...], zero until written. One place more is there for padded rows of
+    captured steps."""
 
     def __init__(self, shapes: Sequence[StateShape], num_places: int, device: torch.device) -> None:
+        self.trash_place = num_places
+        num_places += 1
         self._conv = {shape.layer: _places(shape.conv, num_places, device) for shape in shapes}
         self._recurrent = {shape.layer: _places(shape.recurrent, num_places, device) for shape in shapes}
 
@@ -94,13 +98,14 @@ class StatefulCache(KvCache):
 
     def __init__(
         self, shapes: Sequence[LayerShape], state_shapes: Sequence[StateShape], max_bytes: int, dtype: torch.dtype,
-        device: Device,
+        device: Device, keeps_tables: bool = False,
     ) -> None:  # fmt: skip
         """Raises DeviceMemoryError if `max_bytes` does not hold one session, or what torch raises."""
-        super().__init__(shapes, max_bytes, dtype, device, state_token_bytes=state_token_bytes(state_shapes))
+        super().__init__(shapes, max_bytes, dtype, device, keeps_tables, state_token_bytes(state_shapes))
         num_sessions = self.num_tokens // MIN_STATEFUL_TOKENS
         if num_sessions < 1:
             raise DeviceMemoryError
+        self.state_shapes = tuple(state_shapes)
         self.states = StatePool(state_shapes, STATE_COPIES * num_sessions, device.torch_device)
         self._free_states = list(range(num_sessions))[::-1]
 
@@ -124,7 +129,8 @@ class StatefulCache(KvCache):
 
     def _make_table(self, blocks: list[int], num_shared: int) -> KvTable:
         assert not num_shared, "nothing is shared here"
-        return StatefulTable(blocks, self._free_states.pop())
+        row = None if self.tables is None else self.tables.add(blocks)
+        return StatefulTable(blocks, self._free_states.pop(), row)
 
 
 def state_token_bytes(shapes: Sequence[StateShape]) -> int:
@@ -154,10 +160,20 @@ class _Call:
 class StateStep:
     """One step's rows over the state pool: sessions with one row together, chunks of prompts one by one."""
 
-    def __init__(self, cache: StatefulCache, spans: Sequence[Span]) -> None:
-        self._states = cache.states
-        self._device = cache.device.torch_device
-        self._calls = [self._call(group) for group in _groups(spans)]
+    def __init__(self, states: StatePool, calls: Sequence[_Call]) -> None:
+        self._states = states
+        self._calls = calls
+
+    @classmethod
+    def of(cls, cache: StatefulCache, spans: Sequence[Span]) -> StateStep:
+        """A step over these rows, which begins now."""
+        device = cache.device.torch_device
+        return cls(cache.states, [_call(group, device) for group in _groups(spans)])
+
+    @classmethod
+    def at(cls, states: StatePool, read: Tensor, write: Tensor) -> StateStep:
+        """One row of each session, whose places [rows] are known when the step runs."""
+        return cls(states, [_Call(0, 1, read, write)])
 
     def mix(self, mixer: Mixer, hidden: Tensor, options: Mapping[str, Any]) -> Tensor:
         """[1, rows, hidden size]. Probing has shown that `options` say nothing more."""
@@ -170,15 +186,26 @@ class StateStep:
         self._states.write(mixer.layer, call.write, states)
         return output.reshape(1, -1, output.shape[-1])
 
-    def _call(self, spans: Sequence[Span]) -> _Call:
-        tables = [_stateful(span.table) for span in spans]
-        read = None if _is_new(spans[0]) else self._places([table.current_place for table in tables])
-        return _Call(
-            spans[0].first_row, spans[0].num_rows, read, self._places([table.begin_step() for table in tables])
-        )
 
-    def _places(self, places: list[int]) -> Tensor:
-        return torch.tensor(places, dtype=torch.int64, device=self._device)
+def mixing_over(cache: KvCache, spans: Sequence[Span]) -> AbstractContextManager[None]:
+    """A step over these rows is in force, if the cache keeps states."""
+    return mixing(StateStep.of(cache, spans)) if isinstance(cache, StatefulCache) else nullcontext()
+
+
+def begin_steps(spans: Sequence[Span]) -> tuple[list[int], list[int]]:
+    """Where a step over these rows reads and where it writes. It begins now."""
+    tables = [_stateful(span.table) for span in spans]
+    return [table.current_place for table in tables], [table.begin_step() for table in tables]
+
+
+def all_go_on(spans: Sequence[Span]) -> bool:
+    """Whether every row is the next one of a session that has states."""
+    return all(_is_decode(span) for span in spans)
+
+
+def _call(spans: Sequence[Span], device: torch.device) -> _Call:
+    read, write = (torch.tensor(places, dtype=torch.int64, device=device) for places in begin_steps(spans))
+    return _Call(spans[0].first_row, spans[0].num_rows, None if _is_new(spans[0]) else read, write)
 
 
 def _is_new(span: Span) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +15,16 @@ from client.ipc import EndSession, Sampled, SessionFailed, SessionStarted, Start
 from client.runtime.device import Device
 from client.runtime.engine import Engine
 from client.runtime.loading import load_folder
+from client.runtime.paged_forward import PagedForward
 from client.runtime.stage import OpenPaged, Stage
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, decode_frame, encode_frame
 from protocol.values import LayerRange, Sampling, SessionId, StopRule
 
 M = TypeVar("M")
+DEVICE = os.environ.get("DECENTLLM_TEST_DEVICE", "cpu")
+"""Set to `cuda:0`, the tests that compare chains with `generate` do so on that GPU, in float32 all the same."""
+UNCOMPILED: OpenPaged = partial(PagedForward.open, limit_s=0.0, sizes=())
+"""Steps are captured when they are first met, and nothing is compiled: that takes longer than a test."""
 
 
 def session_id(number: int) -> str:
@@ -27,7 +34,9 @@ def session_id(number: int) -> str:
 def load_stage(
     folder: Path, start: int, stop: int, max_kv_bytes: int = 2**22, open_paged: OpenPaged | None = None
 ) -> Stage:
-    device = Device.open("cpu")
+    device = Device.open(DEVICE)
+    if open_paged is None and not device.is_cpu:
+        open_paged = UNCOMPILED
     cut = load_folder(folder, LayerRange(start, stop), torch.float32, device, lambda done, total: None)
     return Stage(cut, max_kv_bytes, torch.float32, device, open_paged)
 

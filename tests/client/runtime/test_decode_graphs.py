@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from client.runtime.attention import Span
 from client.runtime.batch import StepLayout, lay_out
 from client.runtime.block_tables import BlockTables
 from client.runtime.decode_graphs import (
@@ -26,6 +27,7 @@ from client.runtime.decode_graphs import (
 )
 from client.runtime.kv_cache import KvTable
 from client.runtime.pool_call import DecodeRows
+from client.runtime.state_pool import StatefulTable
 from tests.client.runtime.recording import EagerRecorder
 
 CPU = torch.device("cpu")
@@ -55,11 +57,31 @@ def tables() -> BlockTables:
     return BlockTables(8, 8, CPU)
 
 
+def spans(*rows_and_positions: tuple[int, int]) -> tuple[Span, ...]:
+    tables = [KvTable(list(range(8)), row=row) for row, _ in rows_and_positions]
+    for table, (_, position) in zip(tables, rows_and_positions, strict=True):
+        table.advance(position)
+    return lay_out([(table, 1) for table in tables]).spans
+
+
+def test_rows_of_sessions_with_states_read_one_place_and_write_another_and_padded_ones_the_trash_place() -> None:
+    buffers = StepBuffers(8, tables(), None, torch.float32, CPU, trash_place=20)
+    held = [StatefulTable([0], state=number, row=number) for number in (3, 5)]
+    for table in held:
+        table.advance(4)
+    rows = lay_out([(table, 1) for table in held]).spans
+    buffers.fill(4, rows, torch.tensor([11, 12]))
+    inputs = buffers.of(4)
+    assert inputs.read_from.tolist() == [held[0].current_place, held[1].current_place, 20, 20]
+    assert inputs.write_to.tolist() == [held[0].begin_step(), held[1].begin_step(), 20, 20]
+    assert set(inputs.read_from.tolist()) & set(inputs.write_to.tolist()) == {20}
+
+
 def test_padded_rows_are_of_the_trash_row_at_position_zero() -> None:
     found = tables()
     buffers = StepBuffers(8, found, None, torch.float32, CPU)
-    buffers.fill(4, [5, 6, 7, 4], [9, 9, 9, 9], torch.tensor([1, 2, 3, 4]))
-    buffers.fill(4, [2, 0], [30, 7], torch.tensor([11, 12]))
+    buffers.fill(4, spans((5, 9), (6, 9), (7, 9), (4, 9)), torch.tensor([1, 2, 3, 4]))
+    buffers.fill(4, spans((2, 30), (0, 7)), torch.tensor([11, 12]))
     inputs = buffers.of(4)
     assert inputs.table_rows.tolist() == [2, 0, found.trash_row, found.trash_row]
     assert inputs.positions.tolist() == [30, 7, 0, 0]
@@ -68,9 +90,10 @@ def test_padded_rows_are_of_the_trash_row_at_position_zero() -> None:
 
 def test_padded_hidden_states_are_zero_whatever_was_there_before() -> None:
     buffers = StepBuffers(8, tables(), 3, torch.bfloat16, CPU)
-    buffers.fill(4, [0, 1, 2, 3], [1, 1, 1, 1], torch.full((4, 3), torch.nan, dtype=torch.bfloat16))
+    others = torch.full((4, 3), torch.nan, dtype=torch.bfloat16)
+    buffers.fill(4, spans((0, 1), (1, 1), (2, 1), (3, 1)), others)
     hidden = torch.randn(1, 3).bfloat16()
-    buffers.fill(4, [2], [30], hidden)
+    buffers.fill(4, spans((2, 30)), hidden)
     values = buffers.of(4).values
     assert torch.equal(values[:1], hidden)
     assert values[1:].eq(0).all()
@@ -79,7 +102,7 @@ def test_padded_hidden_states_are_zero_whatever_was_there_before() -> None:
 def test_inputs_stay_where_they_are() -> None:
     buffers = StepBuffers(8, tables(), None, torch.float32, CPU)
     inputs = buffers.of(4)
-    buffers.fill(4, [1], [5], torch.tensor([3]))
+    buffers.fill(4, spans((1, 5)), torch.tensor([3]))
     assert inputs.values.tolist() == [3, 0, 0, 0]
     assert inputs.values.data_ptr() == buffers.of(4).values.data_ptr()
 

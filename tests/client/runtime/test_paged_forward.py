@@ -12,6 +12,7 @@ from client.runtime.compiled_layers import CompiledLayers
 from client.runtime.kv_cache import LayerShape
 from client.runtime.paged_forward import choose_decode
 from client.runtime.paged_steps import gather_decode
+from client.runtime.state_pool import StatefulCache, StatefulTable
 from tests.client.runtime import reference
 from tests.client.runtime.chain import Chain, load_stage
 from tests.client.runtime.recording import PagedOpener
@@ -21,7 +22,7 @@ BuildChain = Callable[..., Chain]
 PROMPTS = reference.random_prompts((5, 37, 23))
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in RECURRENT])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_captured_steps_and_chunks_of_prompts_give_the_tokens_of_the_cpus_own_path(
     architecture: str, chain: BuildChain
 ) -> None:
@@ -33,11 +34,38 @@ def test_captured_steps_and_chunks_of_prompts_give_the_tokens_of_the_cpus_own_pa
 
 
 @pytest.mark.parametrize("architecture", RECURRENT)
-def test_layers_with_a_recurrent_state_are_not_captured(architecture: str, chain: BuildChain) -> None:
+def test_a_session_that_begins_with_one_row_begins_without_states(architecture: str, chain: BuildChain) -> None:
+    prompts = reference.random_prompts((1, 9, 1, 1))
+    wanted = [chain(architecture).generate([prompt], 7)[0] for prompt in prompts]
     opener = PagedOpener()
-    paged = chain(architecture, (0, 6), max_batch_tokens=18, open_paged=opener)
-    assert paged.generate(PROMPTS, 7) == chain(architecture).generate(PROMPTS, 7)
-    assert opener.recorder.num_replayed == 0
+    paged = chain(architecture, (0, 6), max_kv_bytes=2**24, open_paged=opener)
+    for _ in range(2):  # the second time over what the first has left
+        paged.tail.messages.clear()
+        assert paged.generate(prompts, 7) == wanted
+    assert opener.recorder.num_replayed > 5
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+def test_padded_rows_leave_the_states_of_sessions_as_they_are(
+    architecture: str, checkpoint: Callable[[str], Path]
+) -> None:
+    stage = load_stage(checkpoint(architecture), 0, 6, max_kv_bytes=2**24, open_paged=PagedOpener())
+    cache = stage.cache
+    assert isinstance(cache, StatefulCache)
+    tables = [cache.open(40) for _ in range(3)]
+    for table in tables:
+        stage.forward(lay_out([(table, 20)]), torch.arange(3, 23), [])
+        table.advance(20)
+    kept = tables[-1]
+    assert isinstance(kept, StatefulTable)
+    at = torch.tensor([kept.current_place])
+    layers = [shape.layer for shape in cache.state_shapes]
+    before = [cache.states.read(layer, at) for layer in layers]
+    stage.forward(lay_out([(table, 1) for table in tables[:2]]), torch.arange(2), [])  # padded to four rows
+    for layer, states in zip(layers, before, strict=True):
+        after = cache.states.read(layer, at)
+        for old, new in ((states.conv, after.conv), (states.recurrent, after.recurrent)):
+            assert (old is None and new is None) or (old is not None and new is not None and torch.equal(old, new))
 
 
 def test_padded_rows_leave_the_keys_of_sessions_as_they_are(checkpoint: Callable[[str], Path]) -> None:
