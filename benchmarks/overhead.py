@@ -104,8 +104,9 @@ class Generate:
 class Pool:
     """The same through a pool of real processes."""
 
-    def __init__(self, pool: LocalPool) -> None:
+    def __init__(self, pool: LocalPool, model: str = MODEL) -> None:
         self._url = f"{pool.url}/v1/chat/completions"
+        self._model = model
 
     def run(self, num_tokens: int) -> Sample:
         """What the stages had spent when the first token came (the prefill) is taken off."""
@@ -122,7 +123,7 @@ class Pool:
     def _stream(self, num_tokens: int) -> tuple[list[Tick], str]:
         """When each token came, with the stages' account so far, and the text."""
         messages = [{"role": "user", "content": QUESTION}]
-        body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": num_tokens, "stream": True}
+        body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": num_tokens, "stream": True}
         ticks, text = list[Tick](), ""
         with httpx.stream("POST", self._url, json={**body, "return_token_ids": True}, timeout=300) as response:
             for line in response.iter_lines():

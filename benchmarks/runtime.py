@@ -9,6 +9,10 @@ against what the card does in the same run: read bandwidth and the rate of a lar
   reference  transformers' `generate` on the decode and prefill rows; `compiled`: with a static cache, compiled
   packed     decode and prefill with weights in 8 and 4 bits, with Triton; `plain-packed`: decode without
   plain      decode and layer without Triton and torch.compile, as on a machine without a C compiler
+  hybrid     eight layers of Qwen3-Next-80B-A3B, six of them recurrent, captured and step by step
+  continuous transformers' continuous batching on the decode rows, with its energy
+
+Energy is the whole card's (NVML's counter) while sessions decode.
 """
 
 from __future__ import annotations
@@ -29,35 +33,43 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pynvml
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from benchmarks.machine import describe_machine
+from benchmarks.synthetic import QWEN3_8B
 from client.ipc import EndSession, Sampled, SessionFailed, StartSession, WorkerMessage
 from client.runtime import paged_forward
 from client.runtime.architecture import Architecture, read_architecture
 from client.runtime.batch import lay_out
 from client.runtime.benchmark import random_cut
+from client.runtime.decode_graphs import DecodeGraphs
 from client.runtime.device import Device
 from client.runtime.engine import Engine
 from client.runtime.stage import Stage
 from protocol.frames import Frame, FrameKind, Phase, Segment, WireDtype, encode_frame
 from protocol.values import Quantisation, Sampling, SessionId, StopRule
 
-QWEN3_8B = {
-    "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-    "tie_word_embeddings": False, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
-}  # fmt: skip
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }  # fmt: skip
-"""Published in the models' config.json (Qwen/Qwen3-8B, meta-llama/Llama-3.1-8B but for its rotary scaling)."""
+QWEN3_NEXT = {
+    "model_type": "qwen3_next", "hidden_size": 2048, "intermediate_size": 5120, "num_hidden_layers": 48,
+    "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 151936,
+    "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "num_experts": 512, "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "max_position_embeddings": 262144,
+}  # fmt: skip
+"""Published in the models' config.json (meta-llama/Llama-3.1-8B but for its rotary scaling,
+Qwen/Qwen3-Next-80B-A3B-Instruct)."""
 
-ROWS = ("decode", "prefill", "layer", "packed", "plain-packed", "reference", "compiled", "plain")
+ROWS = (
+    "decode", "prefill", "layer", "packed", "plain-packed", "reference", "compiled", "plain", "hybrid", "continuous",
+)  # fmt: skip
 PROMPT_TOKENS, LONG_PROMPT, LAYER_CONTEXT = 128, 4096, 2048
 NUM_LAYERS_TIMED = 4
 DTYPE = torch.bfloat16
@@ -83,6 +95,12 @@ class Card:
         self.read_rate = 2**30 / steady_s(data.sum)
         left, right = (torch.randn(8192, 8192, device="cuda", dtype=DTYPE) for _ in range(2))
         self.matrix_rate = 2 * 8192**3 / steady_s(lambda: left @ right)
+        pynvml.nvmlInit()
+        self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+
+    def energy_j(self) -> float:
+        """Joules that the card has used since its driver was loaded."""
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000
 
     def free(self) -> None:
         """Give back what a measurement has used, and say if anything holds on to it."""
@@ -104,6 +122,14 @@ def timed_s(step: Callable[[], object], repetitions: int = 20) -> float:
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / 1000)
     return float(statistics.median(times))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a batch of sessions did."""
+
+    tokens_per_s: float
+    joules_per_1000: float
 
 
 class Sink:
@@ -154,20 +180,20 @@ class Served:
         self._open.clear()
         self.sink.num_sampled = 0
 
-    def decode_rate(self, num_sessions: int, num_steps: int = 100) -> float:
-        """Tokens per second of all sessions together, once their prompts are done."""
+    def decode(self, card: Card, num_sessions: int, num_steps: int = 300) -> Decoded:
+        """All sessions together, once their prompts are done."""
         for _ in range(num_sessions):
             self.start(PROMPT_TOKENS, num_steps + 64)
         self.step_until(num_sessions)
         for _ in range(12 + PROMPT_TOKENS * num_sessions // 512):
             self.engine.step()
-        before, begin = self.sink.num_sampled, time.perf_counter()
+        before, energy_j, begin = self.sink.num_sampled, card.energy_j(), time.perf_counter()
         for _ in range(num_steps):
             self.engine.step()
-        seconds = time.perf_counter() - begin
+        seconds, energy_j = time.perf_counter() - begin, card.energy_j() - energy_j
         num_sampled = self.sink.num_sampled - before
         self.end()
-        return float(num_sampled / seconds)
+        return Decoded(num_sampled / seconds, 1000 * energy_j / num_sampled)
 
     def prefill_rate(self) -> float:
         """Prompt tokens per second up to the first token of the answer; the best of three."""
@@ -184,11 +210,13 @@ class Served:
 def decode_rows(card: Card, stage: Stage, label: str) -> Iterator[Figure]:
     for num_sessions in (1, 16, 64):
         served = Served(stage, 512)
-        rate = max(served.decode_rate(num_sessions) for _ in range(2))
-        context = PROMPT_TOKENS + 64
+        decoded = max((served.decode(card, num_sessions) for _ in range(2)), key=lambda found: found.tokens_per_s)
+        context = PROMPT_TOKENS + 162  # in the middle of the steps that are timed
         kv_bytes = num_sessions * context * sum(shape.num_elements for shape in stage.cache.shapes) * 2
         limit = num_sessions * card.read_rate / (read_bytes(stage) + kv_bytes)
-        yield Figure(f"Qwen3-8B decode, {num_sessions} sessions, {label}", rate, "tokens/s", limit)
+        what = f"Qwen3-8B decode, {num_sessions} sessions, {label}"
+        yield Figure(what, decoded.tokens_per_s, "tokens/s", limit)
+        yield Figure(what, decoded.joules_per_1000, "J per 1,000 tokens")
 
 
 def read_bytes(stage: Stage) -> int:
@@ -214,26 +242,76 @@ def prefill_operations(shape: dict[str, Any]) -> float:
 
 
 def layer_rows(card: Card, label: str) -> Iterator[Figure]:
-    architecture = architecture_of(LLAMA_8B)
-    cut = random_cut(architecture, 14, 14 + NUM_LAYERS_TIMED, DTYPE, card.device)
-    stage = Stage(cut, 3 * 2**30, DTYPE, card.device)
-    for layer in stage.cache.layers.values():
-        layer.keys.normal_()
-        layer.values.normal_()
+    stage = middle_stage(card, LLAMA_8B, 14, 14 + NUM_LAYERS_TIMED)
     for num_sessions in (1, 8, 16, 64):
-        tables = [stage.cache.open(LAYER_CONTEXT) for _ in range(num_sessions)]
-        for table in tables:
-            table.advance(LAYER_CONTEXT - 1)
-        layout = lay_out([(table, 1) for table in tables])
-        hidden = torch.randn(num_sessions, stage.hidden_size, dtype=torch.float32).to(DTYPE)
-        seconds = steady_s(lambda layout=layout, hidden=hidden: stage.forward(layout, hidden, []))  # type: ignore[misc]
+        seconds = middle_step_s(stage, num_sessions)
         kv_bytes = num_sessions * LAYER_CONTEXT * sum(shape.num_elements for shape in stage.cache.shapes) * 2
         ideal = (stage.weight_bytes + kv_bytes) / card.read_rate
         what = f"Llama-8B layer, context {LAYER_CONTEXT}, batch {num_sessions}, {label}"
         yield Figure(what + ", share of the read roofline", ideal / seconds, "", 1.0)
         yield Figure(what, seconds / NUM_LAYERS_TIMED * 1e6, "us", ideal / NUM_LAYERS_TIMED * 1e6)
-        for table in tables:
-            stage.cache.close(table)
+
+
+def hybrid_rows(card: Card) -> Iterator[Figure]:
+    """Mean over layers of both kinds: three recurrent ones and one with attention, twice."""
+    stage = middle_stage(card, QWEN3_NEXT, 20, 28)
+    for num_sessions in (1, 8, 16, 64):
+        for label, changed in (
+            ("captured", nullcontext()),
+            ("step by step", patch.object(DecodeGraphs, "run", lambda *_: None)),
+        ):
+            with changed:
+                seconds = middle_step_s(stage, num_sessions)
+            what = f"Qwen3-Next-80B-A3B layer, context {LAYER_CONTEXT}, batch {num_sessions}, {label}"
+            yield Figure(what, seconds / 8 * 1e6, "us")
+
+
+def middle_stage(card: Card, shape: dict[str, Any], start: int, stop: int) -> Stage:
+    """Layers [start, stop) with random keys and values."""
+    cut = random_cut(architecture_of(shape), start, stop, DTYPE, card.device)
+    stage = Stage(cut, 8 * 2**30, DTYPE, card.device)
+    for layer in stage.cache.layers.values():
+        layer.keys.normal_()
+        layer.values.normal_()
+    return stage
+
+
+def middle_step_s(stage: Stage, num_sessions: int) -> float:
+    """Seconds of one decode step at LAYER_CONTEXT."""
+    tables = [stage.cache.open(LAYER_CONTEXT) for _ in range(num_sessions)]
+    for table in tables:
+        table.advance(LAYER_CONTEXT - 1)
+    layout = lay_out([(table, 1) for table in tables])
+    hidden = torch.randn(num_sessions, stage.hidden_size, dtype=torch.float32).to(DTYPE)
+    seconds = steady_s(lambda: stage.forward(layout, hidden, []))
+    for table in tables:
+        stage.cache.close(table)
+    return seconds
+
+
+def continuous_rows(card: Card) -> Iterator[Figure]:
+    """transformers' own: a long answer less a short one, so that prompts and set-up do not count."""
+    config = architecture_of(QWEN3_8B).config
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPE, attn_implementation="sdpa").eval()
+    for num_sessions in (1, 16, 64):
+        prompts = torch.randint(3, 150_000, (num_sessions, PROMPT_TOKENS)).tolist()
+        found = [_batched(card, model, prompts, num_new) for num_new in (4, 4, 36)]
+        seconds, energy_j = found[2][0] - found[1][0], found[2][1] - found[1][1]
+        num_tokens = 32 * num_sessions
+        what = f"transformers continuous batching: decode of {num_sessions}"
+        yield Figure(what, num_tokens / seconds, "tokens/s")
+        yield Figure(what, 1000 * energy_j / num_tokens, "J per 1,000 tokens")
+
+
+def _batched(card: Card, model: Any, prompts: list[list[int]], num_new: int) -> tuple[float, float]:
+    """Seconds and joules for answers of so many tokens."""
+    settings = GenerationConfig(max_new_tokens=num_new, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    begin, energy_j = time.perf_counter(), card.energy_j()
+    answers = model.generate_batch(inputs=prompts, generation_config=settings, progress_bar=False)
+    if any(len(answer.generated_tokens) != num_new for answer in answers.values()):
+        raise RuntimeError("transformers' continuous batching has stopped early")
+    return time.perf_counter() - begin, card.energy_j() - energy_j
 
 
 def steady_s(step: Callable[[], object], repetitions: int = 60) -> float:
@@ -287,7 +365,7 @@ def _generate_rate(model: Any, prompts: torch.Tensor, num_new: int, extra: dict[
 
 
 def architecture_of(shape: dict[str, Any]) -> Architecture:
-    return read_architecture(json.dumps(shape))
+    return read_architecture(json.dumps({"model_type": "qwen3", **shape}))
 
 
 def measure(card: Card, rows: list[str]) -> Iterator[Figure]:
@@ -309,6 +387,12 @@ def measure(card: Card, rows: list[str]) -> Iterator[Figure]:
         with patch.object(paged_forward, "has_triton", lambda: False):
             yield from layer_rows(card, "without Triton")
             yield from decode_rows(card, whole_stage(card), "without Triton")
+        card.free()
+    if "hybrid" in rows:
+        yield from hybrid_rows(card)
+        card.free()
+    if "continuous" in rows:
+        yield from continuous_rows(card)
         card.free()
     for name in ("reference", "compiled"):
         if name in rows:

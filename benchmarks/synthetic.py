@@ -23,7 +23,19 @@ QWEN3_4B = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 40960,
 }
-"""Published in the model's config.json (Qwen/Qwen3-4B)."""
+QWEN3_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+}
+"""Published in the models' config.json (Qwen/Qwen3-4B, Qwen/Qwen3-8B)."""
 
 
 def make_folder(folder: Path, tokenizer_folder: Path, shape: Mapping[str, object], device: str) -> Path:
