@@ -290,21 +290,19 @@ class Engine:
             else:
                 self._deliver_token(item, token, row, groups, compute_us + sample_us)
         self._send(groups)
+        if any(start.next_link is not None for start in starts):
+            self._send_late()  # after the rows: the head waits for them, and the user for the head
         return sample_us
 
     def _deliver_token(self, item: _Work, token: int, row: Tensor, groups: LinkGroups, compute_us: int) -> None:
-        """`row`: the token as int64 [1]. Where the next step begins at once, who asked hears of it after that."""
+        """`row`: the token as int64 [1]. Who asked hears of it once the next step has what it needs."""
         session = item.session
         start, position = session.start, session.table.length
         session.num_sound = position
         assert start.stop is not None
         reason = finish_reason(token, position, start.stop)
         timing = _later(item.rows.timing, compute_us, 0)
-        message = Sampled(start.session_id, start.epoch, position, (token,), reason, timing)
-        if start.next_link is None:
-            self._late.append(message)
-        else:
-            self._outbox.send_message(message)
+        self._late.append(Sampled(start.session_id, start.epoch, position, (token,), reason, timing))
         if reason is not None:
             session.is_finished = True
         elif start.next_link is None:
