@@ -18,8 +18,8 @@ from tests.integration.streams import Stream
 
 VOLUNTEER, REPLICA = "volunteer", "replica"
 NUM_STREAMS = 6
-NUM_TOKENS = 250
-FAST, SLOW = ("--pace", "1,0.1,0.1"), ("--pace", "4,0.4,0.1")
+NUM_TOKENS = 100
+FAST, SLOW = ("--pace", "3,0.1,0.1"), ("--pace", "15,0.5,0.1")
 """Milliseconds a layer: the volunteer is the faster one, however busy the machine is while they measure themselves."""
 QUIET_GPU = FakeGpu(is_offered=False)
 """It is watched; what is contributed is the CPU, as this test has no other device."""

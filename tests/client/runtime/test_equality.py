@@ -45,8 +45,9 @@ def test_logits_of_a_cut_model_are_those_of_the_whole_one(architecture: str, che
     for stage in stages:
         layout = lay_out([(stage.cache.open(len(tokens)), len(tokens))])
         rows = stage.forward(layout, rows, list(range(len(tokens))))
-    # transformers' own logits of a recurrent model move by up to 3e-4 when the prompt comes in two chunks.
-    atol = 5e-4 if architecture in RECURRENT else 1e-4
+    # transformers' own logits of a recurrent model move by up to 3e-4 when the prompt comes in two chunks, and ours on
+    # a GPU were 8e-4 from them on a CPU.
+    atol = 1e-3 if architecture in RECURRENT else 1e-4
     torch.testing.assert_close(rows.cpu(), reference.logits(checkpoint(architecture), tokens), rtol=1e-4, atol=atol)
 
 
