@@ -19,7 +19,9 @@ from pathlib import Path
 import msgspec
 
 from coordinator.models.build import CheckedFolder, Progress, build_manifest, check_folder
+from coordinator.models.config import UNPACKED, packing_of
 from coordinator.models.errors import BrokenModelError, ModelNotFoundError, UnsupportedModelError, shown
+from coordinator.models.files import optional_json
 from coordinator.models.shape import ModelShape, model_shape
 from coordinator.models.sources import (
     Convert,
@@ -94,14 +96,19 @@ class Catalog:
         """Where the model lies, or is put by this, and what it is called there."""
         source = resolve(spec)
         if isinstance(source, FolderSource):
-            return source.path.absolute(), source.path.absolute().name
+            return self._plain(source.path.absolute(), progress), source.path.absolute().name
         if isinstance(source, GgufSource):
             return self._converted_folder(source.path, progress), source.path.stem
         progress("downloading", 0, 0)
-        return self._fetch(source.repo_id, source.revision).absolute(), source.repo_id
+        return self._plain(self._fetch(source.repo_id, source.revision).absolute(), progress), source.repo_id
+
+    def _plain(self, folder: Path, progress: Progress) -> Path:
+        """The folder, or if its weights are packed in a way that can be undone, the one that they are unpacked to."""
+        is_packed = packing_of(optional_json(folder, "config.json") or {}) in UNPACKED
+        return self._converted_folder(folder, progress) if is_packed else folder
 
     def _converted_folder(self, path: Path, progress: Progress) -> Path:
-        """A GGUF file's, which is converted if that has not been done yet."""
+        """A GGUF file's or a packed folder's, which is converted if that has not been done yet."""
         target = self._converted / _converted_name(path)
         if not target.exists():
             self._convert(path.absolute(), target, progress)
@@ -201,10 +208,12 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _converted_name(path: Path) -> str:
-    """Differs when the file was replaced by another of the same name."""
-    stat = path.stat()
+    """Differs when the file, or one of the folder's, was replaced by another of the same name."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    stats = [file.stat() for file in files]
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:64].lstrip(".") or "model"
-    return f"{stem}-{_key(os.path.realpath(path), str(stat.st_size), str(stat.st_mtime_ns))}"
+    parts = [str(number) for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
+    return f"{stem}-{_key(os.path.realpath(path), *parts)}"
 
 
 def _key(*parts: str) -> str:

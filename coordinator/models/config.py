@@ -29,6 +29,10 @@ _UNSERVED = {
     re.compile(r"bloom|falcon|mpt|gptj|codegen|gpt_neo|xglm"): "its attention in transformers cannot be replaced",
 }
 
+UNPACKED = frozenset({"fp8", "mxfp4"})
+"""Formats of weights that are turned to plain numbers when a model is added (unpack.py). The nodes hold it in 16 bits
+then, or packed again."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -43,8 +47,8 @@ class ModelConfig:
     kv_numel_per_token: int
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """What config.json in `folder` says.
+def read_config(folder: Path, *, may_be_packed: bool = False) -> ModelConfig:
+    """What config.json in `folder` says. `may_be_packed`: weights in a format of UNPACKED are fine here.
 
     Raises UnsupportedModelError for a model that is not a plain decoder or wants its own code run,
     BrokenModelError for a missing or nonsensical file."""
@@ -52,6 +56,8 @@ def read_config(folder: Path) -> ModelConfig:
     _refuse_own_code(folder, config)
     architecture = _architecture(folder.name, config)
     decoder = decoder_config(config)
+    if not (may_be_packed and packing_of(config) in UNPACKED):
+        _refuse_packed(folder.name, packing_of(config))
     _refuse_unserved(folder.name, config, decoder)
     return ModelConfig(
         text=(folder / "config.json").read_text(encoding="utf-8"),
@@ -108,11 +114,24 @@ def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return nested if isinstance(nested, dict) else config
 
 
-def _refuse_unserved(name: str, config: Mapping[str, Any], decoder: Mapping[str, Any]) -> None:
-    quantised = config.get("quantization_config") or decoder.get("quantization_config")
-    if quantised:
-        reason = "its weights are quantised (quantization_config); use the original, unquantised model"
+def packing_of(config: Mapping[str, Any]) -> str:
+    """How a checkpoint's weights are packed: quant_method of its quantization_config, "" if they are not."""
+    packing = config.get("quantization_config") or decoder_config(config).get("quantization_config")
+    if not packing:
+        return ""
+    return str(packing.get("quant_method") or "unknown") if isinstance(packing, dict) else "unknown"
+
+
+def _refuse_packed(name: str, packing: str) -> None:
+    if packing:
+        reason = (
+            f"its weights are quantised ({shown(packing)}, by quantization_config); use the original model, or one in"
+            f" {' or '.join(sorted(UNPACKED))}"
+        )
         raise UnsupportedModelError(name, reason)
+
+
+def _refuse_unserved(name: str, config: Mapping[str, Any], decoder: Mapping[str, Any]) -> None:
     for model_type in (config.get("model_type"), decoder.get("model_type")):
         for pattern, reason in _UNSERVED.items():
             if isinstance(model_type, str) and pattern.fullmatch(model_type):

@@ -1,12 +1,13 @@
-"""`python -m coordinator.models.convert SRC.gguf DST [--dtype float16]`: a GGUF file to safetensors and a tokenizer.
+"""`python -m coordinator.models.convert SRC DST [--dtype float16]`: to safetensors of plain numbers and a tokenizer.
 
-A process of its own, and the coordinator's only code that imports torch (extra `convert`): it needs the whole model
-in memory once, and a process gives that memory back. Standard output is one JSON object per line: `{"step": ...}`
-as it goes, and at the end `{"done": folder}` or `{"error": sentence}`. Exit status 0, 1 (refused or failed), 2
-(usage). DST appears only when it is complete: the work is done in a folder beside it that is renamed at the end.
+SRC is a GGUF file, or a folder whose weights are packed (unpack.py). A process of its own: with unpack.py it is the
+coordinator's only code that imports torch (extra `convert`), and it has a GGUF file's whole model in memory once, which
+it gives back when it ends. Standard output is one JSON object per line: `{"step": ...}` as it goes, and at the end
+`{"done": folder}` or `{"error": sentence}`. Exit status 0, 1 (refused or failed), 2 (usage). DST appears only when it
+is complete: the work is done in a folder beside it that is renamed at the end.
 
-Storage is float16 by default: dequantised weights hold a few significant bits times a float16 scale, so that
-float16's 11 bits keep them closer than bfloat16's 8; a weight beyond 65,504 is refused with advice.
+A GGUF file's storage is float16 by default: dequantised weights hold a few significant bits times a float16 scale, so
+that float16's 11 bits keep them closer than bfloat16's 8; a weight beyond 65,504 is refused with advice.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coordinator.models.config import UNPACKED, packing_of
 from coordinator.models.errors import ConversionError, ModelError, ModelNotFoundError, UnsupportedModelError, shown
+from coordinator.models.files import required_json
 
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_SHARD_SIZE = "256MB"
@@ -30,7 +33,7 @@ PART_OF_MANY = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z")
 
 
 def convert(source: Path, target: Path, dtype: str = "float16") -> None:
-    """Write the model of GGUF file `source` to the new folder `target`.
+    """Write the model of GGUF file or packed folder `source` to the new folder `target`; `dtype` is of the former.
 
     Raises ModelNotFoundError, UnsupportedModelError or ConversionError; then `target` does not exist."""
     _check_source(source)
@@ -39,14 +42,27 @@ def convert(source: Path, target: Path, dtype: str = "float16") -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        _convert_model(source, partial, dtype)
-        _convert_tokenizer(source, partial)
+        if source.is_dir():
+            _unpack(source, partial)
+        else:
+            _convert_model(source, partial, dtype)
+            _convert_tokenizer(source, partial)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _unpack(source: Path, target: Path) -> None:
+    from coordinator.models.unpack import unpack_folder
+
+    unpack_folder(source, target, _say)
+
+
 def _check_source(source: Path) -> None:
+    if source.is_dir():
+        if packing_of(required_json(source, "config.json")) not in UNPACKED:
+            raise UnsupportedModelError(source.name, f"its weights are not in {' or '.join(sorted(UNPACKED))}")
+        return
     if not source.is_file():
         raise ModelNotFoundError(source.name, "there is no such file")
     with source.open("rb") as file:
@@ -112,7 +128,7 @@ def _write(line: dict[str, str]) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m coordinator.models.convert", description=convert.__doc__)
-    parser.add_argument("source", type=Path, metavar="SRC.gguf")
+    parser.add_argument("source", type=Path, metavar="SRC")
     parser.add_argument("target", type=Path, metavar="DST")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     return parser.parse_args(argv)
