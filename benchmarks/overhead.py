@@ -78,14 +78,15 @@ class Clocked:
 class Generate:
     """The reference: the whole model in this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, question: str = QUESTION) -> None:
         torch.set_num_threads(1)
+        self._question = question
         self._tokenizer = ChatTokenizer.load(folder)
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.inference_mode()
     def run(self, num_tokens: int) -> Sample:
-        prompt = torch.tensor([self._tokenizer.encode_chat([{"role": "user", "content": QUESTION}])])
+        prompt = torch.tensor([self._tokenizer.encode_chat([{"role": "user", "content": self._question}])])
         clock = Clocked()
         options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         answer = self._model.generate(
@@ -104,9 +105,10 @@ class Generate:
 class Pool:
     """The same through a pool of real processes."""
 
-    def __init__(self, pool: LocalPool, model: str = MODEL) -> None:
+    def __init__(self, pool: LocalPool, model: str = MODEL, question: str = QUESTION) -> None:
         self._url = f"{pool.url}/v1/chat/completions"
         self._model = model
+        self._question = question
 
     def run(self, num_tokens: int) -> Sample:
         """What the stages had spent when the first token came (the prefill) is taken off."""
@@ -122,7 +124,7 @@ class Pool:
 
     def _stream(self, num_tokens: int) -> tuple[list[Tick], str]:
         """When each token came, with the stages' account so far, and the text."""
-        messages = [{"role": "user", "content": QUESTION}]
+        messages = [{"role": "user", "content": self._question}]
         body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": num_tokens, "stream": True}
         ticks, text = list[Tick](), ""
         with httpx.stream("POST", self._url, json={**body, "return_token_ids": True}, timeout=300) as response:

@@ -180,20 +180,20 @@ class Served:
         self._open.clear()
         self.sink.num_sampled = 0
 
-    def decode(self, card: Card, num_sessions: int, num_steps: int = 300) -> Decoded:
-        """All sessions together, once their prompts are done."""
+    def decode(self, num_sessions: int, energy_j: Callable[[], float] = lambda: 0.0, num_steps: int = 300) -> Decoded:
+        """All sessions together, once their prompts are done. `energy_j`: joules used so far."""
         for _ in range(num_sessions):
             self.start(PROMPT_TOKENS, num_steps + 64)
         self.step_until(num_sessions)
         for _ in range(12 + PROMPT_TOKENS * num_sessions // 512):
             self.engine.step()
-        before, energy_j, begin = self.sink.num_sampled, card.energy_j(), time.perf_counter()
+        before, before_j, begin = self.sink.num_sampled, energy_j(), time.perf_counter()
         for _ in range(num_steps):
             self.engine.step()
-        seconds, energy_j = time.perf_counter() - begin, card.energy_j() - energy_j
+        seconds, used_j = time.perf_counter() - begin, energy_j() - before_j
         num_sampled = self.sink.num_sampled - before
         self.end()
-        return Decoded(num_sampled / seconds, 1000 * energy_j / num_sampled)
+        return Decoded(num_sampled / seconds, 1000 * used_j / num_sampled)
 
     def prefill_rate(self) -> float:
         """Prompt tokens per second up to the first token of the answer; the best of three."""
@@ -210,7 +210,9 @@ class Served:
 def decode_rows(card: Card, stage: Stage, label: str) -> Iterator[Figure]:
     for num_sessions in (1, 16, 64):
         served = Served(stage, 512)
-        decoded = max((served.decode(card, num_sessions) for _ in range(2)), key=lambda found: found.tokens_per_s)
+        decoded = max(
+            (served.decode(num_sessions, card.energy_j) for _ in range(2)), key=lambda found: found.tokens_per_s
+        )
         context = PROMPT_TOKENS + 162  # in the middle of the steps that are timed
         kv_bytes = num_sessions * context * sum(shape.num_elements for shape in stage.cache.shapes) * 2
         limit = num_sessions * card.read_rate / (read_bytes(stage) + kv_bytes)

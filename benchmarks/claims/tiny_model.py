@@ -33,12 +33,13 @@ SHAPE: Mapping[str, Any] = {
 WEIGHTS = "model.safetensors"
 
 
-def make_tiny_model(folder: Path, **changes: int) -> Path:
+def make_tiny_model(folder: Path, architecture: str = "qwen3", **changes: int) -> Path:
     """Write the model once; a folder that is there is taken as it is. `changes` are of the shape."""
     if not (folder / "tokenizer.json").exists():
-        save_tiny("qwen3", folder, vocab_size=VOCAB_SIZE, **{**SHAPE, **changes})
+        shape = {"vocab_size": VOCAB_SIZE, **SHAPE, **changes}
+        save_tiny(architecture, folder, **shape)
         _never_stop(folder / WEIGHTS)
-        save_tokenizer(folder, VOCAB_SIZE)
+        save_tokenizer(folder, shape["vocab_size"])
     return folder
 
 
