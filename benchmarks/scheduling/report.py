@@ -2,8 +2,9 @@
 
     python -m benchmarks.scheduling.report FOLDER [--optimum FILE] [--speed FILE] [--changes FILE] [--write]
 
-The files are what optimum.py, speed.py and the measurement of bytes moved printed. Pictures that pictures.py has drawn
-are shown; nothing that is not there is linked. What stands below the page's last line, written by hand, is kept.
+The files are what optimum.py, speed.py and the measurement of bytes moved printed; without one, its section stays as it
+is. Pictures that pictures.py has drawn are shown; nothing that is not there is linked. What stands below the page's
+last line, written by hand, is kept.
 """
 
 from __future__ import annotations
@@ -342,12 +343,27 @@ def page(tables: Mapping[str, Table], printed: Printed, machine: str, page_path:
         f"## Against the aims\n\n{aims_table(shown)}{_not_run(tables, shown)}",
         _ablations(shown),
         _maps(drawn),
-        _section("Distance from the exact optimum", optimum_section(printed.optimum)),
-        _section("How long it takes", speed_section(printed.speed)),
-        _section("Bytes moved, and half of the nodes leaving", as_printed(printed.changes)),
-        _how(shown, printed, machine),
+        *_printed_sections(printed, machine, page_path),
+        _how(shown),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _printed_sections(printed: Printed, machine: str, page_path: Path) -> list[str]:
+    """What other commands have printed, or the page says already."""
+    there = page_path.read_text(encoding="utf-8") if page_path.exists() else ""
+    made = {
+        "Distance from the exact optimum": optimum_section(printed.optimum),
+        "How long it takes": printed.speed and f"{machine}.\n\n{speed_section(printed.speed)}",
+        "Bytes moved, and half of the nodes leaving": as_printed(printed.changes),
+    }
+    return [_section(title, text or _standing(there, title)) for title, text in made.items()]
+
+
+def _standing(page_text: str, title: str) -> str:
+    """What a page has under this heading."""
+    found = page_text.partition(BY_HAND)[0].partition(f"## {title}\n")[2]
+    return found.partition("\n## ")[0].strip()
 
 
 def _section(title: str, text: str) -> str:
@@ -422,9 +438,9 @@ def _maps(folder: Path) -> str:
     return _section("Who holds which layers", pictures(folder, *names).strip())
 
 
-def _how(tables: Mapping[str, Table], printed: Printed, machine: str) -> str:
-    """Seeds, machine, date and commands."""
-    files = [name for name in ("optimum", "speed", "changes") if getattr(printed, name)]
+def _how(tables: Mapping[str, Table]) -> str:
+    """Seeds and commands."""
+    files = ("optimum", "speed", "changes")
     options = "".join(f" --{name} {name}.txt" for name in files)
     policies = sorted({policy for table in tables.values() for policy in table if is_ablation(policy)})
     seeds = sorted({run.seed for table in tables.values() for runs in table.values() for run in runs})
@@ -444,7 +460,7 @@ def _how(tables: Mapping[str, Table], printed: Printed, machine: str) -> str:
     return f"""## How to measure it again
 
 {_seeds(tables)}
-What is simulated is the same on any machine; times of planning and routing are of this one: {machine}.
+What is simulated is the same on any machine; only how long planning and routing take is not.
 
 ```
 {lines}

@@ -200,6 +200,19 @@ def test_writing_keeps_what_was_written_by_hand(tmp_path: Path) -> None:
     assert path.read_text().endswith(f"```\n\n{BY_HAND}\n\nWhy the aim is out of reach.\n")
 
 
+def test_a_section_of_another_command_stays_until_that_command_has_been_run_again(tmp_path: Path) -> None:
+    folder, path, printed = written(tmp_path, tables()), tmp_path / "page.md", tmp_path / "printed"
+    printed.write_text("| a |\n|---|\n| once |\n")
+    assert main([str(folder), "--changes", str(printed), "--speed", str(printed), "--write"], path) == 0
+    before = path.read_text()
+    assert main([str(folder), "--write"], path) == 0
+    assert path.read_text() == before
+    printed.write_text("| a |\n|---|\n| again |\n")
+    assert main([str(folder), "--changes", str(printed), "--write"], path) == 0
+    after = path.read_text()
+    assert (before.count("| once |"), after.count("| once |"), after.count("| again |")) == (2, 1, 1)
+
+
 def test_files_of_other_commands_are_taken_in_and_named_among_the_commands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,7 +221,7 @@ def test_files_of_other_commands_are_taken_in_and_named_among_the_commands(
     assert main([str(written(tmp_path, tables())), "--optimum", str(printed)]) == 0
     text = capsys.readouterr().out
     assert "## Distance from the exact optimum" in text
-    assert "python -m benchmarks.scheduling.report FOLDER --optimum optimum.txt --write" in text
+    assert "python -m benchmarks.scheduling.optimum > optimum.txt" in text
     assert "Seeds: 0" in text
 
 
