@@ -346,7 +346,8 @@ class AgentCore:
             return Owed.COMMAND
         if not self.switch.waits_for(device_id):
             return Owed.NOTHING
-        return Owed.STEP if self.watchdog.has_worked(device_id) else Owed.FIRST_STEP
+        is_first = not self.watchdog.has_worked(device_id) and self.switch.computes_on(device_id)
+        return Owed.FIRST_STEP if is_first else Owed.STEP
 
     def _end_worker(self, device: Device, reason: str, code: str) -> list[Command]:
         """The pool hears of it before the worker has ended: a driver that hangs may keep it from ending at all."""

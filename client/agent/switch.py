@@ -147,6 +147,10 @@ class Switch:
         legs = (leg for _, leg in self._all() if leg.device_id == device_id)
         return any(leg.flow.is_waiting or not leg.is_open for leg in legs)
 
+    def computes_on(self, device_id: DeviceId) -> bool:
+        """Whether rows of a session that its worker has opened have not come out again: only those can it be at."""
+        return any(leg.flow.is_waiting and leg.is_open for _, leg in self._all() if leg.device_id == device_id)
+
     @property
     def devices(self) -> set[DeviceId]:
         """The devices that have a part in some session."""

@@ -32,6 +32,7 @@ class Owed(Enum):
 
     NOTHING = auto()
     STEP = auto()
+    """Or to say that it has opened a session, which takes it no time at all."""
     FIRST_STEP = auto()
     """Nothing has come out of these layers yet: kernels are compiled and captured with the first rows."""
     COMMAND = auto()

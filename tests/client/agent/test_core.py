@@ -387,6 +387,25 @@ def test_a_worker_that_hangs_with_rows_is_asked_then_given_up_ended_and_started_
     assert node.device().message == "The worker did not answer; it is started again."
 
 
+@pytest.mark.parametrize(("is_open", "num_looks"), [(False, 15), (True, 70)])
+def test_a_worker_that_has_never_worked_has_long_for_first_rows_but_not_to_say_that_it_has_opened_a_session(
+    is_open: bool, num_looks: int
+) -> None:
+    node = serving(open_session())
+    if is_open:
+        node.worker(ipc.SessionStarted(SESSION, 1))
+    node.handle(FrameArrived(rows(segment()), LEFT))  # a head's rows may come before its worker is ready for them
+    assert EndWorker(CPU.device_id, DID_NOT_ANSWER) in silent(node, num_looks)
+
+
+def test_a_worker_may_be_at_its_first_rows_for_long_while_another_session_is_not_opened() -> None:
+    node = serving(open_session())
+    node.worker(ipc.SessionStarted(SESSION, 1))
+    node.handle(FrameArrived(rows(segment()), LEFT))
+    node.pool(open_session(session_id="b" * 32))
+    assert EndWorker(CPU.device_id, DID_NOT_ANSWER) not in silent(node, 50)
+
+
 def test_what_happened_to_a_worker_is_told_for_a_while_after_it_is_back() -> None:
     node = with_rows()
     silent(node, 30)
