@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from benchmarks.scheduling.compare import Run
@@ -45,3 +46,18 @@ def run(
 def climbed(policy: str, goodput_at: Mapping[float, float], scenario: str = SCENARIO) -> list[Run]:
     """Goodput by rate."""
     return [run(policy, rate, goodput, scenario=scenario) for rate, goodput in goodput_at.items()]
+
+
+OPTIMUM = """| pool | nodes | model | regions | optimum | bound | search gap | paper's gap | s |
+|---|---|---|---|---|---|---|---|---|
+| 0 | 4 | llama3-8b | 1 lan | 9.0 | +0.00% | 0.00% | 5.00% | 1.0 |
+| 1 | 5 | llama3-8b | 1 lan | 9.0 | +0.00% | 2.00% | 5.00% | 1.0 |
+  found 1+2:40
+  best  1:40
+"""
+
+
+def sums(num_pools: int, mean_gap: float, worst_gap: float) -> str:
+    gaps = {f"mean_{name}_gap": mean_gap for name in ("search", "paper", "bound")}
+    gaps |= {f"worst_{name}_gap": worst_gap for name in ("search", "paper", "bound")}
+    return json.dumps({"num_pools": num_pools, "num_complete": num_pools, "num_proven": num_pools, **gaps}) + "\n"

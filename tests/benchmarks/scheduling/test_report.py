@@ -15,31 +15,15 @@ from benchmarks.scheduling.report import (
     Printed,
     ablations_table,
     aims_table,
-    as_printed,
     latency_table,
     main,
-    optimum_section,
     page,
-    speed_section,
     throughput_table,
 )
 from benchmarks.scheduling.scenarios import LOCAL, WIDE
-from tests.benchmarks.scheduling.runs import SCENARIO, climbed, run
+from tests.benchmarks.scheduling.runs import OPTIMUM, SCENARIO, climbed, run, sums
 
 REPOSITORY = Path(__file__).parents[3]
-OPTIMUM = """| pool | nodes | model | regions | optimum | bound | search gap | paper's gap | s |
-|---|---|---|---|---|---|---|---|---|
-| 0 | 4 | llama3-8b | 1 lan | 9.0 | +0.00% | 0.00% | 5.00% | 1.0 |
-| 1 | 5 | llama3-8b | 1 lan | 9.0 | +0.00% | 2.00% | 5.00% | 1.0 |
-  found 1+2:40
-  best  1:40
-"""
-
-
-def sums(num_pools: int, mean_gap: float, worst_gap: float) -> str:
-    gaps = {f"mean_{name}_gap": mean_gap for name in ("search", "paper", "bound")}
-    gaps |= {f"worst_{name}_gap": worst_gap for name in ("search", "paper", "bound")}
-    return json.dumps({"num_pools": num_pools, "num_complete": num_pools, "num_proven": num_pools, **gaps}) + "\n"
 
 
 def tables() -> dict[str, dict[str, list[Run]]]:
@@ -129,44 +113,6 @@ def test_ablations_are_shown_as_parts_of_ours() -> None:
     text = page(tables(), Printed(), "a machine", REPOSITORY / "docs" / "none.md")
     assert "| without-search | 75 (30 %) |" in text
     assert "| petals+our-routing | 50 (20 %) |" in text
-
-
-def test_printed_tables_are_taken_over_with_remarks_after_them_and_one_head() -> None:
-    head = "\n".join(OPTIMUM.splitlines()[:2])
-    second = f"{head}\n| 2 | 6 | llama3-8b | 1 lan | 9.0 | +0.00% | 0.00% | 5.00% | 1.0 |\n"
-    text = as_printed(OPTIMUM + sums(2, 0.01, 0.02) + second + sums(1, 0.0, 0.0))
-    assert text.count(head) == 1
-    assert len([line for line in text.splitlines() if line.startswith("|")]) == 5
-    assert "{" not in text
-    assert text.endswith("```\n1: found 1+2:40\n1: best  1:40\n```")
-
-
-def test_tables_of_different_things_keep_their_heads_and_prose() -> None:
-    text = "A leave:\n\n| a |\n|---|\n| 1 |\n\nA join:\n\n| a |\n|---|\n| 2 |"
-    assert as_printed(text) == text
-
-
-def test_the_distance_from_the_optimum_is_the_mean_over_all_parts_pools_and_the_worst_of_any() -> None:
-    text = optimum_section(OPTIMUM + sums(3, 0.01, 0.02) + sums(1, 0.05, 0.08))
-    assert "| our plan below the best found | 2.00 % | 8.00 % | aim: 3 % mean, 10 % worst: met |" in text
-    assert text.startswith("4 pools")
-    assert "worst: missed" in optimum_section(OPTIMUM + sums(3, 0.01, 0.2))
-
-
-def test_an_optimum_that_was_not_proven_is_said_beside_the_verdict() -> None:
-    text = optimum_section(sums(3, 0.01, 0.02).replace('"num_proven": 3', '"num_proven": 1'))
-    assert "worst: met, but 2 are unproven" in text
-    assert "In 1 of them the bound proves" in text
-
-
-def test_slow_medians_are_named_with_their_aims() -> None:
-    timings = [
-        {"what": "phase 1, x, budget 0", "num_nodes": 256, "p50_ms": 8.0},
-        {"what": "repair, one left", "num_nodes": 1000, "p50_ms": 6.0},
-        {"what": "repair, one left", "num_nodes": 256, "p50_ms": 60.0},
-    ]
-    text = speed_section("| what | nodes |\n|---|---|\n| x | 1 |\n" + json.dumps(timings))
-    assert text.endswith("1 of 2 met. Missed: repair, one left, 1000 nodes: 6.00 ms (aim 5 ms).")
 
 
 def test_pictures_are_shown_only_if_they_are_there(tmp_path: Path) -> None:
