@@ -44,7 +44,7 @@ def check_folder(folder: Path) -> CheckedFolder:
     Raises ModelNotFoundError, UnsupportedModelError or BrokenModelError."""
     if not folder.is_dir():
         raise ModelNotFoundError(folder.name, "there is no such folder")
-    weights = _weight_files(folder)
+    weights = weight_files(folder)
     config = read_config(folder)
     check_tokenizer_files(folder)
     small = {name: path for name in SMALL_FILES if (path := regular_file(folder, name)) is not None}
@@ -101,7 +101,10 @@ class _Hasher:
         return hashlib.sha256(data).hexdigest()
 
 
-def _weight_files(folder: Path) -> dict[str, Path]:
+def weight_files(folder: Path) -> dict[str, Path]:
+    """The folder's safetensors files that belong to the model, by name.
+
+    Raises BrokenModelError or UnsupportedModelError."""
     names = _indexed(folder) or _unindexed(folder)
     found = {name: regular_file(folder, name) for name in sorted(names)}
     for name, path in found.items():

@@ -6,6 +6,8 @@ shapes of weight and scales, which is wrong where a weight does not end with a b
     FP8      `X` float8, `X_scale_inv` float32: a scale for each block of weight_block_size, or one for all
     MXFP4    `X_blocks` uint8 [..., rows, groups, 16] with two codes a byte, the low one first, and `X_scales` uint8
              [..., rows, groups], exponents of two less 127; the tensor that they stand for is [..., depth, rows]
+
+Whatever is not packed stays as it is.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from coordinator.models.build import INDEX_FILE
+from coordinator.models.build import INDEX_FILE, weight_files
 from coordinator.models.config import decoder_config, packing_of, read_config
 from coordinator.models.errors import ConversionError
-from coordinator.models.files import optional_json, regular_file, required_json
+from coordinator.models.files import regular_file, required_json
 
 Say = Callable[[str], None]
 SHARD_BYTES = 256 * 10**6
@@ -58,10 +60,8 @@ class _Checkpoint:
     """The tensors of a folder's safetensors files, each read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        index = optional_json(folder, INDEX_FILE)
-        names = sorted(set(index["weight_map"].values())) if index else [p.name for p in folder.glob("*.safetensors")]
         self._name = folder.name
-        self._paths = [regular_file(folder, name) or folder / name for name in names]
+        self._paths = list(weight_files(folder).values())
         self._files: dict[str, Any] = {}
 
     def __enter__(self) -> _Checkpoint:
@@ -97,7 +97,7 @@ def _fp8(checkpoint: _Checkpoint, config: Mapping[str, Any]) -> Iterator[tuple[s
         tensor = checkpoint.read(name)
         if tensor.dtype in FP8_DTYPES:
             tensor = _scaled(name, tensor, checkpoint.read(name + FP8_SCALE), block)
-        yield name, _plain(tensor)
+        yield name, tensor
 
 
 def _scaled(name: str, codes: Tensor, scales: Tensor, block: Sequence[int] | None) -> Tensor:
@@ -123,7 +123,7 @@ def _mxfp4(checkpoint: _Checkpoint) -> Iterator[tuple[str, Tensor]]:
             own_name = name.removesuffix(BLOCKS)
             yield own_name, _from_blocks(name, checkpoint.read(name), checkpoint.read(own_name + SCALES))
         elif not (name.endswith(SCALES) and name.removesuffix(SCALES) + BLOCKS in checkpoint):
-            yield name, _plain(checkpoint.read(name))
+            yield name, checkpoint.read(name)
 
 
 def _from_blocks(name: str, blocks: Tensor, scales: Tensor) -> Tensor:
@@ -139,11 +139,6 @@ def _from_blocks(name: str, blocks: Tensor, scales: Tensor) -> Tensor:
         pairs = torch.stack([values[(codes & 15).int()], values[(codes >> 4).int()]], dim=-1).flatten(-2)
         out[number] = torch.ldexp(pairs, exponents[..., None]).flatten(-2).T
     return out.view(*outer, -1, rows)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """As bfloat16, unless it is no weight."""
-    return tensor.bfloat16() if tensor.is_floating_point() else tensor
 
 
 def _write_shards(target: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
