@@ -63,8 +63,17 @@ class Ladder(msgspec.Struct, frozen=True):
         return self.steps[0].summary
 
     @property
+    def best(self) -> Played:
+        return max(self.steps, key=lambda step: step.summary.goodput_tokens_per_s)
+
+    @property
     def best_goodput(self) -> float:
-        return max(step.summary.goodput_tokens_per_s for step in self.steps)
+        return self.best.summary.goodput_tokens_per_s
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the highest rate was the best, so that a higher one might have been better still."""
+        return self.best is self.steps[-1]
 
 
 def door(pool: EmulatedPool) -> Door:

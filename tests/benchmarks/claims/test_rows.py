@@ -35,10 +35,12 @@ def test_without_both_sides_there_is_nothing_to_compare(policies: list[str]) -> 
 
 
 def test_the_table_has_latency_at_the_lowest_rate_and_throughput_at_the_best() -> None:
-    head, row = ladder_table([ladder(OURS, step(1.0, 30.0), step(3.0, 80.0))])
-    cells = dict(zip(head, row, strict=True))
-    assert cells["mean latency"] == "1.00 s"
-    assert cells["best tokens/s in the bound"] == "80.0"
+    steps = step(1.0, 30.0), step(3.0, 80.0), step(9.0, 20.0)
+    head, *rows = ladder_table([ladder(OURS, *steps), ladder("one", *steps[:2])])
+    ours, other = (dict(zip(head, row, strict=True)) for row in rows)
+    assert ours["mean latency"] == "1.00 s"
+    assert ours["best tokens/s in the bound"] == "80.0 at 1/s"
+    assert other["best tokens/s in the bound"] == "80.0 at 1/s, the highest rate tried"
 
 
 def test_node_seconds_are_of_the_step_with_most_throughput() -> None:
