@@ -195,8 +195,9 @@ The small Llama is the one that Petals' newest commit was measured with on such 
   number of rows, once they did not fit the cache: no gain to be had there.
 - **Two nodes** compute each token in two forwards of half the layers, each with its own beginning and end (rows in,
   rotary embedding, rows out), and hand it over twice; one hop costs 0.9 ms here, most of it waking four processes in
-  turn ([performance.md](performance.md), "Stages on one GPU").
-- **Resident memory** beside the weights is torch and transformers themselves; a third of it is shared with other
+  turn ([performance.md](performance.md), "Stages on one GPU"). The machine was shared and its speed swings: `generate`
+  had 230 tokens/s in a run an hour before, two nodes 95 and eight clients 342, 6.2 ms a token over it.
+- **Resident memory** beside the weights is torch and transformers themselves; a quarter of it is shared with other
   processes that use them (private is less).
 """
 

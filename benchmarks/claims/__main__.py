@@ -47,7 +47,8 @@ run to run: `parallax-greedy-dp` had 30.3 and 57.7 tokens/s in two on the same d
 at 1.6 requests/s, which was the best rate for ours and most others, and where no node of ours computed for more than
 65 % of the time: so 1.11 is no limit, and rates up to 6.4 requests/s are tried now. What more throughput there is to be
 had is also a matter of the two processors that play all nodes, which were busy for 85 to 95 % of that time (a
-simulation of low priority among them).
+simulation of low priority among them). In `low-bandwidth` a prompt of 1,000 tokens takes 3.3 s on each uplink: next to
+nothing is answered within the bound by anybody, so that its throughput says little; latency is at 0.2 requests/s.
 """
 
 
