@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.claims.tiny_model import make_tiny_model
 from benchmarks.kept_rows import keep_row, kept_rows
 from benchmarks.machine import describe_machine
-from benchmarks.overhead import Generate, Pool
+from benchmarks.overhead import MODEL, Generate, Pool
 from benchmarks.runtime import PROMPT_TOKENS, Served
 from client.runtime.device import Device
 from client.runtime.loading import load_folder
@@ -43,7 +43,6 @@ from coordinator.models.catalog import Catalog
 from demo.local_pool import LocalPool, local_pool
 from protocol.values import LayerRange
 
-MODEL = "qwen2.5-coder-0.5b-instruct"
 PAGE, RESULTS = Path("docs/processor.md"), Path("benchmarks/processor_results")
 NUM_ROUNDS, NUM_NEW = 3, 64
 SMALL_LLAMA = {

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from benchmarks.overhead import Pool, Sample
+from benchmarks.overhead import MODEL, Pool, Sample
 from benchmarks.synthetic import QWEN3_8B, make_folder
 from demo.local_pool import local_pool
 
@@ -27,7 +27,6 @@ NUMS_STAGES = (1, 2, 4)
 NUM_TOKENS, NUM_ANSWERS = 200, 5
 KV_BYTES = 4 * 2**30
 LAYER_BYTES, END_BYTES = 386 * 10**6, 2 * 1_245 * 10**6
-TOKENIZER = "qwen2.5-coder-0.5b-instruct"
 START_LIMIT_S = 240.0
 
 
@@ -70,7 +69,7 @@ def main() -> None:
         model = Path(folder) / "qwen3-8b-shape"
         shape = {**QWEN3_8B, "num_hidden_layers": arguments.layers}
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as aside:  # its GPU memory goes with it
-            aside.submit(make_folder, model, arguments.models / TOKENIZER, shape, "cuda").result()
+            aside.submit(make_folder, model, arguments.models / MODEL, shape, "cuda").result()
         found = {}
         for num_stages in NUMS_STAGES:
             found[num_stages] = measure(model, arguments.layers, num_stages)

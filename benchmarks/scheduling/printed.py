@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.kept_rows import markdown_table
 from benchmarks.scheduling.optimum import PROVEN
 
 MEAN_GAP, WORST_GAP = 0.03, 0.10
@@ -20,10 +21,6 @@ SPEED_AIMS_MS: Mapping[tuple[str, int], float] = {
     ("phase 2", 10_000): 5.0,
 }
 """Aims of the median, by how a figure's name begins and the number of nodes."""
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 def percent(share: float) -> str:
@@ -98,7 +95,7 @@ def _gaps(sums: Sequence[Mapping[str, float]]) -> str:
         f"{num_pools} pools that can serve. In {num_proven} of them the bound proves that no layout is more than"
         f" {percent(PROVEN)} better than the best found; in {num_complete} no time limit cut the search off."
     )
-    return f"{said}\n\n{markdown(['', 'mean', 'worst', ''], rows)}"
+    return f"{said}\n\n{markdown_table([['', 'mean', 'worst', ''], *rows])}"
 
 
 def speed_section(text: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kept_rows import markdown_table
 from benchmarks.machine import describe_machine
 from benchmarks.scheduling import comparison
 from benchmarks.scheduling.compare import EQUAL_LOAD, OURS
@@ -31,7 +32,7 @@ from benchmarks.scheduling.comparison import (
     others,
     throughput,
 )
-from benchmarks.scheduling.printed import as_printed, markdown, optimum_section, percent, speed_section
+from benchmarks.scheduling.printed import as_printed, optimum_section, percent, speed_section
 from benchmarks.scheduling.scenarios import SCENARIOS, WIDE
 from coordinator.scheduler.cost import Bound
 from coordinator.simulate.scenario import Scenario
@@ -48,6 +49,7 @@ CAPTIONS = {
     "throughput-at-our-best.png": "Tokens per second over time at the rate that ours served most at",
 }
 """Of pictures.py's files; maps are called by their policies."""
+
 # ---------------------------------------------------------------- tables
 
 
@@ -70,7 +72,7 @@ def throughput_table(tables: Mapping[str, Table]) -> str:
         ]
         for name, found in figures.items()
     ]
-    text = markdown(["scenario", *policies, "best other", "ours / best other", "seeds"], rows)
+    text = markdown_table([["scenario", *policies, "best other", "ours / best other", "seeds"], *rows])
     if any(found.at_edge for found in figures.values()):
         text += "\n\n\\*: the best run was at the end of the rates tried, so that another rate might be better still."
     return text
@@ -86,7 +88,7 @@ def latency_table(tables: Mapping[str, Table]) -> str:
     each = {name: equal_loads(table) for name, table in tables.items()}
     head = ["scenario", "requests/s", "of the best other's most", "ours, mean s", "p99 s"]
     head += ["best other", "mean s", "p99 s", "ours lower by", "seeds", "finished too few"]
-    text = markdown(head, [_latency_row(name, loads) for name, loads in each.items() if loads])
+    text = markdown_table([head, *(_latency_row(name, loads) for name, loads in each.items() if loads)])
     if missing := [name for name, loads in each.items() if not loads]:
         text += f"\n\nNot compared, since ours or all others finished too few there: {', '.join(missing)}."
     return text
@@ -134,7 +136,7 @@ def aims_table(tables: Mapping[str, Table]) -> str:
         aims[1].row(_times, lambda values: min(values) >= LEAST_RATIO),
         aims[2].row(percent, lambda values: mean(values) >= LEAST_MEAN_GAIN),
     ]
-    return markdown(["aim", "mean", "worst", "best", "scenarios", ""], rows)
+    return markdown_table([["aim", "mean", "worst", "best", "scenarios", ""], *rows])
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def ablations_table(tables: Mapping[str, Table], policies: Sequence[str]) -> str
     """Tokens/s in the bound and per cent of ours; empty if none of these policies was run."""
     names = [name for name, table in tables.items() if any(policy in table for policy in policies)]
     rows = [[policy, *(_ablation(tables[name], policy) for name in names)] for policy in policies]
-    return markdown(["", *names], rows) if names else ""
+    return markdown_table([["", *names], *rows]) if names else ""
 
 
 def _ablation(table: Table, policy: str) -> str:
@@ -180,8 +182,8 @@ def _ablation(table: Table, policy: str) -> str:
 
 def scenarios_table(names: Sequence[str]) -> str:
     rows = [[name, *_traits(SCENARIOS[name])] for name in names]
-    return markdown(
-        ["scenario", "model", "nodes", "regions", "lines", "lengths", "arrivals", "nodes come and go"], rows
+    return markdown_table(
+        [["scenario", "model", "nodes", "regions", "lines", "lengths", "arrivals", "nodes come and go"], *rows]
     )
 
 

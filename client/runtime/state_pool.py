@@ -67,9 +67,8 @@ class StatePool:
 
     def __init__(self, shapes: Sequence[StateShape], num_places: int, device: torch.device) -> None:
         self.trash_place = num_places
-        num_places += 1
-        self._conv = {shape.layer: _places(shape.conv, num_places, device) for shape in shapes}
-        self._recurrent = {shape.layer: _places(shape.recurrent, num_places, device) for shape in shapes}
+        self._conv = {shape.layer: _places(shape.conv, num_places + 1, device) for shape in shapes}
+        self._recurrent = {shape.layer: _places(shape.recurrent, num_places + 1, device) for shape in shapes}
 
     def read(self, layer: int, places: Tensor) -> States:
         """A copy of what is there, [places, ...]."""
@@ -105,7 +104,6 @@ class StatefulCache(KvCache):
         num_sessions = self.num_tokens // MIN_STATEFUL_TOKENS
         if num_sessions < 1:
             raise DeviceMemoryError
-        self.state_shapes = tuple(state_shapes)
         self.states = StatePool(state_shapes, STATE_COPIES * num_sessions, device.torch_device)
         self._free_states = list(range(num_sessions))[::-1]
 

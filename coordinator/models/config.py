@@ -114,9 +114,14 @@ def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return nested if isinstance(nested, dict) else config
 
 
+def packing_config(config: Mapping[str, Any]) -> Any:
+    """What a config.json says of how its weights are packed, or its decoder's; nothing: they are not."""
+    return config.get("quantization_config") or decoder_config(config).get("quantization_config")
+
+
 def packing_of(config: Mapping[str, Any]) -> str:
     """How a checkpoint's weights are packed: quant_method of its quantization_config, "" if they are not."""
-    packing = config.get("quantization_config") or decoder_config(config).get("quantization_config")
+    packing = packing_config(config)
     if not packing:
         return ""
     return str(packing.get("quant_method") or "unknown") if isinstance(packing, dict) else "unknown"

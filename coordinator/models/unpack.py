@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from coordinator.models.build import INDEX_FILE, weight_files
-from coordinator.models.config import decoder_config, packing_of, read_config
+from coordinator.models.config import packing_config, packing_of, read_config
 from coordinator.models.errors import ConversionError
 from coordinator.models.files import regular_file, required_json
 
@@ -89,8 +89,7 @@ class _Checkpoint:
 
 
 def _fp8(checkpoint: _Checkpoint, config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    packing = config.get("quantization_config") or decoder_config(config)["quantization_config"]
-    block = packing.get("weight_block_size")
+    block = packing_config(config).get("weight_block_size")
     for name in checkpoint.names():
         if name.endswith((FP8_SCALE, ".input_scale", ".activation_scale")):  # of activations: for products in FP8
             continue
