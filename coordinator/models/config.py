@@ -7,7 +7,7 @@ the fields have the same names in nearly all models, and the older names are lis
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ _UNSERVED = {
     re.compile(r"bloom|falcon|mpt|gptj|codegen|gpt_neo|xglm"): "its attention in transformers cannot be replaced",
 }
 
-UNPACKED = frozenset({"fp8", "mxfp4"})
+UNPACKED = frozenset({"awq", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "mxfp4"})
 """Formats of weights that are turned to plain numbers when a model is added (unpack.py). The nodes hold it in 16 bits
 then, or packed again."""
 
@@ -127,11 +127,17 @@ def packing_of(config: Mapping[str, Any]) -> str:
     return str(packing.get("quant_method") or "unknown") if isinstance(packing, dict) else "unknown"
 
 
+def one_of(names: Collection[str]) -> str:
+    """Such as "a, b or c"."""
+    *first, last = sorted(names)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def _refuse_packed(name: str, packing: str) -> None:
     if packing:
         reason = (
             f"its weights are quantised ({shown(packing)}, by quantization_config); use the original model, or one in"
-            f" {' or '.join(sorted(UNPACKED))}"
+            f" {one_of(UNPACKED)}"
         )
         raise UnsupportedModelError(name, reason)
 

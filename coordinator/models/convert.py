@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coordinator.models.config import UNPACKED, packing_of
+from coordinator.models.config import UNPACKED, one_of, packing_of
 from coordinator.models.errors import ConversionError, ModelError, ModelNotFoundError, UnsupportedModelError, shown
 from coordinator.models.files import required_json
 
@@ -61,7 +61,7 @@ def _unpack(source: Path, target: Path) -> None:
 def _check_source(source: Path) -> None:
     if source.is_dir():
         if packing_of(required_json(source, "config.json")) not in UNPACKED:
-            raise UnsupportedModelError(source.name, f"its weights are not in {' or '.join(sorted(UNPACKED))}")
+            raise UnsupportedModelError(source.name, f"its weights are not in {one_of(UNPACKED)}")
         return
     if not source.is_file():
         raise ModelNotFoundError(source.name, "there is no such file")

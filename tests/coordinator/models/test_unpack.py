@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from coordinator.models import unpack
 from coordinator.models.catalog import Catalog
+from coordinator.models.config import UNPACKED
 from coordinator.models.errors import BrokenModelError, ConversionError, UnsupportedModelError
 from coordinator.models.tokenizer import ChatTokenizer
 from coordinator.models.unpack import unpack_folder
@@ -93,10 +94,16 @@ def test_a_packed_folder_becomes_a_model_of_plain_numbers(
 def test_a_folder_that_is_packed_otherwise_is_refused_by_the_name_of_its_format(tmp_path: Path) -> None:
     _packed_folder(tmp_path / "packed", "qwen3", FP8, hidden_size=128)
     config = json.loads((tmp_path / "packed" / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match=r"quantised \(gptq.*fp8 or mxfp4"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"quantised \(bitsandbytes.*awq, compressed-tensors, .*gptq or mxfp4"
+    ):
         Catalog(tmp_path / "catalog").add(str(tmp_path / "packed"))
+
+
+def test_every_format_that_is_said_to_be_unpacked_has_its_function() -> None:
+    assert unpack.UNPACKERS.keys() == UNPACKED
 
 
 def _no_step(step: str) -> None:
