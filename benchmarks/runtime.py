@@ -9,6 +9,7 @@ against what the card does in the same run: read bandwidth and the rate of a lar
   reference  transformers' `generate` on the decode and prefill rows; `compiled`: with a static cache, compiled
   packed     decode and prefill with weights in 8 and 4 bits, with Triton; `plain-packed`: decode without
   plain      decode and layer without Triton and torch.compile, as on a machine without a C compiler
+  experts    four layers of Qwen3-30B-A3B in 16, 8 and 4 bits
   hybrid     eight layers of Qwen3-Next-80B-A3B, six of them recurrent, captured and step by step
   continuous transformers' continuous batching on the decode rows, with its energy
 
@@ -64,11 +65,17 @@ QWEN3_NEXT = {
     "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "num_experts": 512, "num_experts_per_tok": 10,
     "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "max_position_embeddings": 262144,
 }  # fmt: skip
+QWEN3_30B_A3B = {
+    "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936, "num_experts": 128,
+    "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True, "max_position_embeddings": 40960,
+}  # fmt: skip
 """Published in the models' config.json (meta-llama/Llama-3.1-8B but for its rotary scaling,
-Qwen/Qwen3-Next-80B-A3B-Instruct)."""
+Qwen/Qwen3-Next-80B-A3B-Instruct, Qwen/Qwen3-30B-A3B)."""
 
 ROWS = (
-    "decode", "prefill", "layer", "packed", "plain-packed", "reference", "compiled", "plain", "hybrid", "continuous",
+    "decode", "prefill", "layer", "packed", "plain-packed", "reference", "compiled", "plain", "experts", "hybrid",
+    "continuous",
 )  # fmt: skip
 PROMPT_TOKENS, LONG_PROMPT, LAYER_CONTEXT = 128, 4096, 2048
 NUM_LAYERS_TIMED = 4
@@ -254,6 +261,19 @@ def layer_rows(card: Card, label: str) -> Iterator[Figure]:
         yield Figure(what, seconds / NUM_LAYERS_TIMED * 1e6, "us", ideal / NUM_LAYERS_TIMED * 1e6)
 
 
+def experts_rows(card: Card) -> Iterator[Figure]:
+    """A mixture of experts; one session reads eight of 128 experts."""
+    for kind in (None, *Quantisation):
+        stage = middle_stage(card, QWEN3_30B_A3B, 20, 20 + NUM_LAYERS_TIMED, kind)
+        label = kind.value if kind else "bf16"
+        yield Figure(f"Qwen3-30B-A3B layer, {label}", stage.weight_bytes / NUM_LAYERS_TIMED / 1e6, "MB")
+        for num_sessions in (1, 8, 16, 64):
+            what = f"Qwen3-30B-A3B layer, {label}, context {LAYER_CONTEXT}, batch {num_sessions}"
+            yield Figure(what, middle_step_s(stage, num_sessions) / NUM_LAYERS_TIMED * 1e6, "us")
+        del stage
+        card.free()
+
+
 def hybrid_rows(card: Card) -> Iterator[Figure]:
     """Mean over layers of both kinds: three recurrent ones and one with attention, twice."""
     stage = middle_stage(card, QWEN3_NEXT, 20, 28)
@@ -268,9 +288,11 @@ def hybrid_rows(card: Card) -> Iterator[Figure]:
             yield Figure(what, seconds / 8 * 1e6, "us")
 
 
-def middle_stage(card: Card, shape: dict[str, Any], start: int, stop: int) -> Stage:
+def middle_stage(
+    card: Card, shape: dict[str, Any], start: int, stop: int, quantisation: Quantisation | None = None
+) -> Stage:
     """Layers [start, stop) with random keys and values."""
-    cut = random_cut(architecture_of(shape), start, stop, DTYPE, card.device)
+    cut = random_cut(architecture_of(shape), start, stop, DTYPE, card.device, quantisation)
     stage = Stage(cut, 8 * 2**30, DTYPE, card.device)
     for layer in stage.cache.layers.values():
         layer.keys.normal_()
@@ -390,6 +412,8 @@ def measure(card: Card, rows: list[str]) -> Iterator[Figure]:
             yield from layer_rows(card, "without Triton")
             yield from decode_rows(card, whole_stage(card), "without Triton")
         card.free()
+    if "experts" in rows:
+        yield from experts_rows(card)
     if "hybrid" in rows:
         yield from hybrid_rows(card)
         card.free()

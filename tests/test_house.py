@@ -119,6 +119,8 @@ COVERED_ELSEWHERE = {
     "protocol/env.py": "interfaces; what implements them is tested in tests/shell/ and tests/fakes/test_virtual_env.py",
     "coordinator/effects.py": "values, asserted on in tests/coordinator/test_core.py",
     "coordinator/answer_times.py": "values, read in tests/coordinator/test_settings_file.py",
+    "coordinator/models/stored_tensors.py": "tests/coordinator/models/test_unpack.py, through whole folders",
+    "coordinator/models/unpack_floats.py": "tests/coordinator/models/test_unpack.py, through whole folders",
     "coordinator/node_news.py": "tests/coordinator/test_core_measurements.py, with whole pools",
     "coordinator/openings.py": "tests/coordinator/test_sessions.py and test_hedges.py",
     "coordinator/orders.py": "tests/coordinator/test_core.py, with whole pools",

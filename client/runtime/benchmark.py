@@ -19,8 +19,8 @@ from client.runtime.device import Device
 from client.runtime.kv_cache import BLOCK_TOKENS, KvTable
 from client.runtime.loading import materialise
 from client.runtime.mixers import adopt_mixers
-from client.runtime.packed_layers import check_packable
 from client.runtime.packed_loading import assemble, pack_cut
+from client.runtime.packed_model import check_packable
 from client.runtime.paged_forward import PagedForward
 from client.runtime.sampling import sample
 from client.runtime.stage import Stage, probe_shapes, run_cut

@@ -45,12 +45,11 @@ def _input(hidden, at, is_there, EVEN: tl.constexpr):  # type: ignore[no-untyped
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _one_row4(  # type: ignore[no-untyped-def]
-    hidden, words, scales, bias, out, num_words,
-    HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,  # noqa: N803
-    GROUP: tl.constexpr,  # noqa: N803
+def row4(  # type: ignore[no-untyped-def]
+    hidden, words, scales, column, num_words,
+    EVEN: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    """One row times COLUMNS columns in 4 bits."""
     at = tl.arange(0, TILE)
     lines = words + column.to(tl.int64)[:, None] * num_words + at[None, :]
     scale_lines = scales + column[:, None] * (num_words // GROUP) + (at // GROUP)[None, :]
@@ -77,10 +76,48 @@ def _one_row4(  # type: ignore[no-untyped-def]
         b, d = _low(w >> 12, _input(x + 6 * num_words, at, is_there, EVEN))
         total, extra = total + a + b, extra + c + d
         sums += (total - extra[None, :]) * scale.to(tl.float32)
-    result = tl.sum(sums, 1)
+    return tl.sum(sums, 1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _one_row4(  # type: ignore[no-untyped-def]
+    hidden, words, scales, bias, out, num_words,
+    HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,  # noqa: N803
+    GROUP: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    result = row4(hidden, words, scales, column, num_words, EVEN, COLUMNS, TILE, GROUP)
     if HAS_BIAS:
         result += tl.load(bias + column).to(tl.float32)
     tl.store(out + column, result.to(out.dtype.element_ty))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def rows4(  # type: ignore[no-untyped-def]
+    hidden, words, scales, source, is_row, column, num_words,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Rows `source` of `hidden` times COLUMNS columns in 4 bits: [COLUMNS, ROWS]."""
+    at = tl.arange(0, TILE)
+    lines = words + column.to(tl.int64)[:, None] * num_words + at[None, :]
+    scale_lines = scales + column[:, None] * (num_words // GROUP) + (at // GROUP)[None, :]
+    inputs = hidden + source[None, :] * (8 * num_words) + at[:, None]
+    sums = tl.zeros([COLUMNS, ROWS], tl.float32)
+    for start in range(0, num_words, TILE):
+        is_there = start + at < num_words
+        if EVEN:
+            w = tl.load(lines + start)
+            scale = tl.load(scale_lines + start // GROUP).to(tl.float32)
+            is_input = is_row[None, :]
+        else:
+            w = tl.load(lines + start, mask=is_there[None, :], other=0)
+            scale = tl.load(scale_lines + start // GROUP, mask=is_there[None, :], other=0.0).to(tl.float32)
+            is_input = is_row[None, :] & is_there[:, None]
+        for place in tl.static_range(8):
+            x = tl.load(inputs + place * num_words + start, mask=is_input, other=0.0)
+            code = ((w >> (4 * place)) & 15) - 8
+            sums = tl.dot((code.to(tl.float32) * scale).to(x.dtype), x, sums, input_precision="ieee")
+    return sums
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -90,29 +127,28 @@ def _few_rows4(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr, GROUP: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row, at = tl.arange(0, ROWS), tl.arange(0, TILE)
-    lines = words + column.to(tl.int64)[:, None] * num_words + at[None, :]
-    scale_lines = scales + column[:, None] * (num_words // GROUP) + (at // GROUP)[None, :]
-    inputs = hidden + row[None, :] * (8 * num_words) + at[:, None]
-    is_row = row[None, :] < num_rows
-    sums = tl.zeros([COLUMNS, ROWS], tl.float32)
-    for start in range(0, num_words, TILE):
-        is_there = start + at < num_words
-        if EVEN:
-            w = tl.load(lines + start)
-            scale = tl.load(scale_lines + start // GROUP).to(tl.float32)
-            is_input = is_row
-        else:
-            w = tl.load(lines + start, mask=is_there[None, :], other=0)
-            scale = tl.load(scale_lines + start // GROUP, mask=is_there[None, :], other=0.0).to(tl.float32)
-            is_input = is_row & is_there[:, None]
-        for place in tl.static_range(8):
-            x = tl.load(inputs + place * num_words + start, mask=is_input, other=0.0)
-            code = ((w >> (4 * place)) & 15) - 8
-            sums = tl.dot((code.to(tl.float32) * scale).to(x.dtype), x, sums, input_precision="ieee")
+    row = tl.arange(0, ROWS)
+    is_row = row < num_rows
+    sums = rows4(hidden, words, scales, row, is_row, column, num_words, EVEN, ROWS, COLUMNS, TILE, GROUP)
     if HAS_BIAS:
         sums += tl.load(bias + column).to(tl.float32)[:, None]
-    tl.store(out + row[None, :] * num_columns + column[:, None], sums.to(out.dtype.element_ty), mask=is_row)
+    to = out + row[None, :] * num_columns + column[:, None]
+    tl.store(to, sums.to(out.dtype.element_ty), mask=is_row[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def row8(  # type: ignore[no-untyped-def]
+    hidden, codes, scales, column, depth, EVEN: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """One row times COLUMNS columns in 8 bits."""
+    at = tl.arange(0, TILE)
+    lines = codes + column.to(tl.int64)[:, None] * depth + at[None, :]
+    sums = tl.zeros([COLUMNS, TILE], tl.float32)
+    for start in range(0, depth, TILE):
+        is_there = start + at < depth
+        w = tl.load(lines + start) if EVEN else tl.load(lines + start, mask=is_there[None, :], other=0)
+        sums += w.to(tl.float32) * _input(hidden + start, at, is_there, EVEN)[None, :]
+    return tl.sum(sums, 1) * tl.load(scales + column)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -121,17 +157,32 @@ def _one_row8(  # type: ignore[no-untyped-def]
     HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    at = tl.arange(0, TILE)
-    lines = codes + column.to(tl.int64)[:, None] * depth + at[None, :]
-    sums = tl.zeros([COLUMNS, TILE], tl.float32)
-    for start in range(0, depth, TILE):
-        is_there = start + at < depth
-        w = tl.load(lines + start) if EVEN else tl.load(lines + start, mask=is_there[None, :], other=0)
-        sums += w.to(tl.float32) * _input(hidden + start, at, is_there, EVEN)[None, :]
-    result = tl.sum(sums, 1) * tl.load(scales + column)
+    result = row8(hidden, codes, scales, column, depth, EVEN, COLUMNS, TILE)
     if HAS_BIAS:
         result += tl.load(bias + column).to(tl.float32)
     tl.store(out + column, result.to(out.dtype.element_ty))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def rows8(  # type: ignore[no-untyped-def]
+    hidden, codes, scales, source, is_row, column, depth,
+    EVEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """As rows4, in 8 bits."""
+    at = tl.arange(0, TILE)
+    lines = codes + column.to(tl.int64)[:, None] * depth + at[None, :]
+    inputs = hidden + source[None, :] * depth + at[:, None]
+    sums = tl.zeros([COLUMNS, ROWS], tl.float32)
+    for start in range(0, depth, TILE):
+        is_there = start + at < depth
+        if EVEN:
+            w = tl.load(lines + start)
+            x = tl.load(inputs + start, mask=is_row[None, :], other=0.0)
+        else:
+            w = tl.load(lines + start, mask=is_there[None, :], other=0)
+            x = tl.load(inputs + start, mask=is_row[None, :] & is_there[:, None], other=0.0)
+        sums = tl.dot(w.to(x.dtype), x, sums, input_precision="ieee")
+    return sums * tl.load(scales + column)[:, None]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -141,24 +192,13 @@ def _few_rows8(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row, at = tl.arange(0, ROWS), tl.arange(0, TILE)
-    lines = codes + column.to(tl.int64)[:, None] * depth + at[None, :]
-    inputs = hidden + row[None, :] * depth + at[:, None]
-    is_row = row[None, :] < num_rows
-    sums = tl.zeros([COLUMNS, ROWS], tl.float32)
-    for start in range(0, depth, TILE):
-        is_there = start + at < depth
-        if EVEN:
-            w = tl.load(lines + start)
-            x = tl.load(inputs + start, mask=is_row, other=0.0)
-        else:
-            w = tl.load(lines + start, mask=is_there[None, :], other=0)
-            x = tl.load(inputs + start, mask=is_row & is_there[:, None], other=0.0)
-        sums = tl.dot(w.to(x.dtype), x, sums, input_precision="ieee")
-    sums = sums * tl.load(scales + column)[:, None]
+    row = tl.arange(0, ROWS)
+    is_row = row < num_rows
+    sums = rows8(hidden, codes, scales, row, is_row, column, depth, EVEN, ROWS, COLUMNS, TILE)
     if HAS_BIAS:
         sums += tl.load(bias + column).to(tl.float32)[:, None]
-    tl.store(out + row[None, :] * num_columns + column[:, None], sums.to(out.dtype.element_ty), mask=is_row)
+    to = out + row[None, :] * num_columns + column[:, None]
+    tl.store(to, sums.to(out.dtype.element_ty), mask=is_row[None, :])
 
 
 # Not torch.library.custom_op: its checks cost 0.3 ms a call on the host (see pool_call.py).

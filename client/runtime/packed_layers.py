@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from client.runtime.cut import CutModel, NoEmbedding
-from client.runtime.errors import UnsupportedArchitectureError
 from client.runtime.packing import PackedWeight, pack
-from protocol.quantisation import can_pack
 from protocol.values import Quantisation
 
 PackedProduct = Callable[[Tensor, PackedWeight, Tensor | None], Tensor]
@@ -91,55 +87,3 @@ class PackedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         found = (self.codes[ids].float() * self.scales[ids].unsqueeze(-1)).to(self.dtype)
         return found if self.factor is None else found * self.factor.to(self.dtype)
-
-
-def check_packable(cut: CutModel) -> None:
-    """Raises UnsupportedArchitectureError if the layers hold matrices other than those of plain linear layers and of
-    convolutions, which are small and stay as they are, or the embedding is of a kind that is not known here. The model
-    may be on meta."""
-    modules = [module for layer in cut.own_layers for module in layer.modules()]
-    known = {id(module.weight) for module in modules if type(module) in (nn.Linear, nn.Conv1d)}
-    for layer in cut.own_layers:
-        for name, parameter in layer.named_parameters():
-            if parameter.ndim > 1 and id(parameter) not in known:
-                reason = f"its weights cannot be packed in fewer bits ({name} is not of a plain linear layer)"
-                raise UnsupportedArchitectureError(cut.architecture.model_type, reason)
-    if cut.is_first and not _is_known_embedding(cut.model.get_input_embeddings()):
-        reason = "its embedding cannot be packed in fewer bits"
-        raise UnsupportedArchitectureError(cut.architecture.model_type, reason)
-
-
-def _is_known_embedding(embedding: nn.Module) -> bool:
-    return type(embedding) is nn.Embedding or hasattr(embedding, "embed_scale")
-
-
-def pack_layers(layers: Sequence[nn.Module], kind: Quantisation) -> None:
-    """Replace the linear layers below these, one after the other. What cannot be packed stays as it is."""
-    for layer in layers:
-        for parent in list(layer.modules()):
-            for name, child in list(parent.named_children()):
-                if type(child) is nn.Linear and can_pack(child.weight.shape):
-                    setattr(parent, name, PackedLinear.of(child, kind))
-
-
-def pack_ends(cut: CutModel) -> None:
-    """Pack the embedding of a first stage and the head of a last one in 8 bits."""
-    model: Any = cut.model
-    embedding = model.get_input_embeddings()
-    if cut.is_first and can_pack(embedding.weight.shape):
-        table = pack(embedding.weight.detach(), Quantisation.INT8)
-        factor = getattr(embedding, "embed_scale", None)
-        model.set_input_embeddings(PackedEmbedding(table, embedding.weight.dtype, factor))
-    elif not cut.is_first:
-        model.set_input_embeddings(NoEmbedding())  # a last stage needed it for a head that is tied to it
-    head = model.get_output_embeddings() if cut.is_last else None
-    if head is not None and can_pack(head.weight.shape):
-        model.set_output_embeddings(PackedLinear.of(head, Quantisation.INT8))
-
-
-def tie_ends(cut: CutModel) -> None:
-    """The head of a whole model takes the embedding's tensors if they are tied, so that they are held once."""
-    embedding, head = cut.model.get_input_embeddings(), cut.model.get_output_embeddings()
-    if cut.architecture.has_tied_embeddings and isinstance(embedding, PackedEmbedding):
-        assert isinstance(head, PackedLinear), "what one can be packed as, the other can"
-        head.codes, head.scales = embedding.codes, embedding.scales

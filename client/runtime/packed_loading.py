@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from client.runtime.architecture import read_architecture
+from client.runtime.attention import INTERFACE_NAME
 from client.runtime.checkpoint import Checkpoint, plan_tensors
 from client.runtime.cut import CutModel, NoEmbedding, Skip, meta_cut
 from client.runtime.device import Device
 from client.runtime.errors import UnsupportedArchitectureError
 from client.runtime.loading import Progress, check_range, load_cut, read_config
-from client.runtime.packed_layers import check_packable, pack_ends, pack_layers, tie_ends
+from client.runtime.packed_model import check_packable, pack_ends, pack_layers, tie_ends
 from protocol.values import LayerRange, Quantisation
 
 
@@ -69,6 +70,7 @@ def assemble(whole: CutModel, pieces: Sequence[CutModel]) -> CutModel:
         if tensor.is_meta:
             reason = f"{name} is outside of its layers and was not loaded"
             raise UnsupportedArchitectureError(whole.architecture.model_type, reason)
+    whole.model.set_attn_implementation(INTERFACE_NAME)  # as the pieces have; else it would build masks
     whole.model.eval().requires_grad_(False)
     return whole
 

@@ -30,7 +30,7 @@ from client.runtime.errors import KvFullError, first_line
 from client.runtime.few_rows import adopt
 from client.runtime.kv_cache import KvCache, LayerShape
 from client.runtime.mixers import mixing
-from client.runtime.packed_trial import adopt_packed
+from client.runtime.packed_trial import adopt_experts, adopt_packed
 from client.runtime.paged_steps import DecodeAttention, DecodeStep, MixedStep, gather_decode
 from client.runtime.pool_call import DecodeRows, PoolCall, PooledLayer, stepping
 from client.runtime.state_pool import StatefulCache, StateStep, all_go_on, mixing_over
@@ -169,11 +169,13 @@ class PagedForward:
 def adopt_few_rows(cut: CutModel, recorder: Recorder) -> None:
     """Own products of few rows in the layers and the head, where they are faster."""
     from client.runtime.few_rows_kernels import multiply_few_rows
+    from client.runtime.packed_expert_kernels import multiply_blocks, multiply_pairs
     from client.runtime.packed_kernels import multiply_packed
 
     head = [cut.model] if cut.is_last else []
     num_adopted = adopt([*cut.own_layers, *head], multiply_few_rows, recorder)
     num_adopted += adopt_packed([*cut.own_layers, *head], multiply_packed, recorder)
+    num_adopted += adopt_experts(cut.own_layers, multiply_pairs, multiply_blocks, recorder)
     _logger.info("own products of few rows for %d shapes of weights", num_adopted)
 
 

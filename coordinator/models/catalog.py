@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from coordinator.models.build import CheckedFolder, Progress, build_manifest, check_folder
-from coordinator.models.config import UNPACKED, packing_of
-from coordinator.models.errors import BrokenModelError, ModelNotFoundError, UnsupportedModelError, shown
+from coordinator.models.config import UNPACKED, packing_of, refuse_unpackable
+from coordinator.models.errors import BrokenModelError, ModelNotFoundError, shown
 from coordinator.models.files import optional_json
 from coordinator.models.shape import ModelShape, model_shape
 from coordinator.models.sources import (
@@ -35,7 +35,6 @@ from coordinator.models.sources import (
 )
 from coordinator.models.tokenizer import ChatTokenizer
 from protocol.manifest import Manifest, ManifestError, decode_manifest, encode_manifest, manifest_hash
-from protocol.quantisation import has_experts
 from protocol.values import ManifestHash, Quantisation
 
 _NOT_IN_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069<>\"'&]")
@@ -165,8 +164,8 @@ def _model(checked: CheckedFolder, data: bytes) -> Model:
 
 def _encode(checked: CheckedFolder, name: str, progress: Progress, quantisation: Quantisation | None) -> bytes:
     ChatTokenizer.load(checked.folder)  # a catalog does not take what the pool could not serve
-    if quantisation and has_experts(t for header in checked.headers.values() for t in header.tensors):
-        raise UnsupportedModelError(name, f"a mixture of experts cannot be packed as {quantisation} yet")
+    if quantisation:
+        refuse_unpackable(name, checked.config.text, quantisation)
     try:
         return encode_manifest(build_manifest(checked, name, progress, quantisation))
     except ManifestError as error:

@@ -6,6 +6,7 @@ the fields have the same names in nearly all models, and the older names are lis
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _UNSERVED = {
     re.compile(r"gemma3n.*|gemma4.*"): "its layers share their cache with one another and cannot be cut apart",
     re.compile(r"bloom|falcon|mpt|gptj|codegen|gpt_neo|xglm"): "its attention in transformers cannot be replaced",
 }
+
+# What a node's check_packable refuses, of those that are served (see client.runtime.packed_model).
+_NOT_PACKED = re.compile(r"gpt2|gpt_bigcode|llama4.*")
 
 UNPACKED = frozenset({"awq", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "mxfp4"})
 """Formats of weights that are turned to plain numbers when a model is added (unpack.py). The nodes hold it in 16 bits
@@ -147,6 +151,14 @@ def _refuse_unserved(name: str, config: Mapping[str, Any], decoder: Mapping[str,
         for pattern, reason in _UNSERVED.items():
             if isinstance(model_type, str) and pattern.fullmatch(model_type):
                 raise UnsupportedModelError(name, f"{model_type}: {reason}")
+
+
+def refuse_unpackable(name: str, config_json: str, quantisation: str) -> None:
+    """Raises UnsupportedModelError for a model whose nodes could not pack its weights."""
+    config = json.loads(config_json)
+    for model_type in (config.get("model_type"), decoder_config(config).get("model_type")):
+        if isinstance(model_type, str) and _NOT_PACKED.fullmatch(model_type):
+            raise UnsupportedModelError(name, f"the weights of a {model_type} model cannot be packed as {quantisation}")
 
 
 def count(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.manifest import Part, TensorSpec
-from protocol.quantisation import NOTHING, Packed, can_pack, has_experts, packed_as, packed_bytes
+from protocol.quantisation import NOTHING, Packed, can_pack, packed_as, packed_bytes
 from protocol.values import Quantisation
 
 
@@ -42,6 +42,18 @@ def test_norms_biases_positions_and_foreign_parts_stay_as_they_are() -> None:
     assert packed_as(tensor("lm_head.weight", 8, 64), Part.HEAD, None) == NOTHING
 
 
-def test_mixtures_of_experts_are_known_by_their_names() -> None:
-    assert has_experts([tensor("model.layers.0.mlp.experts.3.up_proj.weight", 8, 64)])
-    assert not has_experts([tensor("model.layers.0.mlp.up_proj.weight", 8, 64)])
+def test_experts_are_packed_and_what_chooses_them_is_not() -> None:
+    one = "model.layers.0.mlp.experts.3.up_proj.weight"
+    assert packed_as(tensor(one, 96, 64), 0, Quantisation.INT4).num_bytes == 96 * 64 * 4.5 / 8
+    assert packed_as(tensor(one, 80, 64), 0, Quantisation.INT4) == NOTHING, (
+        "merged with others, its rows may be the depth"
+    )
+    for name in ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.block_sparse_moe.input_linear.weight"):
+        found = packed_as(tensor(name, 4, 96, 64), 0, Quantisation.INT4)
+        assert found == Packed(4 * 96 * 64, int(4 * 96 * 64 * 4.5 / 8))
+        assert packed_as(tensor(name, 4, 80, 64), 0, Quantisation.INT4) == NOTHING
+    all_int8 = packed_as(tensor("model.layers.0.mlp.experts.down_proj", 4, 64, 96), 0, Quantisation.INT8)
+    assert all_int8.num_bytes == 4 * 96 * (64 + 4), "whichever way round they lie, this is room enough"
+    for name in ("mlp.gate", "mlp.router", "block_sparse_moe.router.layer", "mlp.shared_expert_gate"):
+        assert packed_as(tensor(f"model.layers.0.{name}.weight", 64, 64), 0, Quantisation.INT8) == NOTHING
+    assert packed_as(tensor("model.layers.0.mlp.experts.gate_up_proj_bias", 4, 96), 0, Quantisation.INT8) == NOTHING

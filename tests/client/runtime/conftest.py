@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> Device:
-    return Device.open("cpu")
+    return Device.open(DEVICE)
 
 
 @pytest.fixture(scope="session")

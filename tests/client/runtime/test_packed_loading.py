@@ -18,6 +18,7 @@ from client.runtime.cut import CutModel
 from client.runtime.device import Device
 from client.runtime.errors import UnsupportedArchitectureError
 from client.runtime.loading import load_folder
+from client.runtime.packed_experts import PackedExperts, is_experts
 from client.runtime.packed_layers import PackedLinear
 from client.runtime.packed_loading import load_packed
 from client.runtime.packing import pack
@@ -27,7 +28,8 @@ from protocol.quantisation import can_pack, packed_as
 from protocol.values import LayerRange, Quantisation
 from tests.client.runtime.recording import PagedOpener
 
-TOKENS = [3, 7, 100, 200, 31]
+TOKENS = [3, 7, 100, 200, 31, *range(40, 60)]
+"""More than a sliding window of the tiny models."""
 NUM_LAYERS = 6
 Checkpoints = Callable[[str], Path]
 KINDS = pytest.mark.parametrize("kind", list(Quantisation))
@@ -58,7 +60,9 @@ def replaced_by_dense(cut: CutModel, kind: Quantisation) -> CutModel:
     """The unpacked model with every weight put to what its packed form stands for."""
     for layer in cut.own_layers:
         for module in layer.modules():
-            if type(module) is nn.Linear and can_pack(module.weight.shape):
+            if is_experts(module):
+                _replace_experts(module, kind)
+            elif type(module) is nn.Linear and can_pack(module.weight.shape) and len(module.weight) > 1:
                 module.weight.data = pack(module.weight, kind).dense(torch.float32)
     embedding, head = cut.model.get_input_embeddings(), cut.model.get_output_embeddings()
     for end in {id(end.weight): end for end in (embedding, head)}.values():
@@ -66,7 +70,19 @@ def replaced_by_dense(cut: CutModel, kind: Quantisation) -> CutModel:
     return cut
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "qwen3_5"])
+def _replace_experts(experts: Any, kind: Quantisation) -> None:
+    """Each expert's matrix by itself, the way round that it is stored in."""
+    for stacked in (experts.gate_up_proj, experts.down_proj):
+        for weight in stacked.data:
+            matrix = weight.T.contiguous() if experts.is_transposed else weight
+            dense = pack(matrix, kind).dense(torch.float32)
+            weight.copy_(dense.T if experts.is_transposed else dense)
+
+
+EXPERTS = ("qwen3_moe", "qwen2_moe", "gpt_oss", "granitemoe", "deepseek_v3", "mixtral", "qwen3_next")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "qwen3_5", *EXPERTS])
 @KINDS
 def test_every_cut_gives_what_the_dense_weights_would(
     architecture: str, kind: Quantisation, checkpoint: Checkpoints, device: Device
@@ -121,9 +137,7 @@ def test_no_layer_is_read_before_the_one_before_it_is_packed(
     assert not any(type(module) is nn.Linear for layer in cut.own_layers for module in layer.modules())
 
 
-@pytest.mark.parametrize(
-    ("architecture", "word"), [("mixtral", "gate"), ("gpt2", "c_attn"), ("deepseek_v3", "experts")]
-)
+@pytest.mark.parametrize(("architecture", "word"), [("gpt2", "c_attn"), ("llama4", "experts")])
 def test_what_cannot_be_packed_is_refused_by_name_before_a_weight_is_read(
     architecture: str, word: str, checkpoint: Checkpoints, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,11 +146,19 @@ def test_what_cannot_be_packed_is_refused_by_name_before_a_weight_is_read(
         packed(checkpoint(architecture), 0, 6, Quantisation.INT4, device)
 
 
+def test_what_chooses_experts_stays_as_it_is(checkpoint: Checkpoints, device: Device) -> None:
+    layer: Any = packed(checkpoint("qwen2_moe"), 0, 1, Quantisation.INT4, device).own_layers[0]
+    assert isinstance(layer.mlp.experts, PackedExperts)
+    assert isinstance(layer.mlp.shared_expert.up_proj, PackedLinear)
+    assert layer.mlp.gate.weight.dtype == layer.mlp.shared_expert_gate.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "qwen2_moe", "olmoe"])
 @KINDS
 def test_layers_take_the_bytes_that_the_pool_plans_with(
-    kind: Quantisation, checkpoint: Checkpoints, device: Device
+    architecture: str, kind: Quantisation, checkpoint: Checkpoints, device: Device
 ) -> None:
-    folder = checkpoint("llama")
+    folder = checkpoint(architecture)
     planned = 0
     opened = Checkpoint.open(folder)
     for name in opened.file_of:

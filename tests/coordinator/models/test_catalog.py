@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -203,9 +204,10 @@ def test_a_packed_model_is_another_one_than_the_original_beside_it(
     assert b"quantisation" not in original.manifest_bytes, "builds that know of none go on"
 
 
-def test_a_mixture_of_experts_is_not_added_packed(
-    catalog: Catalog, tiny: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_nodes_could_not_pack_is_refused_by_name_if_it_is_to_be_packed(
+    catalog: Catalog, tiny: Path
 ) -> None:
-    monkeypatch.setattr("coordinator.models.catalog.has_experts", lambda tensors: True)
-    with pytest.raises(UnsupportedModelError, match="mixture of experts cannot be packed as int4"):
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps({**config, "model_type": "llama4_text"}))
+    with pytest.raises(UnsupportedModelError, match="weights of a llama4_text model cannot be packed as int4"):
         catalog.add(f"{tiny}:int4")
