@@ -319,7 +319,12 @@ class PoolCore:
         return self._end_hedges(over, now_s)
 
     def _end_overdue_hedges(self, now_s: float) -> list[Effect]:
-        return self._end_hedges(self.hedging.overdue(now_s), now_s)
+        """Of a chain that has given nothing in its time, one stage hangs: the next chain goes elsewhere."""
+        overdue = self.hedging.overdue(now_s)
+        for session in overdue:
+            if session.hedge is not None and not session.hedge.is_warm:
+                session.avoid |= {stage.device for stage in session.hedge.chain}
+        return self._end_hedges(overdue, now_s)
 
     def _end_hedges(self, sessions: list[Session], now_s: float) -> list[Effect]:
         return [effect for session in sessions for effect in self._act(session, session.end_hedge(), now_s)]

@@ -25,8 +25,9 @@ what is saved is a pause, what it costs is every token from then on."""
 SHARE_OF_TIME = 0.5
 """A node that leaves within so many seconds is not waited for if the other chain is expected to take longer than this
 share of them to compute the log."""
-LEAST_TIME_S, SAFETY = 10.0, 4.0
-"""A second chain that has not been first within that, and so many times the forecast, is given up."""
+LEAST_TIME_S, LEAST_HURRIED_S, SAFETY = 10.0, 2.5, 4.0
+"""A second chain that has not been first within that, and so many times the forecast, is given up; where a node is
+about to go (8 s, if it goes at once), early enough for another one."""
 
 
 class Hedging:
@@ -64,7 +65,8 @@ class Hedging:
         hedge = Hedge(chain, contacts, able, is_hurried, catch_up_tokens=num_tokens)
         if is_hurried and not hedge.keeps:
             return None
-        self._until_s[command.session_id] = now_s + max(LEAST_TIME_S, SAFETY * command.ttft_s)
+        least_s = LEAST_HURRIED_S if is_hurried else LEAST_TIME_S
+        self._until_s[command.session_id] = now_s + max(least_s, SAFETY * command.ttft_s)
         return hedge
 
     def overdue(self, now_s: float) -> list[Session]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.core import TICK_S
-from coordinator.hedging import LEAST_TIME_S
+from coordinator.hedging import LEAST_HURRIED_S, LEAST_TIME_S
 from protocol import messages as m
 from protocol.values import FinishReason, SessionId
 from tests.fakes import pool_facts as facts
@@ -179,6 +179,34 @@ def test_a_second_chain_that_does_not_come_is_given_up() -> None:
     pool.carry_out(pool.core._end_overdue_hedges(pool.now_s))
     assert session.hedge is None
     assert not pool.core.scheduler.state.hedges
+
+
+def test_who_leaves_soon_has_another_second_chain_where_the_first_one_gives_nothing() -> None:
+    pool = lanes(3)
+    session_id = begun(pool)
+    leave(pool, session_id, 0)
+    session = pool.core.sessions[session_id]
+    assert session.hedge is not None
+    hung = {stage.device for stage in session.hedge.chain}
+    pool.core.hedging.forgive(-LEAST_HURRIED_S)  # its time has passed without a token
+    pool.carry_out(pool.core.tick(pool.now_s))
+    assert session.hedge is not None
+    assert hung.isdisjoint(stage.device for stage in session.hedge.chain)
+    pool.run()
+    assert_answered(pool, session_id)
+
+
+def test_a_second_chain_that_is_only_slower_than_the_first_is_not_avoided_later() -> None:
+    pool = lanes()
+    session_id = begun(pool)
+    session = pool.core.sessions[session_id]
+    pool.core._hedge(session, pool.now_s)
+    assert session.hedge is not None
+    session.hedge.num_rows = 1
+    pool.core.hedging._until_s[session_id] = pool.now_s
+    pool.core._end_overdue_hedges(pool.now_s)
+    assert session.hedge is None
+    assert not session.avoid
 
 
 def test_time_that_the_judge_missed_does_not_count() -> None:
