@@ -40,17 +40,18 @@ is real programs and real TCP on one machine, with network and node speeds made 
 its rows are as wide as a real one's, so that times are those of paces and links. Machines of volunteers over the
 internet were not available: `python -m benchmarks.claims internet --help` would measure them.
 
-`two-phases`, `degrade`, `balance` and `elasticity` were measured on a machine that did nothing else; `low-bandwidth` and
-`cost` beside a simulation of low priority, the pool's processes first (`nice -n -15`).
+`two-phases`, `degrade`, `balance` and `elasticity` were measured on a machine that did nothing else, `low-bandwidth`
+and `cost` beside a simulation of low priority, the pool's processes first (`nice -n -15`).
 
 `two-phases`: of loads of a minute each, the throughput of policies whose time per token is near the bound of 250 ms
 swings from run to run (`parallax-greedy-dp` had 30.3, 57.7 and 32.7 tokens/s in three runs, `petals` 14.1 and 35.4,
 ours 64.1, 64.3 and 54.4): the best other was `parallax-greedy-dp` in one, `hexgen` in another. Past the bound ours goes
 on to serve more: 98.6 tokens/s with all of 159 requests answered at 3.2 requests/s, when the best other (`hexgen`) has
-91.1 and `petals` 72.2; no policy has a node that computes for more than 70 % of the time there. What sets the limit on
-the time per token is that rows wait for a step that has begun without them, at each of three to five stages, and the
-two processors that play all nodes (57 to 88 % busy at these loads). The aim of 2.1 is reached against `parallax-dp-rr`
-(3.2 times), not against `helix` and `parallax-greedy-dp` (1.7), `petals` (1.5) and `hexgen` (1.02).
+91.1 and `petals` 72.2; no policy has a node that computes for more than 70 % of the time there. With
+nodes idle for a third of the time and more, what is left of the time per token is waiting: for links, for steps that
+have begun without the row, and for the two processors that play all nodes (57 to 88 % busy at these loads). The aim of
+2.1 is reached against `parallax-dp-rr` (3.2 times), not against `helix` and `parallax-greedy-dp` (1.7), `petals` (1.5)
+and `hexgen` (1.02).
 
 In `low-bandwidth` a prompt of 1,000 tokens takes 3.3 s on each uplink: next to nothing is answered
 within the bound by anybody, so that its throughput says little; latency is at 0.2 requests/s.

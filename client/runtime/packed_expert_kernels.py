@@ -143,12 +143,12 @@ def _multiply_blocks(
 
 
 @torch.library.register_fake("decentllm::multiply_pairs")  # type: ignore[untyped-decorator]
-def _(hidden: Tensor, codes: Tensor, scales: Tensor, experts: Tensor, bias: Tensor | None) -> Tensor:
+def _shape_of_pairs(hidden: Tensor, codes: Tensor, scales: Tensor, experts: Tensor, bias: Tensor | None) -> Tensor:
     return hidden.new_empty(hidden.shape[0], codes.shape[1])
 
 
 @torch.library.register_fake("decentllm::multiply_blocks")  # type: ignore[untyped-decorator]
-def _(
+def _shape_of_blocks(
     hidden: Tensor, codes: Tensor, scales: Tensor, blocks: Tensor, order: Tensor, rows: int, bias: Tensor | None
 ) -> Tensor:
     return hidden.new_empty(order.shape[0], codes.shape[1])

@@ -97,8 +97,10 @@ class PackedExperts(nn.Module):
         up_bias, down_bias = [getattr(self.experts, name) for name in self.bias_names] or (None, None)
         inner = product(rows, self.up, up_bias)
         inner = self.experts._apply_gate(inner) if self.experts.has_gate else self.experts.act_fn(inner)
-        out = product(inner, self.down, down_bias)
-        return self.experts.post_expert_norm(out) if self.experts.has_post_expert_norm else out
+        out: Tensor = product(inner, self.down, down_bias)
+        if self.experts.has_post_expert_norm:
+            out = self.experts.post_expert_norm(out)
+        return out
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _by_expert(self, rows: Tensor, expert_of: Tensor) -> Tensor:
