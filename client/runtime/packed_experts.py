@@ -90,7 +90,8 @@ class PackedExperts(nn.Module):
             return self._through(rows, lambda x, stack, bias: self.multiply_pairs(x, stack.weight, expert_of, bias))
         if hidden.is_cuda and num_pairs <= MAX_GATHERED_PAIRS:
             return self._through(rows, lambda x, stack, bias: gathered_product(x, stack.weight, expert_of, bias))
-        return self._by_expert(rows, expert_of)
+        one_by_one: Tensor = self._by_expert(rows, expert_of)
+        return one_by_one
 
     def _through(self, rows: Tensor, product: Callable[[Tensor, PackedStack, Tensor | None], Tensor]) -> Tensor:
         """What experts make of rows, before they are weighted: the same steps whichever way products are made."""
