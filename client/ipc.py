@@ -29,10 +29,11 @@ from protocol.values import (
     StepTiming,
     StopRule,
     Token,
+    TokenLogprobs,
     Variant,
 )
 
-IPC_VERSION = 4
+IPC_VERSION = 5
 """GUI, agent and worker may be of different builds: they refuse each other by this number."""
 
 MAX_SENT_BYTES = 256 * 2**20
@@ -179,12 +180,15 @@ class SessionFailed(_Message, frozen=True):
 
 
 class Sampled(_Message, frozen=True):
+    """Consecutive tokens, the first at `position`. `logprobs` of each, if the session wants them."""
+
     session_id: Hex32
     epoch: Count
     position: Count
     tokens: tuple[Token, ...]
     finish_reason: FinishReason | None
     timing: StepTiming
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class WorkDone(_Message, frozen=True):

@@ -6,14 +6,15 @@ Pure: time is an argument, a reader is whatever takes an item. The hub carries o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from coordinator.answer_times import AnswerTimes
 from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted
 from coordinator.token_log import Accepted, Claim, Ended, Kept
-from protocol.values import FinishReason, SessionId, StepTiming
+from protocol.values import UNKNOWN_LOGPROB, FinishReason, SessionId, StepTiming, TokenLogprobs
 
+NOT_KNOWN = TokenLogprobs(UNKNOWN_LOGPROB)
 Item = Queued | Deliver | Rerouted
 
 
@@ -29,6 +30,8 @@ class KeptAnswer:
 
     accepted: Accepted
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of each token, if they are wanted."""
     timing: StepTiming = StepTiming()
     num_cached_tokens: int = 0
     """Of the prompt. A coordinator that was restarted does not know it any more."""
@@ -65,7 +68,9 @@ class KeptAnswer:
             return False
         match item:
             case Deliver():
+                item = self._with_logprobs(item)
                 self.tokens += item.tokens
+                self.logprobs += item.logprobs
                 self.timing = _sum(self.timing, item.timing)
                 self.num_cached_tokens += item.num_cached_tokens
                 self.finish = item.finish_reason
@@ -77,13 +82,20 @@ class KeptAnswer:
             reader.put_nowait(item)
         return self.finish is not None or self.failed is not None
 
+    def _with_logprobs(self, item: Deliver) -> Deliver:
+        """One for each token. No log keeps them, and a node may have said none."""
+        is_wanted = self.order.sampling.num_logprobs is not None
+        if is_wanted == bool(item.logprobs):
+            return item
+        return replace(item, logprobs=(NOT_KNOWN,) * len(item.tokens) if is_wanted else ())
+
     def history(self) -> Iterable[Item | Failed]:
         """What a reader who comes now has to hear first."""
         if self.news is not None and not self.has_ended:
             yield self.news
         if self.tokens or self.finish is not None:
             news = len(self.order.prompt), tuple(self.tokens), self.finish, self.timing, self.num_cached_tokens
-            yield Deliver(self.order.session_id, *news)
+            yield Deliver(self.order.session_id, *news, tuple(self.logprobs))
         if self.failed is not None:
             yield self.failed
 
@@ -109,7 +121,8 @@ class AnswerBook:
 
     def restore(self, kept: Kept, now_s: float, wall_s: float) -> KeptAnswer:
         """An answer that a former coordinator worked on. It has ended if nothing is missing."""
-        answer = self.put(KeptAnswer(kept.accepted, list(kept.tokens), is_restored=True))
+        answer = self.put(KeptAnswer(kept.accepted, is_restored=True))
+        answer.take(_recorded(kept))
         answer.finish = kept.ended.finish if kept.ended else _finish_of(answer)
         passed_s = max(0.0, wall_s - kept.ended.at_s) if kept.ended else 0.0
         left_s = self._times.retention_s - passed_s if answer.has_ended else self._times.unread_s
@@ -174,6 +187,11 @@ class AnswerBook:
             same.remove(answer)
         if same:
             self._by_name[_name_of(answer)] = same
+
+
+def _recorded(kept: Kept) -> Deliver:
+    order = kept.accepted.order
+    return Deliver(order.session_id, len(order.prompt), kept.tokens, None, StepTiming())
 
 
 def _name_of(answer: KeptAnswer) -> tuple[str, str]:

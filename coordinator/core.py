@@ -14,7 +14,7 @@ from coordinator.arrivals import arrival_of
 from coordinator.effects import DropNode, Effect, ToNode, ToUser
 from coordinator.hedges import MAX_HEDGES
 from coordinator.hedging import Hedging
-from coordinator.neighbours import ask_links, keepers
+from coordinator.neighbours import ask_links, keepers, strangers, understand
 from coordinator.node_news import NodeNews
 from coordinator.nodes import NodeView
 from coordinator.orders import assign, measure
@@ -71,6 +71,7 @@ WORKER_DIED = "worker_died"
 DEVICE_FAULTS = frozenset({"internal", "non_finite", "out_of_memory"})
 """Codes of SessionBroken that speak against the device itself; others are a lost link's, or a change of plan's."""
 POISON_SENTENCE = "The programs of two machines in turn crashed while they computed the same token of this answer."
+TOO_OLD_SENTENCE = "A node of an older version would answer; it knows no penalties, logit_bias, min_p or logprobs."
 
 
 class PoolCore:
@@ -181,8 +182,8 @@ class PoolCore:
 
     def request(self, order: Order, now_s: float) -> list[Effect]:
         """A user wants an answer. What this session's user hears first is Queued, Rerouted or Failed."""
-        session = self.sessions[order.session_id] = Session(order)
-        effects = self._schedule(arrival_of(session), now_s)
+        session = self.sessions[order.session_id] = Session(order, avoid=strangers(self.nodes, order.sampling))
+        effects = self._schedule(arrival_of(session, avoid=session.avoid), now_s)
         place = self.queue_place(order.session_id)
         return [*effects, self._queue_news.tell(order.session_id, place, now_s)] if place else effects
 
@@ -341,6 +342,8 @@ class PoolCore:
         match command:
             case cmd.StartChain(session_id, chain):
                 session = self.sessions[session_id]
+                if not understand(self.nodes, chain, session.order.sampling):
+                    return self._act(session, session.fail("node_too_old", TOO_OLD_SENTENCE), now_s)
                 found = self.rerouting.contacts(chain, now_s), keepers(self.nodes, chain)
                 return self._act(session, session.start(chain, *found), now_s)
             case cmd.StartHedge():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from coordinator.arrivals import arrival_of
 from coordinator.hedges import CATCH_UP_TOKENS, Hedge
-from coordinator.neighbours import keepers
+from coordinator.neighbours import keepers, understand
 from coordinator.nodes import NodeView
 from coordinator.rerouting import Rerouting
 from coordinator.scheduler import Scheduler
@@ -63,7 +63,8 @@ class Hedging:
         contacts = self._rerouting.contacts(chain, now_s)
         able, num_tokens = keepers(self._nodes, chain), self.catch_up_tokens
         hedge = Hedge(chain, contacts, able, is_hurried, catch_up_tokens=num_tokens)
-        if is_hurried and not hedge.keeps:
+        is_vain = is_hurried and not hedge.keeps
+        if is_vain or not understand(self._nodes, chain, session.order.sampling):
             return None
         least_s = LEAST_HURRIED_S if is_hurried else LEAST_TIME_S
         self._until_s[command.session_id] = now_s + max(least_s, SAFETY * command.ttft_s)

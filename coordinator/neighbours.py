@@ -11,7 +11,7 @@ from coordinator.scheduler.links import LinkSeen
 from coordinator.scheduler.state import DeviceKey
 from coordinator.sessions import Contact
 from protocol.messages import MAX_LINK_TARGETS, LinksMeasured, MeasureLinks
-from protocol.values import Hop, LinkTime, NodeId
+from protocol.values import Hop, LinkTime, NodeId, Sampling
 
 Nodes = Mapping[NodeId, NodeView]
 
@@ -40,6 +40,19 @@ def keepers(nodes: Nodes, chain: tuple[cmd.ChainStage, ...]) -> frozenset[Device
     return frozenset(
         key for key, view in views.items() if view.can_recover and view.devices[key.device_id].can_truncate
     )
+
+
+def strangers(nodes: Nodes, sampling: Sampling) -> frozenset[DeviceKey]:
+    """Devices that this is rather not asked of, as their nodes do not know all of it."""
+    if sampling.is_of_version_3:
+        return frozenset()
+    older = [(node_id, view) for node_id, view in nodes.items() if not view.can_recover]
+    return frozenset(DeviceKey(node_id, device_id) for node_id, view in older for device_id in view.devices)
+
+
+def understand(nodes: Nodes, chain: tuple[cmd.ChainStage, ...], sampling: Sampling) -> bool:
+    """Whether the node that samples speaks a version that knows all that is asked of it."""
+    return sampling.is_of_version_3 or nodes[chain[-1].device.node_id].can_recover
 
 
 def ask_links(nodes: Nodes, command: cmd.MeasureLinks) -> MeasureLinks | None:

@@ -23,7 +23,7 @@ from coordinator.scheduler.state import DeviceKey
 from coordinator.survivors import HARMLESS_TO_KV, LINK_LOST, NOTHING_KEPT, Survivors
 from protocol.frames import Segment
 from protocol.messages import CloseSession, OpenSession, TokensSampled
-from protocol.values import FinishReason, NodeId, SessionId, StepTiming
+from protocol.values import FinishReason, NodeId, SessionId, StepTiming, TokenLogprobs
 
 MAX_BREAKS = 4
 """A session whose chains break this often by themselves (not by nodes leaving), and without a token in between, is
@@ -89,6 +89,7 @@ class Deliver:
     finish_reason: FinishReason | None
     timing: StepTiming
     num_cached_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +237,7 @@ class Session:
         finish = message.finish_reason
         if finish is None and len(self.tokens) == self.order.max_new_tokens:
             finish = FinishReason.LENGTH  # a tail that forgot to say so must not leave the user waiting
-        news = (message.position, message.tokens, finish, message.timing, num_cached)
+        news = (message.position, message.tokens, finish, message.timing, num_cached, message.logprobs)
         deliver = Deliver(self.order.session_id, *news)
         return [deliver, *self.end()] if finish else [deliver, *self._move_now()]
 
@@ -353,8 +354,7 @@ class Session:
                 return self._take_over(hedge)
             case Step.NEXT:
                 num_known = len(self.log) - message.position
-                news = structs.replace(message, position=len(self.log), tokens=message.tokens[num_known:])
-                return [*self._switch(hedge), *self.sampled(node_id, news)]
+                return [*self._switch(hedge), *self.sampled(node_id, message.behind(num_known))]
             case Step.BEHIND:
                 return self._caught_up(hedge)
 

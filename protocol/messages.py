@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, structs
 
 from protocol.errors import MessageError, MessageFault
 from protocol.pause import PoolDefaults
@@ -37,6 +37,7 @@ from protocol.values import (
     StepTiming,
     StopRule,
     Token,
+    TokenLogprobs,
     Url,
     Value,
     Variant,
@@ -142,15 +143,26 @@ class SessionBroken(_Message, frozen=True):
 
 
 class TokensSampled(_Message, frozen=True):
-    """From the tail: 1 to k consecutive tokens, the first at `position`. The coordinator commits, then streams."""
+    """From the tail: 1 to k consecutive tokens, the first at `position`. The coordinator commits, then streams.
+
+    `logprobs`: of each token, if they are wanted; since version 4."""
 
     session_id: Hex32
     epoch: Count
     position: Count
     tokens: Annotated[tuple[Token, ...], Meta(min_length=1, max_length=256)]
-    logprobs: tuple[float, ...] = ()
+    logprobs: Annotated[tuple[TokenLogprobs, ...], Meta(max_length=256)] = ()
     finish_reason: FinishReason | None = None
     timing: StepTiming = StepTiming()
+
+    def __post_init__(self) -> None:
+        if len(self.logprobs) not in (0, len(self.tokens)):
+            raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.tokens)} tokens")
+
+    def behind(self, num_known: int) -> TokensSampled:
+        """Without its first tokens, of which there are more than so many."""
+        position, tokens, logprobs = self.position + num_known, self.tokens[num_known:], self.logprobs[num_known:]
+        return structs.replace(self, position=position, tokens=tokens, logprobs=logprobs)
 
 
 class Heartbeat(_Message, frozen=True):

@@ -135,16 +135,46 @@ class HeldSlice(Value, frozen=True, omit_defaults=True):
     has_prefix_cache: bool = False
 
 
-class Sampling(Value, frozen=True):
-    """How the tail chooses a token. temperature 0 is greedy; top_k 0 and top_p 1 are off.
+class Sampling(Value, frozen=True, omit_defaults=True):
+    """How the tail chooses a token. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
 
     The random number of a position is a pure function of (seed, position), so that a replayed session continues
-    with the tokens it would have had."""
+    with the tokens it would have had.
+
+    Since version 4 the penalties, `logit_bias` (added to these tokens' logits) and `num_logprobs` (None: none are
+    wanted; n: that of the token, and of the n likeliest). Tokens from position `answer_from` on are the answer, which
+    presence and frequency are counted in; repetition looks at the prompt, too."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    logit_bias: Annotated[tuple[tuple[Token, Annotated[float, Meta(ge=-100, le=100)]], ...], Meta(max_length=1024)] = ()
+    num_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    answer_from: Count = 0
+
+    @property
+    def is_of_version_3(self) -> bool:
+        """Whether a node of the version before understands it."""
+        return self == Sampling(self.temperature, self.top_p, self.top_k, self.seed)
+
+
+UNKNOWN_LOGPROB = -9999.0
+"""The least that is said; what OpenAI's API has for a token that is too unlikely to be given a number."""
+
+
+class TokenLogprobs(Value, frozen=True, omit_defaults=True):
+    """Natural logarithms of probabilities that the model itself gave, before temperature, penalties and biases: of the
+    sampled token, and of the likeliest ones in falling order."""
+
+    sampled: Annotated[float, Meta(ge=UNKNOWN_LOGPROB, le=0)]
+    likeliest: Annotated[
+        tuple[tuple[Token, Annotated[float, Meta(ge=UNKNOWN_LOGPROB, le=0)]], ...], Meta(max_length=20)
+    ] = ()
 
 
 class StopRule(Value, frozen=True):

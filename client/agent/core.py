@@ -441,8 +441,9 @@ class AgentCore:
             message.epoch,
             message.position,
             message.tokens,
-            finish_reason=message.finish_reason,
-            timing=message.timing,
+            message.logprobs,
+            message.finish_reason,
+            message.timing,
         )
         return [TellPool(sampled)]
 

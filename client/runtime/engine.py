@@ -24,16 +24,18 @@ from client.runtime.errors import (
     WrongStageError,
     as_fault,
 )
+from client.runtime.logprobs import logprobs_of
 from client.runtime.meter import WorkMeter
 from client.runtime.outbox import LinkGroups, Outbox
 from client.runtime.sampling import finish_reason, sample
 from client.runtime.send_log import SendLog
 from client.runtime.sessions import Rows, Session, SessionBook
+from client.runtime.shaping import Shaping, is_shaped, shaped
 from client.runtime.stage import Stage
 from client.runtime.wire import WIRE_DTYPES, from_payload
 from protocol.errors import FrameError, FrameFault
 from protocol.frames import Frame, FrameKind, Segment, WireDtype, decode_frame
-from protocol.values import SessionId, StepTiming
+from protocol.values import Sampling, SessionId, StepTiming, TokenLogprobs
 
 _logger = logging.getLogger(__name__)
 NEW_TRIP = StepTiming()
@@ -76,11 +78,23 @@ class Engine:
         """Open a session and say so, or say why not."""
         try:
             _check_stage(message, self._stage)
+            shaping = self._shaping(message)
             session = self.sessions.open(message)
-        except SessionError as fault:
+        except (SessionError, DeviceMemoryError) as fault:
             self._outbox.send_message(_failed(message, fault))
         else:
+            session.shaping = shaping
             self._outbox.send_message(SessionStarted(message.session_id, message.epoch, session.num_offered))
+
+    def _shaping(self, message: StartSession) -> Shaping | None:
+        """Raises BadTokenError or DeviceMemoryError."""
+        if not self._stage.is_last or message.sampling is None or not is_shaped(message.sampling):
+            return None
+        device = self._stage.device.torch_device
+        try:
+            return Shaping(message.sampling, message.history, self._stage.vocab_size, device)
+        except torch.OutOfMemoryError as error:
+            raise as_fault(error) from None
 
     def end(self, message: EndSession) -> None:
         """End a session; one that is not open is none to end."""
@@ -278,34 +292,45 @@ class Engine:
         if not work:
             return 0
         begin = perf_counter_ns()
-        starts = [item.session.start for item in work]
-        choices = [(start.sampling, item.session.table.length) for start, item in zip(starts, work, strict=True)]
-        tokens = sample(logits, [(sampling, at) for sampling, at in choices if sampling is not None])
+        sessions = [item.session for item in work]
+        samplings = [session.start.sampling or Sampling() for session in sessions]
+        choices = [(sampling, session.table.length) for sampling, session in zip(samplings, sessions, strict=True)]
+        tokens = sample(shaped(logits, [session.shaping for session in sessions]), choices)
+        logprobs = logprobs_of(logits, tokens, [sampling.num_logprobs for sampling in samplings])
         sample_us = _us_since(begin)
         groups = LinkGroups(FrameKind.TOKENS)
         rows = torch.split(torch.tensor([token or 0 for token in tokens]), 1)
-        for item, token, row in zip(work, tokens, rows, strict=True):
+        for item, token, logprob, row in zip(work, tokens, logprobs, rows, strict=True):
             if token is None:
                 self._fail(item.session, NonFiniteError())
             else:
-                self._deliver_token(item, token, row, groups, compute_us + sample_us)
+                self._say(item, token, logprob, compute_us + sample_us)
+                self._deliver_token(item.session, row, groups)
         self._send(groups)
-        if any(start.next_link is not None for start in starts):
+        if any(session.start.next_link is not None for session in sessions):
             self._send_late()  # after the rows: the head waits for them, and the user for the head
         return sample_us
 
-    def _deliver_token(self, item: _Work, token: int, row: Tensor, groups: LinkGroups, compute_us: int) -> None:
-        """`row`: the token as int64 [1]. Who asked hears of it once the next step has what it needs."""
+    def _say(self, item: _Work, token: int, logprob: TokenLogprobs | None, compute_us: int) -> None:
+        """Who asked hears of it once the next step has what it needs."""
         session = item.session
         start, position = session.start, session.table.length
         session.num_sound = position
         assert start.stop is not None
         reason = finish_reason(token, position, start.stop)
         timing = _later(item.rows.timing, compute_us, 0)
-        self._late.append(Sampled(start.session_id, start.epoch, position, (token,), reason, timing))
-        if reason is not None:
-            session.is_finished = True
-        elif start.next_link is None:
+        logprobs = (logprob,) if logprob else ()
+        self._late.append(Sampled(start.session_id, start.epoch, position, (token,), reason, timing, logprobs))
+        session.is_finished = reason is not None
+        if session.shaping is not None:
+            session.shaping.add(token)
+
+    def _deliver_token(self, session: Session, row: Tensor, groups: LinkGroups) -> None:
+        """To where the next step begins. `row`: the token as int64 [1]."""
+        position = session.table.length
+        if session.is_finished:
+            return
+        if session.start.next_link is None:
             self._push_own(session, Rows(position, row, NEW_TRIP))
         else:
             groups.add(session, Rows(position, row.int()[:, None], NEW_TRIP))

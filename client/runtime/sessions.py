@@ -13,6 +13,7 @@ from client.ipc import EndSession, StartSession
 from client.runtime.errors import KvFullError, NothingKeptError, StaleEpochError
 from client.runtime.kv_cache import BLOCK_TOKENS, KvCache, KvTable
 from client.runtime.send_log import SendLog
+from client.runtime.shaping import Shaping
 from protocol.errors import FrameError, FrameFault
 from protocol.frames import Phase, Segment
 from protocol.values import SessionId, StepTiming
@@ -48,6 +49,8 @@ class Session:
     sends_again: bool = False
     num_offered: int = 0
     num_sound: int = 0
+    shaping: Shaping | None = None
+    """At the tail, if the request changes logits."""
     waiting: deque[Rows] = field(default_factory=deque)
 
     @property

@@ -8,11 +8,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import structs
+
 from coordinator.answers import Item, KeptAnswer
 from coordinator.api.asker import Asker
 from coordinator.api.errors import InvalidRequest, UnknownModel
 from coordinator.api.resuming import ID_BYTES, Format, format_of, not_found, other_request
-from coordinator.api.schemas import ChatRequest
+from coordinator.api.schemas import SAMPLING_FIELDS, ChatRequest
 from coordinator.api.stop_strings import StopStrings
 from coordinator.hub import Hub
 from coordinator.models.errors import ModelError
@@ -20,7 +22,7 @@ from coordinator.models.tokenizer import ChatTokenizer
 from coordinator.sessions import Deliver, Order, Queued, Rerouted
 from coordinator.token_log import Claim
 from protocol.env import Env
-from protocol.values import FinishReason, Sampling, SessionId, StepTiming
+from protocol.values import FinishReason, Sampling, SessionId, StepTiming, TokenLogprobs
 
 MIN_TEMPERATURE = 1e-4
 """Below it the likeliest token has all the weight anyway, and dividing logits by it would overflow."""
@@ -44,6 +46,7 @@ class ServedModel:
     context_length: int
     tokenizer: ChatTokenizer
     stop_tokens: tuple[int, ...]
+    vocab_size: int
     default_sampling: Sampling
     created_s: int
 
@@ -67,6 +70,8 @@ class Chunk:
     nodes: tuple[StageName, ...] | None = None
     finish_reason: FinishReason | None = None
     num_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each of these tokens, if they are wanted."""
 
 
 @dataclass(slots=True)
@@ -136,12 +141,13 @@ class Answer:
 
     def _chunk(self, item: Deliver) -> Chunk:
         """One token after the other: what is shown after n tokens must not depend on how they came together."""
-        text, tokens, finish = "", list[int](), item.finish_reason
+        text, tokens, num_read, finish = "", list[int](), 0, item.finish_reason
         self.totals.add_timing(item.timing)
         self.totals.num_cached_tokens += item.num_cached_tokens
         for token in item.tokens:
             piece = self.stops.push(self.text.push([token]))
             self.totals.num_tokens += 1
+            num_read += 1
             if self.totals.num_tokens > self.num_seen:
                 text += piece
                 tokens.append(token)
@@ -150,7 +156,9 @@ class Answer:
                 break
         if finish is not None and not self.stops.found and self.totals.num_tokens > self.num_seen:
             text += self.stops.push(self.text.finish()) + self.stops.finish()
-        return Chunk(text, tuple(tokens), finish_reason=finish, num_tokens=self.totals.num_tokens)
+        logprobs = item.logprobs[num_read - len(tokens) : num_read]
+        num_tokens = self.totals.num_tokens
+        return Chunk(text, tuple(tokens), finish_reason=finish, num_tokens=num_tokens, logprobs=logprobs)
 
     def _names(self, item: Rerouted) -> tuple[StageName, ...]:
         nodes = self.hub.core.nodes
@@ -177,7 +185,7 @@ class ChatService:
             manifest_hash=model.manifest_hash,
             prompt=tuple(prompt),
             max_new_tokens=self._answer_room(model, request, len(prompt)),
-            sampling=self._sampling(model, request),
+            sampling=self._sampling(model, request, len(prompt)),
             stop_tokens=model.stop_tokens,
             tenant=asker.tenant,
             deadline_s=asker.deadline_s,
@@ -231,17 +239,25 @@ class ChatService:
             room = min(room, kv_room - num_prompt)
         return min(room, request.wanted_tokens or DEFAULT_MAX_TOKENS)
 
-    def _sampling(self, model: ServedModel, request: ChatRequest) -> Sampling:
-        asked = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
-        given = {name: value for name, value in asked.items() if value is not None}
-        seed = request.seed if request.seed is not None else self._env.random.below(2**63)
+    def _sampling(self, model: ServedModel, request: ChatRequest, num_prompt: int) -> Sampling:
+        """What is asked for; else what the model's makers recommend. Whoever asks for the likeliest token has asked for
+        no penalty."""
+        biases = request.biases
+        if any(token >= model.vocab_size for token in biases):
+            last = model.vocab_size - 1
+            sentence = f"logit_bias names a token that {model.name} does not have; the last one is {last}."
+            raise InvalidRequest("invalid_value", sentence, "logit_bias")
+        asked = request.model_dump(include={*SAMPLING_FIELDS}, exclude_none=True)
         base = model.default_sampling
-        return Sampling(
-            temperature=_usable(float(given.get("temperature", base.temperature))),
-            top_p=float(given.get("top_p", base.top_p)),
-            top_k=int(given.get("top_k", base.top_k)),
-            seed=seed,
+        sampling = structs.replace(
+            base if request.temperature != 0 else Sampling(top_p=base.top_p, top_k=base.top_k),
+            **asked,
+            logit_bias=tuple(sorted(biases.items())),
+            num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            answer_from=num_prompt if request.counts_answer else 0,
         )
+        seed = request.seed if request.seed is not None else self._env.random.below(2**63)
+        return structs.replace(sampling, temperature=_usable(sampling.temperature), seed=seed)
 
 
 def _usable(temperature: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,7 +11,14 @@ from coordinator.api.bodies import MAX_BODY_BYTES, field_error, parse_object
 from coordinator.api.errors import InvalidRequest
 
 MAX_MESSAGES = 2000
+MAX_BIASES = 1024
+TOKEN_ID = re.compile(r"[0-9]{1,9}", re.ASCII)
+SAMPLING_FIELDS = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+)  # fmt: skip
+"""Those that have the same name and meaning on the wire (protocol.values.Sampling)."""
 
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=MAX_BODY_BYTES)]
 
 
@@ -60,6 +68,13 @@ class ChatRequest(_Part):
     max_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     stop: Annotated[str, Field(min_length=1, max_length=256)] | list[str] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     return_token_ids: bool | None = None
     """As in vLLM: each choice also gets `token_ids`, so that programs can compare answers token by token."""
@@ -67,6 +82,16 @@ class ChatRequest(_Part):
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """By token id."""
+        return {int(name): bias for name, bias in (self.logit_bias or {}).items()}
+
+    @property
+    def counts_answer(self) -> bool:
+        """Whether it matters which tokens are the answer's."""
+        return bool(self.presence_penalty or self.frequency_penalty)
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -78,13 +103,7 @@ NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
     "prompt_logprobs": (None,),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
     "best_of": (None, 1),
     "audio": (None,),
     "modalities": (None, ["text"]),
@@ -102,6 +121,10 @@ def parse_chat_request(body: bytes) -> ChatRequest:
         raise field_error(error) from None
     if len(request.stop_strings) > 4 or any(not s or len(s) > 256 for s in request.stop_strings):
         raise InvalidRequest("invalid_value", "stop takes up to 4 strings of 1 to 256 characters.", "stop")
+    if not all(TOKEN_ID.fullmatch(name) for name in request.logit_bias or {}):
+        raise InvalidRequest("invalid_value", 'logit_bias takes token ids as names, such as "1234".', "logit_bias")
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("invalid_value", "top_logprobs needs logprobs to be true.", "top_logprobs")
     return request
 
 

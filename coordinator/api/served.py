@@ -44,6 +44,7 @@ def served_model(model: Model, created_s: int) -> ServedModel:
         context_length=model.shape.context_length,
         tokenizer=tokenizer,
         stop_tokens=tokenizer.stop_tokens(),
+        vocab_size=model.shape.vocab_size,
         default_sampling=default_sampling(model.tokenizer_folder),
         created_s=created_s,
     )
@@ -56,7 +57,7 @@ def default_sampling(folder: Path) -> Sampling:
     except (OSError, ValueError, RecursionError):
         config = {}
     config = config if isinstance(config, dict) else {}
-    given = {name: config.get(name) for name in ("temperature", "top_p", "top_k")}
+    given = {name: config.get(name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
     if config.get("do_sample") is False:
         given["temperature"] = 0.0
     usable = {name: value for name, value in given.items() if isinstance(value, int | float) and value >= 0}
@@ -64,4 +65,6 @@ def default_sampling(folder: Path) -> Sampling:
         temperature=min(2.0, float(usable.get("temperature", 1.0))),
         top_p=min(1.0, float(usable.get("top_p", 1.0)) or 1.0),
         top_k=int(usable.get("top_k", 0)),
+        min_p=min(1.0, float(usable.get("min_p", 0.0))),
+        repetition_penalty=min(10.0, float(usable.get("repetition_penalty", 1.0)) or 1.0),
     )

@@ -15,9 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.api.chat import Answer, Chunk
 from coordinator.api.errors import pool_error_body
+from coordinator.api.logprobs import choice_logprobs
 from coordinator.api.resuming import event_id
 from coordinator.api.unread import Unread
 from coordinator.errors import PoolError, RequestRefused
+from protocol.values import TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,8 @@ def chunk_object(answer: Answer, chunk: Chunk, first: bool) -> dict[str, Any]:
     delta: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
     if chunk.text or not (first or chunk.finish_reason or chunk.queue):
         delta["content"] = chunk.text
-    choice = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason, "logprobs": None}
+    choice = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason}
+    choice["logprobs"] = choice_logprobs(answer, chunk)
     if answer.format.with_token_ids:
         choice["token_ids"] = chunk.tokens
     body = _head(answer, "chat.completion.chunk") | {"choices": [choice]}
@@ -126,7 +129,7 @@ async def sse(answer: Answer, reading: Reading, first: Chunk | None = None) -> A
         async for chunk in _with_keep_alive(reading):
             if chunk is None:
                 yield KEEP_ALIVE
-            elif _says_something(chunk) or answer.format.with_token_ids:
+            elif _says_something(chunk) or _wants_each_token(answer):
                 yield _named(answer, chunk, first=not is_begun)
                 is_begun = True
     except PoolError as error:
@@ -143,19 +146,27 @@ def _named(answer: Answer, chunk: Chunk, first: bool) -> bytes:
     return event(chunk_object(answer, chunk, first), event_id(answer.claim.answer_id, chunk.num_tokens))
 
 
+def _wants_each_token(answer: Answer) -> bool:
+    """Also those whose text is held back."""
+    return answer.format.with_token_ids or answer.order.sampling.num_logprobs is not None
+
+
 def _says_something(chunk: Chunk) -> bool:
     return bool(chunk.text or chunk.queue or chunk.nodes or chunk.finish_reason)
 
 
 async def completion(answer: Answer) -> dict[str, Any]:
     """The whole answer as one object."""
-    text, tokens, last, nodes = "", list[int](), Chunk(), Chunk()
+    tokens, logprobs, last, nodes = list[int](), list[TokenLogprobs](), Chunk(), Chunk()
+    text = ""
     async for chunk in answer.chunks():
         text += chunk.text
         tokens += chunk.tokens
+        logprobs += chunk.logprobs
         last, nodes = chunk, chunk if chunk.nodes is not None else nodes
     message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "finish_reason": last.finish_reason, "logprobs": None}
+    choice = {"index": 0, "message": message, "finish_reason": last.finish_reason}
+    choice["logprobs"] = choice_logprobs(answer, Chunk(tokens=tuple(tokens), logprobs=tuple(logprobs)))
     if answer.format.with_token_ids:
         choice["token_ids"] = tokens
     body = _head(answer, "chat.completion") | {"choices": [choice], "usage": usage(answer)}

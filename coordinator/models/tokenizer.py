@@ -16,6 +16,7 @@ from typing import Any
 
 from coordinator.models.errors import BrokenModelError, PromptError, UnsupportedModelError, shown
 from coordinator.models.files import optional_json, regular_file
+from coordinator.models.token_bytes import TokenBytes
 
 MAX_TOKENIZER_BYTES = 64 * 2**20
 """Gemma 3's tokenizer.json, the largest in wide use, has 33 MB."""
@@ -46,6 +47,7 @@ class ChatTokenizer:
         self._stop_tokens = stop_tokens
         self._special = frozenset(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
         self._prefix = _prefix(tokenizer)
+        self.token_bytes = TokenBytes(tokenizer.backend_tokenizer)
         self._template = tokenizer.chat_template or self._prefix + PLAIN_TEMPLATE
         # Encoding text that is not to become control tokens sets a flag on the shared Rust tokenizer
         # (transformers' `encode_special_tokens`); two threads would see each other's.

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client import ipc
-from protocol.values import BatchTime, LayerBenchmark, LayerRange, Sampling, StepTiming, StopRule, Variant
+from protocol.values import (
+    BatchTime,
+    LayerBenchmark,
+    LayerRange,
+    Sampling,
+    StepTiming,
+    StopRule,
+    TokenLogprobs,
+    Variant,
+)
 
 SESSION = "1" * 32
 TO_WORKER: tuple[ipc.AgentMessage, ...] = (
@@ -34,6 +43,7 @@ TO_AGENT: tuple[ipc.WorkerMessage, ...] = (
     ipc.SessionStarted(SESSION, 1, 32),
     ipc.SessionFailed(SESSION, 1, "kv_full", "No."),
     ipc.Sampled(SESSION, 1, 9, (5, 6), None, StepTiming(1, 2)),
+    ipc.Sampled(SESSION, 1, 9, (5,), None, StepTiming(1, 2), (TokenLogprobs(-0.5, ((5, -0.5),)),)),
     ipc.WorkDone(30, 55, 512, 0.75),
     ipc.Here(),
     ipc.NoMemory(4096, 2),

@@ -11,7 +11,7 @@ from coordinator.answer_times import AnswerTimes
 from coordinator.answers import AnswerBook, Item, KeptAnswer, ended
 from coordinator.sessions import Deliver, Failed, Order, Queued, Rerouted
 from coordinator.token_log import Accepted, Claim, Ended, Kept
-from protocol.values import FinishReason, Sampling, SessionId, StepTiming
+from protocol.values import UNKNOWN_LOGPROB, FinishReason, Sampling, SessionId, StepTiming, TokenLogprobs
 from tests.fakes import pool_facts as facts
 
 TIMES = AnswerTimes(grace_s=30.0, unread_s=60.0, retention_s=600.0)
@@ -57,6 +57,26 @@ def test_who_comes_late_hears_how_much_of_the_prompt_was_cached() -> None:
         book.take(ONE, item, 1.0)
     book.attach(one, reader)
     assert read(reader) == [Deliver(ONE, 3, (8, 9), None, StepTiming(20, 2), num_cached_tokens=16)]
+
+
+def logged(*logprobs: float) -> tuple[TokenLogprobs, ...]:
+    return tuple(map(TokenLogprobs, logprobs))
+
+
+@pytest.mark.parametrize(
+    ("num_wanted", "said", "expected"),
+    [(None, (), ()), (None, (-1.0,), ()), (0, (-1.0,), (UNKNOWN_LOGPROB, -1.0)), (2, (), (UNKNOWN_LOGPROB,) * 2)],
+)
+def test_each_token_has_a_logprob_if_they_are_wanted_and_none_has_if_not(
+    num_wanted: int | None, said: tuple[float, ...], expected: tuple[float, ...]
+) -> None:
+    """The first token was recorded by a coordinator before this one, which did not record how likely it was."""
+    order = Order(ONE, facts.DIGEST, (5, 6, 7), 4, Sampling(num_logprobs=num_wanted), (2,))
+    book, reader = AnswerBook(TIMES), asyncio.Queue[Item | Failed]()
+    one = book.restore(Kept(Accepted(order, Claim()), (8,), None, 1), 0.0, 0.0)
+    book.take(ONE, replace(deliver(4, 9), logprobs=logged(*said)), 1.0)
+    book.attach(one, reader)
+    assert [item.logprobs for item in read(reader) if isinstance(item, Deliver)] == [logged(*expected)]
 
 
 def test_two_may_read_and_the_last_one_to_leave_decides() -> None:

@@ -47,6 +47,9 @@ class FakeTokenizer:
             raise PromptError("there is a NUL in it")
         return [ord(char) for char in text if text.strip()] + [ANSWER_MARK]
 
+    def token_bytes(self, token: int) -> bytes:
+        return chr(token).encode()
+
     def decoder(self) -> FakeTextStream:
         return FakeTextStream()
 
@@ -213,6 +216,7 @@ def served_model(context_length: int = 1000) -> ServedModel:
         context_length=context_length,
         tokenizer=cast(ChatTokenizer, FakeTokenizer()),
         stop_tokens=(STOP,),
+        vocab_size=1000,
         default_sampling=Sampling(temperature=0.7),
         created_s=1_800_000_000,
     )

@@ -26,6 +26,7 @@ from protocol.values import (
     NodeId,
     SessionId,
     StepTiming,
+    TokenLogprobs,
 )
 from tests.fakes import pool_facts as facts
 
@@ -262,9 +263,20 @@ class FakeNode:
         is_last = position + 1 >= leg.order.stop.max_position
         finish = FinishReason.STOP if token in leg.order.stop.stop_tokens else FinishReason.LENGTH if is_last else None
         sampled = m.TokensSampled(
-            leg.order.session_id, leg.order.epoch, position, (token,), (), finish, StepTiming(100, 10)
+            leg.order.session_id,
+            leg.order.epoch,
+            position,
+            (token,),
+            _logprobs(leg, token),
+            finish,
+            StepTiming(100, 10),
         )
         return [sampled] if finish else [sampled, _frame(leg, FrameKind.TOKENS, 0, position, [token])]
+
+
+def _logprobs(leg: Leg, token: int) -> tuple[TokenLogprobs, ...]:
+    num = leg.order.sampling and leg.order.sampling.num_logprobs
+    return () if num is None else (TokenLogprobs(-0.5, ((token, -0.5), (token + 1, -1.5))[:num]),)
 
 
 def _nothing_kept(order: m.OpenSession) -> m.SessionBroken:

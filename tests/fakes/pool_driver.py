@@ -57,7 +57,8 @@ class PoolDriver:
     def request(
         self, number: int = 1, prompt: tuple[int, ...] = (5, 6, 7), num_tokens: int = 10, **changes: Any
     ) -> SessionId:
-        order = Order(facts.session_id(number), facts.DIGEST, prompt, num_tokens, Sampling(), (2,), **changes)
+        sampling = changes.pop("sampling", Sampling())
+        order = Order(facts.session_id(number), facts.DIGEST, prompt, num_tokens, sampling, (2,), **changes)
         self.items[order.session_id] = []
         self.carry_out(self.core.request(order, self.now_s))
         return order.session_id

@@ -55,9 +55,9 @@ class Served:
         result: dict[str, Any] = answer.json()
         return result
 
-    def tokens(self, content: str, num_tokens: int) -> list[int]:
+    def tokens(self, content: str, num_tokens: int, **options: Any) -> list[int]:
         """Token ids of a greedy answer."""
-        answer = self.complete(content, max_tokens=num_tokens, return_token_ids=True)
+        answer = self.complete(content, max_tokens=num_tokens, return_token_ids=True, **options)
         ids: list[int] = answer["choices"][0]["token_ids"]
         return ids
 

@@ -19,7 +19,7 @@ class Reference:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.inference_mode()
-    def tokens(self, content: str, num_tokens: int) -> list[int]:
+    def tokens(self, content: str, num_tokens: int, repetition_penalty: float = 1.0) -> list[int]:
         """Token ids of the greedy answer, up to and including the stop token."""
         prompt = torch.tensor([self.tokenizer.encode_chat([{"role": "user", "content": content}])])
         answer = self.model.generate(
@@ -30,7 +30,7 @@ class Reference:
             temperature=None,
             top_p=None,
             top_k=None,
-            repetition_penalty=1.0,
+            repetition_penalty=repetition_penalty,
             eos_token_id=list(self.tokenizer.stop_tokens()) or None,
             pad_token_id=0,
         )

@@ -44,6 +44,8 @@ def test_a_tiny_model_answers_as_generate_does(
         served, reference = Served(pool, model.name), Reference(model)
         for prompt in PROMPTS:
             assert served.tokens(prompt, NUM_TINY_TOKENS) == reference.tokens(prompt, NUM_TINY_TOKENS)
+            penalised = served.tokens(prompt, NUM_TINY_TOKENS, repetition_penalty=1.3)
+            assert penalised == reference.tokens(prompt, NUM_TINY_TOKENS, repetition_penalty=1.3)
         assert len(served.complete("hi", max_tokens=1)["decentllm"]["nodes"]) == num_nodes
 
 

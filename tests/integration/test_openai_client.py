@@ -48,6 +48,27 @@ def test_the_same_seed_gives_the_same_answer_and_another_seed_another(client: Op
     assert len({sampled(seed) for seed in (7, 8, 9)}) > 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_are_those_of_the_text(stream: bool, client: OpenAI, real_pool: Served) -> None:
+    answer = ask(client, real_pool.model, logprobs=True, top_logprobs=3, stream=stream)
+    choices = [choice for part in answer for choice in part.choices] if stream else answer.choices
+    entries = [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content]
+    said = "".join((choice.delta if stream else choice.message).content or "" for choice in choices)
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode() == said
+    for entry in entries:
+        assert entry.top_logprobs[0].token == entry.token, "greedy"
+        assert 0 >= entry.logprob == entry.top_logprobs[0].logprob > entry.top_logprobs[1].logprob
+
+
+def test_a_banned_token_is_not_said_and_a_wanted_one_is(client: OpenAI, real_pool: Served) -> None:
+    first = ask(client, real_pool.model, logprobs=True, top_logprobs=2).choices[0].logprobs.content[0]
+    ids = real_pool.complete(QUESTION, max_tokens=1, return_token_ids=True)["choices"][0]["token_ids"]
+    banned = ask(client, real_pool.model, logit_bias={str(ids[0]): -100}, logprobs=True).choices[0].logprobs.content[0]
+    assert banned.token == first.top_logprobs[1].token
+    forced = ask(client, real_pool.model, logit_bias={str(ids[0]): 100}).choices[0].message.content
+    assert forced == first.token * 48
+
+
 def test_models_are_listed(client: OpenAI, real_pool: Served) -> None:
     assert [model.id for model in client.models.list()] == [real_pool.model]
     assert client.models.retrieve(real_pool.model).id == real_pool.model

@@ -30,6 +30,7 @@ from protocol.values import (
     Sampling,
     StepTiming,
     StopRule,
+    TokenLogprobs,
     Variant,
 )
 
@@ -39,6 +40,8 @@ BENCHMARK = LayerBenchmark((BatchTime(1, 0.01), BatchTime(8, 0.02)), 0.001, 0.00
 HELD = HeldSlice(CPU, DIGEST, Variant.FLOAT32, LayerRange(0, 4), 3, 8192)
 WORK = DeviceWork(CPU, 4, 30, 55, 512, 0.75)
 LINKS = (LinkTime(NODE, 0.05, 6e6, True), LinkTime(SESSION, None, None, False))
+LOGPROBS = (TokenLogprobs(-0.1, ((5, -0.1), (9, -2.5))), TokenLogprobs(-2.5))
+SHAPED = Sampling(0.5, 0.9, 40, 7, 0.1, 0.5, -0.5, 1.1, ((3, -100.0), (4, 2.5)), 2, 10)
 HOP = Hop(NODE, 1, "wss://10.0.0.7:9000", "ticket-1", DIGEST)
 KEY, SIGNATURE, NONCE = "3d" * 32, "4e" * 64, "5f" * 32
 DEFAULTS = PoolDefaults(
@@ -68,7 +71,7 @@ FROM_NODE: list[m.NodeMessage] = [
     m.SliceReady(CPU, 4, 8192, True, has_prefix_cache=True),
     m.SessionOpened(SESSION, 1, 0, num_cached_tokens=48),
     m.SessionBroken(SESSION, 1, 0, "kv_full", "No room."),
-    m.TokensSampled(SESSION, 1, 9, (5, 6), (-0.1, -2.5), FinishReason.STOP, StepTiming(10, 20)),
+    m.TokensSampled(SESSION, 1, 9, (5, 6), LOGPROBS, FinishReason.STOP, StepTiming(10, 20)),
     m.Heartbeat(1, 1000, 0, (WORK,), 0.04),
     m.LinksMeasured(LINKS, 0.04),
     m.RowsAt(SESSION, 2, 1, 40, 39, 0.25),
@@ -89,6 +92,7 @@ FROM_COORDINATOR: list[m.CoordinatorMessage] = [
     m.CloseSession(SESSION, 2),
     m.OpenSession(SESSION, 2, CPU, 1, 1, 2, 40, 100, HOP, HOP, prefix_hashes=(SESSION, NODE)),
     m.CloseSession(SESSION, 2, (SESSION, NODE)),
+    m.OpenSession(SESSION, 2, CPU, 1, 1, 2, 10, 100, HOP, HOP, SHAPED, StopRule(100)),
     m.MeasureLinks((HOP,)),
 ]
 LEAVING_OF_VERSION_3 = '{"type":"leaving","reason":"paused"}'
@@ -131,6 +135,26 @@ def test_a_coordinators_message_comes_back_as_it_was(message: m.CoordinatorMessa
 def test_a_peers_hello_comes_back_as_it_was() -> None:
     hello = m.PeerHello(3, NODE, "ticket-1")
     assert m.decode_peer_message(m.encode_message(hello)) == hello
+
+
+@pytest.mark.parametrize("num_logprobs", [1, 3])
+def test_as_many_logprobs_as_tokens_or_none(num_logprobs: int) -> None:
+    sampled = m.TokensSampled(SESSION, 1, 9, (5, 6))
+    text = wire(sampled, logprobs=[{"sampled": -0.5}] * num_logprobs)
+    assert refused(text).code is MessageFault.INVALID
+
+
+def test_tokens_that_are_known_already_are_left_out_with_their_logprobs() -> None:
+    sampled = m.TokensSampled(SESSION, 1, 9, (5, 6), LOGPROBS, FinishReason.STOP)
+    assert sampled.behind(1) == m.TokensSampled(SESSION, 1, 10, (6,), LOGPROBS[1:], FinishReason.STOP)
+    assert sampled.behind(0) == sampled
+
+
+@pytest.mark.parametrize(("sampling", "expected"), [(Sampling(0.5, 0.9, 40, 7), True), (SHAPED, False)])
+def test_what_a_node_of_the_version_before_knows_of_sampling(sampling: Sampling, expected: bool) -> None:
+    assert sampling.is_of_version_3 is expected
+    fields = json.loads(msgspec.json.encode(sampling))
+    assert (fields.keys() <= {"temperature", "top_p", "top_k", "seed"}) is expected
 
 
 def test_what_a_node_of_the_version_before_says_is_understood() -> None:

@@ -95,7 +95,7 @@ class Chain:
     def start(
         self, number: int, num_prompt: int, num_new: int, epoch: int = 1, kept: Sequence[int] = (), **tail: Any
     ) -> None:
-        """Open a session on every stage. `tail`: sampling, stop_tokens; and the names of the prompt's blocks."""
+        """Open a session on every stage. `tail`: sampling, stop_tokens, history; and names of the prompt's blocks."""
         num_stages, total = len(self.stages), num_prompt + num_new
         num_kept = (*(kept or (0,) * num_stages), 0)
         stop = StopRule(total, tail.get("stop_tokens", ()))
@@ -106,6 +106,7 @@ class Chain:
                 session_id(number), epoch, stage, num_stages, num_prompt, total,
                 next_link=next_stage if num_stages > 1 else None, next_stage=next_stage,
                 sampling=tail.get("sampling", Sampling()) if is_tail else None, stop=stop if is_tail else None,
+                history=tuple(tail.get("history", ())) if is_tail else (),
                 num_kept_tokens=num_kept[stage], next_from=num_kept[stage + 1],
                 prefix_hashes=tuple(tail.get("names", ())),
             )  # fmt: skip
@@ -138,7 +139,7 @@ class Chain:
     def generate(self, prompts: Sequence[Sequence[int]], num_new: int, **tail: Any) -> list[list[int]]:
         """Tokens of each prompt, all served at once, with the sessions ended afterwards."""
         for number, prompt in enumerate(prompts):
-            self.start(number, len(prompt), num_new, **tail)
+            self.start(number, len(prompt), num_new, history=prompt, **tail)
             self.prompt(number, prompt)
         self.run()
         for number in range(len(prompts)):

@@ -124,6 +124,60 @@ def test_a_stop_token_is_the_last_one_reported(chain: BuildChain) -> None:
     assert two.tail.of(Sampled)[-1].finish_reason is FinishReason.STOP
 
 
+SHAPED = Sampling(
+    0.9, 0.95, 40, 5, min_p=0.01, presence_penalty=0.8, frequency_penalty=0.4, repetition_penalty=1.3,
+    logit_bias=((7, -100.0), (8, 3.0)), num_logprobs=2, answer_from=len(PROMPT),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cuts", [(0, 6), (0, 2, 6)])
+def test_a_session_that_goes_on_elsewhere_has_the_penalties_of_all_its_tokens(
+    cuts: tuple[int, ...], chain: BuildChain
+) -> None:
+    one = chain(cuts=cuts)
+    tokens = one.generate([PROMPT], 12, sampling=SHAPED)[0]
+    assert 7 not in tokens
+    log = [*PROMPT, *tokens[:5]]
+    other = chain(cuts=cuts)
+    other.start(0, len(log), 7, epoch=2, sampling=SHAPED, history=log)
+    other.prompt(0, log, epoch=2)
+    other.run()
+    assert other.tokens(0) == tokens[5:]
+
+
+def test_a_repeated_token_costs_its_penalty(chain: BuildChain) -> None:
+    plain = chain().generate([PROMPT], 24)[0]
+    penalised = chain().generate([PROMPT], 24, sampling=Sampling(frequency_penalty=2.0, presence_penalty=2.0))[0]
+    assert len(set(penalised)) > len(set(plain))
+
+
+def test_greedy_tokens_have_the_logprob_of_the_likeliest(chain: BuildChain) -> None:
+    one = chain(cuts=(0, 2, 6))
+    tokens = one.generate([PROMPT], 6, sampling=Sampling(num_logprobs=3))[0]
+    said = [message.logprobs[0] for message in one.tail.of(Sampled)]
+    assert [logprobs.likeliest[0] for logprobs in said] == [
+        (token, logprobs.sampled) for token, logprobs in zip(tokens, said, strict=True)
+    ]
+    assert {len(logprobs.likeliest) for logprobs in said} == {3}
+
+
+def test_who_asks_for_no_logprobs_has_none_beside_one_who_does(chain: BuildChain) -> None:
+    one = chain()
+    for number, num_logprobs in enumerate((None, 1)):
+        one.start(number, len(PROMPT), 4, sampling=Sampling(num_logprobs=num_logprobs))
+        one.prompt(number, PROMPT)
+    one.run()
+    said = {message.session_id: message.logprobs for message in one.tail.of(Sampled)}
+    assert [len(said[session_id(number)]) for number in (0, 1)] == [0, 1]
+
+
+def test_a_bias_on_a_token_that_the_model_does_not_have_is_refused(chain: BuildChain) -> None:
+    one = chain()
+    open_session(one, sampling=Sampling(logit_bias=((10**6, 1.0),)))
+    assert one.failures() == [(session_id(0), "bad_token")]
+    assert one.generate([PROMPT], 4) == chain().generate([PROMPT], 4)
+
+
 def test_after_the_end_the_tail_sends_nothing_to_the_head(chain: BuildChain) -> None:
     two = chain(cuts=(0, 2, 6))
     two.generate([PROMPT], 3)

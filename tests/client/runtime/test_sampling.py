@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from client.runtime.sampling import finish_reason, sample, uniform
 from protocol.values import FinishReason, Sampling, StopRule
@@ -63,6 +64,54 @@ def test_a_draw_does_not_depend_on_the_other_rows() -> None:
     logits = torch.randn(8, 50, generator=generator)
     together = sample(logits, [(sampling, position) for position in range(8)])
     assert together == [sample(logits[row : row + 1], [(sampling, row)])[0] for row in range(8)]
+
+
+def test_min_p_is_a_share_of_the_likeliest_ones_probability() -> None:
+    """exp(2.9 - 3) and exp(2 - 3) are above 0.3, exp(1 - 3) is not."""
+    assert set(draws(Sampling(temperature=1.0, min_p=0.3))) == {1, 2, 4}
+
+
+@given(
+    st.integers(0, 2**32), st.floats(0.1, 2.0), st.sampled_from([0, 1, 3, 17, 400, 700]), st.floats(0.01, 1.0),
+    st.sampled_from([0.0, 0.02, 0.5]),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_what_is_drawn_is_what_transformers_leaves(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(seed)) * 3
+    kept = logits / temperature
+    warpers = [TopKLogitsWarper(top_k)] if top_k else []
+    for warper in (*warpers, TopPLogitsWarper(top_p), MinPLogitsWarper(min_p)):
+        kept = warper(torch.empty(4, 0), kept)
+    sampling = Sampling(temperature, top_p, top_k, seed, min_p)
+    tokens = sample(logits, [(sampling, position) for position in range(4)])
+    for row, token in enumerate(tokens):
+        weights = kept[row].double().softmax(0)
+        below = weights.cumsum(0) - weights
+        assert token is not None
+        assert float(below[token]) - 1e-5 <= uniform(seed, row) < float(below[token] + weights[token]) + 1e-5
+
+
+def test_rows_with_limits_without_them_and_greedy_ones_do_not_change_each_other() -> None:
+    kinds = [
+        Sampling(), Sampling(1.0, seed=4), Sampling(0.7, 0.8, 20, 4), Sampling(1.5, 0.999, 0, 4),
+        Sampling(1.0, min_p=0.2), Sampling(0.9, top_k=600, seed=1),
+    ]  # fmt: skip
+    logits = torch.randn(48, 2000, generator=torch.Generator().manual_seed(1))
+    choices = [(kinds[row % len(kinds)], row) for row in range(48)]
+    assert sample(logits, choices) == [sample(logits[row : row + 1], choices[row : row + 1])[0] for row in range(48)]
+
+
+@pytest.mark.parametrize("num_likeliest", [1, 4, 50])
+def test_it_does_not_matter_how_many_of_the_likeliest_are_looked_at_first(
+    num_likeliest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(30, 50, generator=torch.Generator().manual_seed(2))
+    choices = [(Sampling(1.0, 0.9, 12 * (row % 2), seed=3), row) for row in range(30)]
+    expected = sample(logits, choices)
+    monkeypatch.setattr("client.runtime.sampling.NUCLEUS_GUESS", num_likeliest)
+    assert sample(logits, choices) == expected
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from coordinator.api.asker import Asker
 from coordinator.api.chat import DEFAULT_MAX_TOKENS, Answer, ChatService, Chunk
 from coordinator.api.errors import ApiError
 from coordinator.api.schemas import ChatRequest
-from protocol.values import FinishReason
+from protocol.values import FinishReason, Sampling
 from tests.fakes.api_driver import NAME, STOP, TEXT, ApiDriver, question, running_api, served_model, speaker
 from tests.fakes.virtual_loop import on_virtual_time
 
@@ -36,6 +37,38 @@ async def test_an_order_has_what_was_asked_for() -> None:
         assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (0, 0.5, 3, 11)
         assert (order.max_new_tokens, order.stop_tokens) == (9, (STOP,))
         assert order.prompt == (*map(ord, "user:Hi\n"), 1)
+
+
+@on_virtual_time
+async def test_an_order_has_all_that_shapes_its_tokens() -> None:
+    fields = {"min_p": 0.1, "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.2}
+    async with running_api(speaker()) as api:
+        biases = {"12": -100, "3": 1.5}
+        order = (await start(api, **fields, logit_bias=biases, logprobs=True, top_logprobs=3, seed=1)).order
+        assert order.sampling == Sampling(
+            0.7, seed=1, **fields, logit_bias=((3, 1.5), (12, -100)), num_logprobs=3, answer_from=len(order.prompt)
+        )
+
+
+@on_virtual_time
+async def test_a_bias_on_a_token_that_the_model_does_not_have_is_refused() -> None:
+    async with running_api(speaker()) as api:
+        with pytest.raises(ApiError, match="tiny does not have; the last one is 999") as caught:
+            await start(api, logit_bias={"1000": 1})
+        assert (caught.value.status, caught.value.param) == (400, "logit_bias")
+
+
+@pytest.mark.parametrize(
+    ("fields", "penalty"), [({}, 1.3), ({"temperature": 0}, 1.0), ({"repetition_penalty": 1}, 1.0)]
+)
+@on_virtual_time
+async def test_the_makers_penalty_holds_unless_the_likeliest_tokens_are_asked_for(
+    fields: dict[str, Any], penalty: float
+) -> None:
+    async with running_api(speaker()) as api:
+        model = replace(served_model(), default_sampling=Sampling(0.7, repetition_penalty=1.3))
+        service = ChatService(api.pool.hub, api.pool.world.env("coordinator"), {NAME: model})
+        assert (await service.start(asked(**fields))).order.sampling.repetition_penalty == penalty
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-5])

@@ -40,6 +40,8 @@ def test_the_scheduler_knows_what_a_row_takes_on_the_wire_and_what_a_token_reads
         ({"temperature": 0.7, "do_sample": False}, Sampling(0.0, 1.0, 0)),
         ({"temperature": 99, "top_p": 7, "top_k": -1}, Sampling(2.0, 1.0, 0)),
         ({"temperature": "hot", "top_p": None}, Sampling(1.0, 1.0, 0)),
+        ({"min_p": 0.05, "repetition_penalty": 1.1}, Sampling(1.0, min_p=0.05, repetition_penalty=1.1)),
+        ({"min_p": 3, "repetition_penalty": 0}, Sampling(1.0, min_p=1.0)),
         ({"top_p": 0}, Sampling(1.0, 1.0, 0)),
     ],
 )
