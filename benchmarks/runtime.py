@@ -159,8 +159,9 @@ class Served:
 
     _numbers = count()
 
-    def __init__(self, stage: Stage, max_batch_tokens: int) -> None:
+    def __init__(self, stage: Stage, max_batch_tokens: int, sampling: Sampling = Sampling()) -> None:
         self.sink = Sink()
+        self.sampling = sampling
         self.engine = Engine(stage, self.sink, max_batch_tokens)
         self._open: list[str] = []
 
@@ -168,11 +169,12 @@ class Served:
         """Open a session and hand it a random prompt."""
         session_id = f"{next(self._numbers):032x}"
         total = num_prompt + num_new
-        self.engine.start(
-            StartSession(session_id, 1, 0, 1, num_prompt, total, None, 0, sampling=Sampling(), stop=StopRule(total))
-        )
-        self._open.append(session_id)
         tokens = torch.randint(3, 150_000, (num_prompt,), dtype=torch.int32).tolist()
+        start = StartSession(
+            session_id, 1, 0, 1, num_prompt, total, None, 0, self.sampling, StopRule(total), tuple(tokens)
+        )
+        self.engine.start(start)
+        self._open.append(session_id)
         segment = Segment(SessionId(session_id), 1, 0, num_prompt, 0, 0, Phase.PREFILL)
         frame = Frame(FrameKind.TOKENS, WireDtype.INT32, 1, (segment,), array.array("i", tokens).tobytes())
         self.engine.receive(encode_frame(frame))

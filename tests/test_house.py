@@ -127,7 +127,6 @@ COVERED_ELSEWHERE = {
     "coordinator/scheduler/chains.py": "tests/coordinator/scheduler/test_dispatcher.py",
     "coordinator/scheduler/refusals.py": "tests/coordinator/scheduler/test_dispatcher.py",
     "coordinator/scheduler/room.py": "tests/coordinator/scheduler/test_dispatcher.py",
-    "coordinator/neighbours.py": "tests/coordinator/test_core_measurements.py, with whole pools",
     "coordinator/relaying.py": "tests/coordinator/test_core.py, with whole chains",
     "coordinator/__main__.py": "tests/coordinator/test_main.py",
     "coordinator/scheduler/commands.py": "values, asserted on in tests/coordinator/scheduler/test_scheduler.py",

@@ -30,7 +30,7 @@ from client.runtime.outbox import LinkGroups, Outbox
 from client.runtime.sampling import finish_reason, sample
 from client.runtime.send_log import SendLog
 from client.runtime.sessions import Rows, Session, SessionBook
-from client.runtime.shaping import Shaping, is_shaped, shaped
+from client.runtime.shaping import Shaping, ShapingBook, is_shaped
 from client.runtime.stage import Stage
 from client.runtime.wire import WIRE_DTYPES, from_payload
 from protocol.errors import FrameError, FrameFault
@@ -65,6 +65,7 @@ class Engine:
         self._stage = stage
         self._outbox = outbox
         self._late: list[Sampled] = []
+        self._shapings = ShapingBook(stage.vocab_size, stage.device.torch_device)
         self._budget = BatchBudget(max(1, max_batch_tokens))
         self._shortage = Shortage()
 
@@ -90,9 +91,8 @@ class Engine:
         """Raises BadTokenError or DeviceMemoryError."""
         if not self._stage.is_last or message.sampling is None or not is_shaped(message.sampling):
             return None
-        device = self._stage.device.torch_device
         try:
-            return Shaping(message.sampling, message.history, self._stage.vocab_size, device)
+            return self._shapings.open(message.sampling, message.history)
         except torch.OutOfMemoryError as error:
             raise as_fault(error) from None
 
@@ -295,7 +295,9 @@ class Engine:
         sessions = [item.session for item in work]
         samplings = [session.start.sampling or Sampling() for session in sessions]
         choices = [(sampling, session.table.length) for sampling, session in zip(samplings, sessions, strict=True)]
-        tokens = sample(shaped(logits, [session.shaping for session in sessions]), choices)
+        shapings = [session.shaping for session in sessions]
+        tokens = sample(self._shapings.apply(logits, shapings), choices)
+        self._shapings.add(list(zip(shapings, tokens, strict=True)))
         logprobs = logprobs_of(logits, tokens, [sampling.num_logprobs for sampling in samplings])
         sample_us = _us_since(begin)
         groups = LinkGroups(FrameKind.TOKENS)
@@ -322,8 +324,6 @@ class Engine:
         logprobs = (logprob,) if logprob else ()
         self._late.append(Sampled(start.session_id, start.epoch, position, (token,), reason, timing, logprobs))
         session.is_finished = reason is not None
-        if session.shaping is not None:
-            session.shaping.add(token)
 
     def _deliver_token(self, session: Session, row: Tensor, groups: LinkGroups) -> None:
         """To where the next step begins. `row`: the token as int64 [1]."""

@@ -6,13 +6,14 @@ arXiv 1909.05858, section 4.1) as transformers has it: of prompt and answer, and
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from client.runtime.errors import BadTokenError
-from protocol.values import Sampling, Token
+from protocol.values import Sampling
 
 
 def is_shaped(sampling: Sampling) -> bool:
@@ -21,57 +22,99 @@ def is_shaped(sampling: Sampling) -> bool:
 
 
 class Shaping:
-    """What one session's logits become, and the tokens that it depends on: two rows of the vocabulary's length."""
+    """What one session wants of its logits. `slot`: where its tokens are counted, None without penalties."""
 
-    def __init__(self, sampling: Sampling, history: Sequence[int], vocab_size: int, device: torch.device) -> None:
-        """`history`: all tokens so far, the answer's from `sampling.answer_from` on. Raises BadTokenError."""
-        biases = dict(sampling.logit_bias)
-        if max((*biases, *history), default=0) >= vocab_size:
-            raise BadTokenError(vocab_size)
+    def __init__(self, sampling: Sampling, slot: int | None, device: torch.device) -> None:
         self.sampling = sampling
-        self.counts = _counted(history[sampling.answer_from :], vocab_size, device)
-        """Of each token, in the answer: float32 [vocabulary]."""
-        self.is_seen = _counted(history, vocab_size, device) > 0
-        """Bool [vocabulary]."""
-        self._is_penalised = _is_penalised(sampling)
-        self._biased = torch.tensor([*biases], dtype=torch.long, device=device)
-        self._biases = torch.tensor([*biases.values()], dtype=torch.float32, device=device)
-
-    def add(self, token: int) -> None:
-        """It was chosen."""
-        if self._is_penalised:
-            self.counts[token] += 1
-            self.is_seen[token] = True
-
-    def apply(self, logits: Tensor) -> Tensor:
-        """Others than `logits` [vocabulary], in float32."""
-        shaped = logits.float()
-        if self._is_penalised:
-            shaped = self._penalised(shaped)
-        return shaped.index_add(0, self._biased, self._biases) if len(self._biased) else shaped
-
-    def _penalised(self, logits: Tensor) -> Tensor:
-        sampling = self.sampling
-        repeated = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(self.is_seen, repeated, logits)
-        return logits - sampling.frequency_penalty * self.counts - sampling.presence_penalty * (self.counts > 0)
+        self.slot = slot
+        biases = dict(sampling.logit_bias)
+        self.biased = torch.tensor([*biases], dtype=torch.long, device=device)
+        self.biases = torch.tensor([*biases.values()], dtype=torch.float32, device=device)
 
 
-def shaped(logits: Tensor, shapings: Sequence[Shaping | None]) -> Tensor:
-    """`logits` [rows, vocabulary] as they are to be sampled from: themselves where no row is changed."""
-    if not any(shapings):
-        return logits
-    rows = [
-        row.float() if shaping is None else shaping.apply(row) for row, shaping in zip(logits, shapings, strict=True)
-    ]
-    return torch.stack(rows)
+class ShapingBook:
+    """The tokens of all sessions with penalties, by slot and token. A slot is free again when its session is gone."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._device = device
+        self._counts = torch.zeros(0, vocab_size, device=device)
+        """In the answers."""
+        self._is_seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+        """In prompts or answers."""
+        self._free: list[int] = []
+
+    @property
+    def num_slots(self) -> int:
+        return self._counts.shape[0]
+
+    @property
+    def _vocab_size(self) -> int:
+        return self._counts.shape[1]
+
+    def open(self, sampling: Sampling, history: Sequence[int]) -> Shaping:
+        """`history`: all tokens so far, the answer's from `sampling.answer_from` on. Raises BadTokenError."""
+        biased = (token for token, _ in sampling.logit_bias)
+        if max((*biased, *history), default=0) >= self._vocab_size:
+            raise BadTokenError(self._vocab_size)
+        slot = self._slot(history, sampling.answer_from) if _is_penalised(sampling) else None
+        shaping = Shaping(sampling, slot, self._device)
+        if slot is not None:
+            weakref.finalize(shaping, self._free.append, slot)
+        return shaping
+
+    def _slot(self, history: Sequence[int], answer_from: int) -> int:
+        if not self._free:
+            self._grow()
+        counts = self._counted(history[answer_from:])
+        is_seen = self._counted(history) > 0
+        slot = self._free.pop()
+        self._counts[slot], self._is_seen[slot] = counts, is_seen
+        return slot
+
+    def _grow(self) -> None:
+        """To twice as many slots."""
+        num_new = max(1, self.num_slots)
+        more = self._counts.new_zeros(num_new, self._vocab_size)
+        counts, is_seen = torch.cat([self._counts, more]), torch.cat([self._is_seen, more > 0])
+        self._free += range(self.num_slots, self.num_slots + num_new)
+        self._counts, self._is_seen = counts, is_seen
+
+    def _counted(self, tokens: Sequence[int]) -> Tensor:
+        counts = torch.bincount(torch.tensor(tokens, dtype=torch.long), minlength=self._vocab_size)
+        return counts.to(device=self._device, dtype=torch.float32)
+
+    def apply(self, logits: Tensor, shapings: Sequence[Shaping | None]) -> Tensor:
+        """`logits` [rows, vocabulary] as they are to be sampled from: in float32 if any row is changed."""
+        if not any(shapings):
+            return logits
+        shaped = logits.to(torch.float32, copy=True)
+        penalised = [(row, each) for row, each in enumerate(shapings) if each is not None and each.slot is not None]
+        if penalised:
+            rows = torch.tensor([row for row, _ in penalised], device=logits.device)
+            shaped[rows] = self._penalised(shaped[rows], [each for _, each in penalised])
+        for row, each in enumerate(shapings):
+            if each is not None and len(each.biased):
+                shaped[row].index_add_(0, each.biased, each.biases)
+        return shaped
+
+    def _penalised(self, logits: Tensor, shapings: Sequence[Shaping]) -> Tensor:
+        wanted = [each.sampling for each in shapings]
+        values = [(s.repetition_penalty, s.frequency_penalty, s.presence_penalty) for s in wanted]
+        repetition, frequency, presence = torch.tensor(values, device=logits.device)[..., None].unbind(1)
+        slots = torch.tensor([each.slot for each in shapings], device=logits.device)
+        counts, is_seen = self._counts[slots], self._is_seen[slots]
+        repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+        return torch.where(is_seen, repeated, logits) - frequency * counts - presence * (counts > 0)
+
+    def add(self, chosen: Sequence[tuple[Shaping | None, int | None]]) -> None:
+        """These tokens are part of the answers now."""
+        known = [(each.slot, token) for each, token in chosen if each is not None and None not in (each.slot, token)]
+        if known:
+            slots, tokens = torch.tensor(known, device=self._device).unbind(1)
+            self._counts[slots, tokens] += 1
+            self._is_seen[slots, tokens] = True
 
 
 def _is_penalised(sampling: Sampling) -> bool:
     penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty
     return penalties != (0.0, 0.0, 1.0)
-
-
-def _counted(tokens: Sequence[Token], vocab_size: int, device: torch.device) -> Tensor:
-    counts = torch.bincount(torch.tensor(tokens, dtype=torch.long), minlength=vocab_size)
-    return counts.to(device=device, dtype=torch.float32)

@@ -7,8 +7,9 @@ import torch
 
 from client.runtime.logprobs import logprobs_of
 from protocol.values import UNKNOWN_LOGPROB
+from tests.client.runtime.chain import DEVICE
 
-LOGITS = torch.tensor([[1.0, 3.0, 2.0, -1.0], [0.0, 0.0, 0.0, 0.0], [5.0, 1.0, -torch.inf, 0.0]])
+LOGITS = torch.tensor([[1.0, 3.0, 2.0, -1.0], [0.0, 0.0, 0.0, 0.0], [5.0, 1.0, -torch.inf, 0.0]], device=DEVICE)
 
 
 def test_they_are_the_logarithms_of_the_softmax() -> None:
@@ -35,7 +36,7 @@ def test_what_the_model_rules_out_has_the_least_number_that_is_said() -> None:
 
 
 def test_a_certain_token_has_none_above_zero() -> None:
-    [found] = logprobs_of(torch.tensor([[100.0, 0.0]]), [0], [1])
+    [found] = logprobs_of(torch.tensor([[100.0, 0.0]], device=DEVICE), [0], [1])
     assert found is not None
     assert found.sampled == 0.0
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from client.runtime.errors import BadTokenError
-from client.runtime.shaping import Shaping, is_shaped, shaped
+from client.runtime.shaping import ShapingBook, is_shaped
 from protocol.values import Sampling
+from tests.client.runtime.chain import DEVICE
 
-CPU = torch.device("cpu")
-LOGITS = torch.tensor([1.0, 3.0, -2.0, -1.0, 2.9, 0.0])
+LOGITS = torch.tensor([1.0, 3.0, -2.0, -1.0, 2.9, 0.0], device=DEVICE)
 HISTORY = (1, 1, 2, 4, 4, 4)
 """The answer begins at the fourth."""
 PENALTIES = st.builds(
@@ -23,8 +23,13 @@ PENALTIES = st.builds(
 )
 
 
-def shaping(sampling: Sampling, history: tuple[int, ...] = HISTORY) -> Shaping:
-    return Shaping(sampling, history, len(LOGITS), CPU)
+def new_book() -> ShapingBook:
+    return ShapingBook(len(LOGITS), LOGITS.device)
+
+
+def shaped(sampling: Sampling, history: tuple[int, ...] = HISTORY) -> torch.Tensor:
+    book = new_book()
+    return book.apply(LOGITS[None], [book.open(sampling, history)])[0]
 
 
 @pytest.mark.parametrize(
@@ -43,29 +48,32 @@ def test_only_penalties_and_biases_change_logits(sampling: Sampling, expected: b
 
 
 def test_presence_and_frequency_are_of_the_answer_as_openai_counts() -> None:
-    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25, answer_from=3)
-    changed = LOGITS - shaping(sampling).apply(LOGITS)
+    changed = LOGITS - shaped(Sampling(presence_penalty=0.5, frequency_penalty=0.25, answer_from=3))
     assert changed.tolist() == pytest.approx([0, 0, 0, 0, 0.5 + 3 * 0.25, 0])
 
 
 def test_repetition_is_of_prompt_and_answer_as_transformers_has_it() -> None:
     processor = RepetitionPenaltyLogitsProcessor(1.3)
-    expected = processor(torch.tensor([HISTORY]), LOGITS[None].clone())[0]
-    assert torch.equal(shaping(Sampling(repetition_penalty=1.3, answer_from=3)).apply(LOGITS), expected)
+    expected = processor(torch.tensor([HISTORY]), LOGITS[None].cpu())[0]
+    found = shaped(Sampling(repetition_penalty=1.3, answer_from=3))
+    assert found.tolist() == pytest.approx(expected.tolist())
 
 
 def test_a_bias_is_added_as_it_is() -> None:
-    biased = shaping(Sampling(logit_bias=((0, -100.0), (5, 2.5)))).apply(LOGITS)
-    assert (biased - LOGITS).tolist() == pytest.approx([-100, 0, 0, 0, 0, 2.5])
+    changed = shaped(Sampling(logit_bias=((0, -100.0), (5, 2.5)))) - LOGITS
+    assert changed.tolist() == pytest.approx([-100, 0, 0, 0, 0, 2.5])
 
 
-@given(PENALTIES, st.lists(st.integers(0, 5), min_size=1, max_size=12))
-def test_a_token_at_a_time_is_as_all_of_them_at_once(sampling: Sampling, tokens: list[int]) -> None:
+@given(st.lists(PENALTIES, min_size=1, max_size=5), st.lists(st.integers(0, 5), min_size=1, max_size=12))
+def test_a_token_at_a_time_is_as_all_of_them_at_once(samplings: list[Sampling], tokens: list[int]) -> None:
     """A session that moves is opened with its whole log."""
-    one = shaping(sampling)
+    book = new_book()
+    shapings = [book.open(sampling, HISTORY) for sampling in samplings]
     for token in tokens:
-        one.add(token)
-    assert torch.equal(one.apply(LOGITS), shaping(sampling, (*HISTORY, *tokens)).apply(LOGITS))
+        book.add([(each, token) for each in shapings])
+    found = book.apply(LOGITS.expand(len(shapings), -1), shapings)
+    for row, sampling in enumerate(samplings):
+        assert torch.equal(found[row], shaped(sampling, (*HISTORY, *tokens)))
 
 
 @pytest.mark.parametrize(
@@ -73,13 +81,32 @@ def test_a_token_at_a_time_is_as_all_of_them_at_once(sampling: Sampling, tokens:
 )
 def test_a_token_that_the_model_does_not_have_is_refused(sampling: Sampling, history: tuple[int, ...]) -> None:
     with pytest.raises(BadTokenError):
-        shaping(sampling, history)
+        new_book().open(sampling, history)
 
 
 def test_rows_without_a_wish_stay_as_they_are() -> None:
-    logits = torch.stack([LOGITS, LOGITS]).bfloat16()
-    assert shaped(logits, [None, None]) is logits
-    both = shaped(logits, [None, shaping(Sampling(logit_bias=((0, 9.0),)))])
-    assert torch.equal(both[0], logits[0].float())
-    assert int(both[1].argmax()) == 0
-    assert int(logits[1].argmax()) == 1, "the model's own logits are still needed"
+    book, logits = new_book(), LOGITS.expand(3, -1).bfloat16()
+    assert book.apply(logits, [None, None, None]) is logits
+    wishes = [None, book.open(Sampling(logit_bias=((0, 9.0),)), ()), book.open(Sampling(presence_penalty=2.0), (1,))]
+    found = book.apply(logits, wishes)
+    assert torch.equal(found[0], logits[0].float())
+    assert found.argmax(dim=1).tolist() == [1, 0, 4]
+    assert logits.argmax(dim=1).tolist() == [1, 1, 1], "the model's own logits are still needed"
+
+
+def test_what_a_session_had_counted_is_not_left_to_the_next_one() -> None:
+    book = new_book()
+    for _ in range(40):
+        shaping = book.open(Sampling(presence_penalty=2.0), HISTORY)
+        book.add([(shaping, 3), (None, 2), (shaping, None)])
+        del shaping
+    assert book.num_slots == 1
+    fresh = book.open(Sampling(presence_penalty=2.0), ())
+    assert torch.equal(book.apply(LOGITS[None], [fresh])[0], LOGITS)
+
+
+def test_there_is_a_slot_for_each_session_that_counts() -> None:
+    book = new_book()
+    counting = [book.open(Sampling(presence_penalty=2.0), (token,)) for token in range(6)]
+    found = book.apply(LOGITS.expand(6, -1), counting)
+    assert torch.equal(LOGITS - found, 2.0 * torch.eye(6, device=DEVICE))
