@@ -104,8 +104,9 @@ class StepBuffers:
         recurrent states, if the stage has any."""
         is_cuda = device.type == "cuda"
         num_numbers = NUM_NUMBERS * max_rows
-        self._host = torch.zeros(num_numbers, dtype=torch.int64, pin_memory=is_cuda)
-        self._host_array = self._host.numpy()  # assigning lists to it is a tenth of what it costs through torch
+        hosts = [torch.zeros(num_numbers, dtype=torch.int64, pin_memory=is_cuda) for _ in range(2)]
+        self._hosts = [(host, host.numpy()) for host in hosts]
+        """In turn. Assigning lists to an array is a tenth of what it costs through torch."""
         self._numbers = torch.zeros(num_numbers, dtype=torch.int64, device=device)
         self._trash_row = tables.trash_row
         self._trash_place = trash_place
@@ -123,11 +124,15 @@ class StepBuffers:
     def fill(self, num_rows: int, spans: Sequence[Span], values: Tensor | None) -> None:
         """Bring a step's rows, padded to `num_rows`. `values` as in StepInputs, on any device; None: padding only.
 
-        What was brought before must have been read: the engine waits for each step's result."""
+        What was brought the time before last must have been read: the engine waits for each step's result before it
+        gives the device the next but one."""
         num_live, pad = len(spans), num_rows - len(spans)
+        host, array = self._hosts[0]
+        self._hosts.reverse()
         tokens: Sequence[int] = ()
+        is_here = values is not None and values.device == self._numbers.device and self._numbers.is_cuda
         if self._host_hidden is None:
-            tokens = [] if values is None else values.tolist()
+            tokens = [] if values is None or is_here else values.tolist()
         else:
             self._hidden_array[num_live:num_rows] = 0
             if values is not None:
@@ -138,8 +143,10 @@ class StepBuffers:
         numbers += [*tokens, *[0] * (num_rows - len(tokens))]
         if self._trash_place is not None:
             numbers += [place for places in begin_steps(spans) for place in (*places, *[self._trash_place] * pad)]
-        self._host_array[: len(numbers)] = numbers
-        self._numbers[: len(numbers)].copy_(self._host[: len(numbers)], non_blocking=True)
+        array[: len(numbers)] = numbers
+        self._numbers[: len(numbers)].copy_(host[: len(numbers)], non_blocking=True)
+        if self._host_hidden is None and is_here and values is not None:
+            self.of(num_rows).values[:num_live].copy_(values)
 
 
 class DecodeGraphs:

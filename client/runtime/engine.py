@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
 from time import monotonic, perf_counter_ns
 
 import torch
@@ -27,15 +26,16 @@ from client.runtime.errors import (
 from client.runtime.logprobs import logprobs_of
 from client.runtime.meter import WorkMeter
 from client.runtime.outbox import LinkGroups, Outbox
-from client.runtime.sampling import finish_reason, sample
+from client.runtime.sampling import Draws, finish_reason
 from client.runtime.send_log import SendLog
 from client.runtime.sessions import Rows, Session, SessionBook
 from client.runtime.shaping import Shaping, ShapingBook, is_shaped
 from client.runtime.stage import Stage
 from client.runtime.wire import WIRE_DTYPES, from_payload
+from client.runtime.work import Step, Work, halves, is_untouched, num_rows_of
 from protocol.errors import FrameError, FrameFault
 from protocol.frames import Frame, FrameKind, Segment, WireDtype, decode_frame
-from protocol.values import Sampling, SessionId, StepTiming, TokenLogprobs
+from protocol.values import SessionId, StepTiming, TokenLogprobs
 
 _logger = logging.getLogger(__name__)
 NEW_TRIP = StepTiming()
@@ -43,35 +43,34 @@ ROWS_SENT_AGAIN = 512
 """In one frame: the next stage begins to compute while the others are on their way."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Work:
-    """One session's share of a step: rows up to, not including, position `stop`."""
-
-    session: Session
-    rows: Rows
-    num_rows: int
-    stop: int
-
-
 class Engine:
     """All sessions of one stage. `num_dropped` counts segments that nobody waited for, by reason; `meter` the work."""
 
     def __init__(
-        self, stage: Stage, outbox: Outbox, max_batch_tokens: int, max_sent_bytes: int = MAX_SENT_BYTES
-    ) -> None:
+        self, stage: Stage, outbox: Outbox, max_batch_tokens: int, max_sent_bytes: int = MAX_SENT_BYTES,
+        *, runs_ahead: bool | None = None,
+    ) -> None:  # fmt: skip
+        """`runs_ahead`: of a whole model, the next step is given to the device before this one's tokens are here. None:
+        where the device computes beside the processor."""
         self.num_dropped: Counter[FrameFault] = Counter()
         self.meter = WorkMeter()
         self.sessions = SessionBook(stage.cache, SendLog(max_sent_bytes))
         self._stage = stage
         self._outbox = outbox
         self._late: list[Sampled] = []
+        can_run_ahead = stage.is_first and stage.is_last and stage.device.pace is None
+        self._runs_ahead = can_run_ahead and (not stage.device.is_cpu if runs_ahead is None else runs_ahead)
+        self._under_way: Step | None = None
+        """Computed, or about to be; its tokens have not been read."""
+        self._read_ns = 0
+        """When tokens were read last."""
         self._shapings = ShapingBook(stage.vocab_size, stage.device.torch_device)
         self._budget = BatchBudget(max(1, max_batch_tokens))
         self._shortage = Shortage()
 
     @property
     def has_work(self) -> bool:
-        return self.sessions.has_waiting
+        return self.sessions.has_waiting or self._under_way is not None
 
     # ------------------------------------------------------------ sessions
 
@@ -191,6 +190,8 @@ class Engine:
         """Compute one batch of what waits, and send what comes out. Does nothing if nothing waits."""
         takes = plan_step(self.sessions.waiting(), self._budget.max_tokens)
         if not takes:
+            self._settle()
+            self._send_late()
             return
         work = [self._take(session_id, num_rows) for session_id, num_rows in takes]
         self._guarded(work)
@@ -200,12 +201,12 @@ class Engine:
         if self._stage.device.is_cpu or not self.has_work:  # a CPU's next forward would be over before they were said
             self._send_late()
 
-    def _take(self, session_id: SessionId, num_rows: int) -> _Work:
+    def _take(self, session_id: SessionId, num_rows: int) -> Work:
         session = self.sessions.served(session_id)
         rows = session.take(num_rows)
-        return _Work(session, rows, num_rows, rows.position + num_rows)
+        return Work(session, rows, num_rows, rows.position + num_rows)
 
-    def _guarded(self, work: list[_Work], *, may_halve: bool = True) -> None:
+    def _guarded(self, work: list[Work], *, may_halve: bool = True) -> None:
         """A failed forward costs the sessions in it, never the process. One that there was no memory for is tried once
         more in halves before it costs anybody anything."""
         fault = self._attempt(work, may_halve)
@@ -222,53 +223,62 @@ class Engine:
         for item in work:
             self._fail(item.session, fault)
 
-    def _attempt(self, work: list[_Work], may_halve: bool) -> WorkerError | None:
+    def _attempt(self, work: list[Work], may_halve: bool) -> WorkerError | None:
         try:
             self._compute(work)
         except ChannelClosedError:
             raise
         except Exception as error:  # torch raises many types, and none of them is worth the other sessions
+            self._settle()
             fault = as_fault(error)
             if may_halve and _may_be_halved(work, fault):
-                _logger.warning("no memory for %d rows at once", _num_rows(work))
+                _logger.warning("no memory for %d rows at once", num_rows_of(work))
             else:
                 shows = not isinstance(fault, SessionError)
                 _logger.error("a forward over %d sessions failed", len(work), exc_info=shows)
             return fault
         return None
 
-    def _in_halves(self, work: list[_Work]) -> None:
-        self._budget.shrink(_num_rows(work))
-        for half in _halves(work):
+    def _in_halves(self, work: list[Work]) -> None:
+        self._budget.shrink(num_rows_of(work))
+        for half in halves(work):
             still_open = [item for item in half if item.session in self.sessions]
             if still_open:
                 self._guarded(still_open, may_halve=False)
 
-    def _compute(self, work: list[_Work]) -> None:
+    def _compute(self, work: list[Work]) -> None:
         begin = perf_counter_ns()
         layout = lay_out([(item.session.table, item.num_rows) for item in work])
-        sampling = [(item, row) for item, row in zip(work, layout.last_rows, strict=True) if _is_sampled(item)]
-        inputs = torch.cat([item.rows.values for item in work])
-        output = self._stage.forward(layout, inputs, [row for _, row in sampling])
-        self._send_late()  # an accelerator computes meanwhile
-        if not (self._stage.is_last and sampling):  # sampling waits by itself
+        sampled = [(item, row) for item, row in zip(work, layout.last_rows, strict=True) if item.is_sampled]
+        output = self._stage.forward(layout, self._inputs(work), [row for _, row in sampled])
+        self._settle()  # an accelerator computes meanwhile
+        self._send_late()
+        is_drawn = self._stage.is_last and bool(sampled)
+        if not is_drawn:  # drawing waits by itself
             self._stage.device.synchronize()
-        compute_us = _us_since(begin)
         for item in work:
             item.session.table.advance(item.num_rows)
-        if self._stage.is_last:
-            compute_us += self._deliver_tokens([item for item, _ in sampling], output, compute_us)
-        else:
+        if is_drawn:
+            self._draw(work, [item for item, _ in sampled], output, begin)
+            return
+        compute_us = _us_since(begin)
+        if not self._stage.is_last:
             self._deliver_hidden(work, layout, output, compute_us)
         self._count(work, compute_us)
 
-    def _count(self, work: list[_Work], compute_us: int) -> None:
-        num_decode = sum(_num_decode_rows(item) for item in work)
-        self.meter.add(num_decode, sum(item.num_rows for item in work) - num_decode, compute_us / 1e6, monotonic())
+    def _inputs(self, work: list[Work]) -> Tensor:
+        values = [item.rows.values for item in work]
+        if not all(each.is_cpu for each in values):  # some tokens are known to the device only
+            values = [each.to(self._stage.device.torch_device) for each in values]
+        return torch.cat(values)
+
+    def _count(self, work: list[Work], compute_us: int) -> None:
+        num_decode = sum(item.num_decode_rows for item in work)
+        self.meter.add(num_decode, num_rows_of(work) - num_decode, compute_us / 1e6, monotonic())
 
     # ------------------------------------------------------------ rows out
 
-    def _deliver_hidden(self, work: list[_Work], layout: StepLayout, output: Tensor, compute_us: int) -> None:
+    def _deliver_hidden(self, work: list[Work], layout: StepLayout, output: Tensor, compute_us: int) -> None:
         begin = perf_counter_ns()
         output = output.to(device="cpu", dtype=self._stage.dtype, copy=True)  # a graph's output is written to again
         is_finite = torch.isfinite(output).all(dim=-1)
@@ -287,53 +297,82 @@ class Engine:
                 groups.add(item.session, Rows(span.position + num_had, output[rows][num_had:], timing))
         self._send(groups)
 
-    def _deliver_tokens(self, work: list[_Work], logits: Tensor, compute_us: int) -> int:
-        """Sample for these sessions; returns how long that took, in microseconds."""
-        if not work:
-            return 0
-        begin = perf_counter_ns()
-        sessions = [item.session for item in work]
-        samplings = [session.start.sampling or Sampling() for session in sessions]
-        choices = [(sampling, session.table.length) for sampling, session in zip(samplings, sessions, strict=True)]
-        shapings = [session.shaping for session in sessions]
-        tokens = sample(self._shapings.apply(logits, shapings), choices)
-        self._shapings.add(list(zip(shapings, tokens, strict=True)))
-        logprobs = logprobs_of(logits, tokens, [sampling.num_logprobs for sampling in samplings])
-        sample_us = _us_since(begin)
+    def _draw(self, work: list[Work], sampled: list[Work], logits: Tensor, begin_ns: int) -> None:
+        """Tokens for these sessions. Where that is possible the next step begins before they are here."""
+        shapings = [item.session.shaping for item in sampled]
+        shaped = self._shapings.apply(logits, shapings)
+        step = Step(work, sampled, Draws(shaped, [(item.sampling, item.stop) for item in sampled]), begin_ns)
+        if self._runs_ahead and all(item.may_run_ahead(self._stage.vocab_size) for item in sampled):
+            self._under_way = step
+            tokens = step.draws.tokens.clamp(min=0)  # where a row is not finite, any of the vocabulary will do
+            self._shapings.add(shapings, tokens)
+            for item, token in zip(sampled, torch.split(tokens, 1), strict=True):
+                if not item.ends_here and self._goes_on(item.session):
+                    self._push_own(item.session, Rows(item.stop, token, NEW_TRIP))
+        else:
+            self._deliver(step, logits)
+
+    def _settle(self) -> None:
+        """The tokens of a step that the next one did not wait for."""
+        step, self._under_way = self._under_way, None
+        if step is None:
+            return
+        try:
+            self._deliver(step)
+        except ChannelClosedError:
+            raise
+        except Exception as error:  # what a device finds wrong it says when it is waited for
+            _logger.error("a forward over %d sessions failed", len(step.work), exc_info=True)
+            for item in step.work:
+                self._fail(item.session, as_fault(error))
+
+    def _goes_on(self, session: Session) -> bool:
+        """Not if it has ended while this was computed."""
+        return not session.is_finished and session in self.sessions
+
+    def _deliver(self, step: Step, logits: Tensor | None = None) -> None:
+        """`logits`: as the model gave them, where somebody may want to know; else the next rows are queued already."""
+        tokens = step.read()
+        chosen = torch.tensor([token or 0 for token in tokens])
+        compute_us = (step.end_ns - max(step.begin_ns, self._read_ns)) // 1000
+        self._read_ns = step.end_ns
+        wanted = [item.sampling.num_logprobs for item in step.sampled]
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+        if logits is not None:
+            self._shapings.add([item.session.shaping for item in step.sampled], chosen.to(logits.device))
+            logprobs = logprobs_of(logits, tokens, wanted)
         groups = LinkGroups(FrameKind.TOKENS)
-        rows = torch.split(torch.tensor([token or 0 for token in tokens]), 1)
-        for item, token, logprob, row in zip(work, tokens, logprobs, rows, strict=True):
+        for item, token, logprob, row in zip(step.sampled, tokens, logprobs, torch.split(chosen, 1), strict=True):
+            if not self._goes_on(item.session):
+                continue
             if token is None:
                 self._fail(item.session, NonFiniteError())
-            else:
-                self._say(item, token, logprob, compute_us + sample_us)
-                self._deliver_token(item.session, row, groups)
+                continue
+            self._say(item, token, logprob, compute_us)
+            if logits is not None and not item.session.is_finished:
+                self._hand_on(item, row, groups)
         self._send(groups)
-        if any(session.start.next_link is not None for session in sessions):
+        if any(item.session.start.next_link is not None for item in step.sampled):
             self._send_late()  # after the rows: the head waits for them, and the user for the head
-        return sample_us
+        self._count(step.work, compute_us)
 
-    def _say(self, item: _Work, token: int, logprob: TokenLogprobs | None, compute_us: int) -> None:
+    def _say(self, item: Work, token: int, logprob: TokenLogprobs | None, compute_us: int) -> None:
         """Who asked hears of it once the next step has what it needs."""
-        session = item.session
-        start, position = session.start, session.table.length
-        session.num_sound = position
+        start = item.session.start
+        item.session.num_sound = item.stop
         assert start.stop is not None
-        reason = finish_reason(token, position, start.stop)
+        reason = finish_reason(token, item.stop, start.stop)
         timing = _later(item.rows.timing, compute_us, 0)
         logprobs = (logprob,) if logprob else ()
-        self._late.append(Sampled(start.session_id, start.epoch, position, (token,), reason, timing, logprobs))
-        session.is_finished = reason is not None
+        self._late.append(Sampled(start.session_id, start.epoch, item.stop, (token,), reason, timing, logprobs))
+        item.session.is_finished = reason is not None
 
-    def _deliver_token(self, session: Session, row: Tensor, groups: LinkGroups) -> None:
+    def _hand_on(self, item: Work, row: Tensor, groups: LinkGroups) -> None:
         """To where the next step begins. `row`: the token as int64 [1]."""
-        position = session.table.length
-        if session.is_finished:
-            return
-        if session.start.next_link is None:
-            self._push_own(session, Rows(position, row, NEW_TRIP))
+        if item.session.start.next_link is None:
+            self._push_own(item.session, Rows(item.stop, row, NEW_TRIP))
         else:
-            groups.add(session, Rows(position, row.int()[:, None], NEW_TRIP))
+            groups.add(item.session, Rows(item.stop, row.int()[:, None], NEW_TRIP))
 
     def _send_late(self) -> None:
         late, self._late = self._late, []
@@ -345,42 +384,9 @@ class Engine:
             self._outbox.send_frame(link, frame)
 
 
-def _num_rows(work: list[_Work]) -> int:
-    return sum(item.num_rows for item in work)
-
-
-def _may_be_halved(work: list[_Work], fault: WorkerError) -> bool:
-    """Not once something was computed: then it is not the forward that failed, and no row is computed twice."""
-    is_untouched = all(item.session.table.length == item.rows.position for item in work)
-    return isinstance(fault, DeviceMemoryError) and is_untouched and _num_rows(work) > 1
-
-
-def _halves(work: list[_Work]) -> tuple[list[_Work], list[_Work]]:
-    """The first rows, and the others; a chunk that lies across the middle is cut."""
-    first, second, room = list[_Work](), list[_Work](), -(-_num_rows(work) // 2)
-    for item in work:
-        taken = min(room, item.num_rows)
-        room -= taken
-        if taken:
-            first.append(_part(item, 0, taken))
-        if taken < item.num_rows:
-            second.append(_part(item, taken, item.num_rows))
-    return first, second
-
-
-def _part(item: _Work, start: int, stop: int) -> _Work:
-    rows = Rows(item.rows.position + start, item.rows.values[start:stop], item.rows.timing)
-    return _Work(item.session, rows, stop - start, rows.position + stop - start)
-
-
-def _is_sampled(item: _Work) -> bool:
-    """The prompt's last row and every later one; earlier rows only fill the KV cache."""
-    return item.stop >= item.session.start.num_prompt_tokens
-
-
-def _num_decode_rows(item: _Work) -> int:
-    """The rows behind the prompt's last one."""
-    return max(0, min(item.num_rows, item.stop - item.session.start.num_prompt_tokens))
+def _may_be_halved(work: list[Work], fault: WorkerError) -> bool:
+    """Not once something was computed: then it is not the forward that failed."""
+    return isinstance(fault, DeviceMemoryError) and is_untouched(work) and num_rows_of(work) > 1
 
 
 def _later(timing: StepTiming, compute_us: int, codec_us: int) -> StepTiming:

@@ -42,21 +42,61 @@ def sample(logits: Tensor, choices: Sequence[tuple[Sampling, int]]) -> list[int 
     """One token per row of `logits` [rows, vocabulary], each by its (sampling, position of the sampled token).
 
     None where a row has no finite maximum: NaN or infinity came out of the model."""
-    best, tokens = logits.max(dim=-1)
-    for rows in _groups(choices, logits.shape[-1]):
-        if len(rows) == len(choices):
-            tokens = _draw_rows(logits, best, choices)
-        else:
-            taken = torch.tensor(rows, device=logits.device)
-            tokens[taken] = _draw_rows(logits[taken], best[taken], [choices[row] for row in rows])
-    found: list[int | None] = tokens.tolist()  # the one wait for the device
-    for row, greatest in enumerate(best.tolist()):
-        if not math.isfinite(greatest):
-            found[row] = None
-        elif found[row] == TOO_WIDE:
-            one = slice(row, row + 1)
-            found[row] = int(_draw_rows(logits[one], best[one], choices[one], is_wide=True))
-    return found
+    return Draws(logits, choices).read()
+
+
+def is_certain(sampling: Sampling, vocab_size: int) -> bool:
+    """Whether it is drawn on the device in any case, without a look at how many tokens are possible."""
+    return not sampling.temperature or not _is_limited(sampling, vocab_size) or 0 < sampling.top_k <= NUM_LIKELIEST
+
+
+class Draws:
+    """Tokens as `sample` draws them, on the way: `tokens` [rows] is on the device, and wrong where `read` says None."""
+
+    def __init__(self, logits: Tensor, choices: Sequence[tuple[Sampling, int]]) -> None:
+        self._logits = logits
+        self._choices = choices
+        self._best, self.tokens = logits.max(dim=-1)
+        for rows in _groups(choices, logits.shape[-1]):
+            if len(rows) == len(choices):
+                self.tokens = _draw_rows(logits, self._best, choices)
+            else:
+                taken = torch.tensor(rows, device=logits.device)
+                drawn = _draw_rows(logits[taken], self._best[taken], [choices[row] for row in rows])
+                self.tokens[taken] = drawn
+        self._read_tokens, self._read_best = _ReadBack(self.tokens), _ReadBack(self._best)
+
+    def read(self) -> list[int | None]:
+        """The one wait for the device. Before the next step overwrites the logits, unless all rows are certain."""
+        found: list[int | None] = self._read_tokens.wait().tolist()
+        for row, greatest in enumerate(self._read_best.wait().tolist()):
+            if not math.isfinite(greatest):
+                found[row] = None
+            elif found[row] == TOO_WIDE:
+                found[row] = self._draw_wide(row)
+        return found
+
+    def _draw_wide(self, row: int) -> int:
+        one = slice(row, row + 1)
+        return int(_draw_rows(self._logits[one], self._best[one], self._choices[one], is_wide=True))
+
+
+class _ReadBack:
+    """A tensor on its way to the host: a step that is given to the device after it does not delay it."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._values = values
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def wait(self) -> Tensor:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values
 
 
 def _groups(choices: Sequence[tuple[Sampling, int]], vocab_size: int) -> list[list[int]]:
@@ -103,7 +143,8 @@ class _Limits:
     """What is left of `weights` [rows, vocabulary], of which 1 is the greatest, by looking at the largest ones.
 
     In the order of transformers: top_k, of what that leaves top_p, and min_p, which is a share of the greatest weight.
-    `floor` [rows, 1] is the least weight that is kept; `are_met` [rows, 1]: no smaller one than the `largest` is."""
+    `floor` [rows, 1] is the least weight that is kept; `are_met` [rows, 1]: no smaller one than the `largest` is, but
+    for equals of the last one that top_k leaves."""
 
     def __init__(self, samplings: Sequence[Sampling], num_likeliest: int, weights: Tensor) -> None:
         num, device = min(num_likeliest, weights.shape[1]), weights.device
@@ -120,7 +161,7 @@ class _Limits:
         wanted = total * torch.tensor(shares, dtype=torch.float64, device=device)
         at_p = torch.searchsorted(cumulative, wanted).clamp_(max=num - 1)
         self.floor = torch.maximum(floor_k, self.largest.gather(1, at_p) * has_p).maximum(min_p)
-        self.are_met = (found >= wanted) & (self.largest[:, -1:] < self.floor)
+        self.are_met = (found >= wanted) & ((has_k > 0) | (self.largest[:, -1:] < self.floor))
 
 
 def _share(sampling: Sampling, num_likeliest: int, vocab_size: int) -> float:

@@ -116,6 +116,10 @@ class SessionBook:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def __contains__(self, session: Session) -> bool:
+        """Whether it is open, in this epoch."""
+        return self._sessions.get(session.session_id) is session
+
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._sessions.values()))
 

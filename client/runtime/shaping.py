@@ -106,13 +106,13 @@ class ShapingBook:
         repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
         return torch.where(is_seen, repeated, logits) - frequency * counts - presence * (counts > 0)
 
-    def add(self, chosen: Sequence[tuple[Shaping | None, int | None]]) -> None:
-        """These tokens are part of the answers now."""
-        known = [(each.slot, token) for each, token in chosen if each is not None and None not in (each.slot, token)]
+    def add(self, shapings: Sequence[Shaping | None], tokens: Tensor) -> None:
+        """These tokens, int64 [rows] on the device, are part of the answers now."""
+        known = [(row, each.slot) for row, each in enumerate(shapings) if each is not None and each.slot is not None]
         if known:
-            slots, tokens = torch.tensor(known, device=self._device).unbind(1)
-            self._counts[slots, tokens] += 1
-            self._is_seen[slots, tokens] = True
+            rows, slots = torch.tensor(known, device=self._device).unbind(1)
+            self._counts[slots, tokens[rows]] += 1
+            self._is_seen[slots, tokens[rows]] = True
 
 
 def _is_penalised(sampling: Sampling) -> bool:

@@ -23,6 +23,8 @@ from protocol.values import LayerRange, Sampling, SessionId, StopRule
 M = TypeVar("M")
 DEVICE = os.environ.get("DECENTLLM_TEST_DEVICE", "cpu")
 """Set to `cuda:0`, the tests that compare chains with `generate` do so on that GPU, in float32 all the same."""
+RUNS_AHEAD = True if os.environ.get("DECENTLLM_TEST_AHEAD") else None
+"""Set, whole models begin their next step before they know this one's tokens, as they do on a GPU."""
 UNCOMPILED: OpenPaged = partial(PagedForward.open, limit_s=0.0, sizes=())
 """Steps are captured when they are first met, and nothing is compiled: that takes longer than a test."""
 
@@ -69,14 +71,18 @@ class Chain:
 
     def __init__(
         self, folder: Path, cuts: Sequence[int], max_batch_tokens: int = 512, max_kv_bytes: int = 2**22,
-        open_paged: OpenPaged | None = None,
+        open_paged: OpenPaged | None = None, runs_ahead: bool | None = RUNS_AHEAD,
     ) -> None:  # fmt: skip
         self._load = lambda stage: load_stage(folder, cuts[stage], cuts[stage + 1], max_kv_bytes, open_paged)
         self._max_batch_tokens = max_batch_tokens
         self.stages = [self._load(stage) for stage in range(len(cuts) - 1)]
         self.mailboxes = [Mailbox() for _ in self.stages]
         pairs = zip(self.stages, self.mailboxes, strict=True)
-        self.engines = [Engine(stage, mailbox, max_batch_tokens) for stage, mailbox in pairs]
+        self._runs_ahead = runs_ahead
+        self.engines = [self._engine(stage, mailbox) for stage, mailbox in pairs]
+
+    def _engine(self, stage: Stage, mailbox: Mailbox) -> Engine:
+        return Engine(stage, mailbox, self._max_batch_tokens, runs_ahead=self._runs_ahead)
 
     @property
     def tail(self) -> Mailbox:
@@ -85,7 +91,7 @@ class Chain:
     def replace(self, stage: int) -> None:
         """Another worker with the same layers, which knows nothing of what ran there."""
         self.stages[stage] = self._load(stage)
-        self.engines[stage] = Engine(self.stages[stage], self.mailboxes[stage], self._max_batch_tokens)
+        self.engines[stage] = self._engine(self.stages[stage], self.mailboxes[stage])
 
     def resume(self, number: int, log: Sequence[int], num_left: int, epoch: int, kept: Sequence[int]) -> None:
         """Open a session anew, each stage keeping so many rows, and give the head what it lacks of the log."""

@@ -70,7 +70,7 @@ def test_a_token_at_a_time_is_as_all_of_them_at_once(samplings: list[Sampling], 
     book = new_book()
     shapings = [book.open(sampling, HISTORY) for sampling in samplings]
     for token in tokens:
-        book.add([(each, token) for each in shapings])
+        book.add(shapings, torch.tensor([token] * len(shapings), device=DEVICE))
     found = book.apply(LOGITS.expand(len(shapings), -1), shapings)
     for row, sampling in enumerate(samplings):
         assert torch.equal(found[row], shaped(sampling, (*HISTORY, *tokens)))
@@ -98,7 +98,7 @@ def test_what_a_session_had_counted_is_not_left_to_the_next_one() -> None:
     book = new_book()
     for _ in range(40):
         shaping = book.open(Sampling(presence_penalty=2.0), HISTORY)
-        book.add([(shaping, 3), (None, 2), (shaping, None)])
+        book.add([shaping, None], torch.tensor([3, 2], device=DEVICE))
         del shaping
     assert book.num_slots == 1
     fresh = book.open(Sampling(presence_penalty=2.0), ())
