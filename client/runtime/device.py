@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 from client.pace import Pace
 from protocol.values import Variant
@@ -72,6 +74,11 @@ class Device:
 def default_num_threads() -> int:
     """Physical cores less one: with a busy core, one thread too many spins and costs a factor, not a percent."""
     return max(1, (psutil.cpu_count(logical=False) or 1) - 1)
+
+
+def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype) -> Tensor:
+    """A few numbers on the device, without waiting for what it computes: copies from memory that is not pinned do."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def _cpu_name() -> str:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from client.runtime.device import tensor_on
 from protocol.values import FinishReason, Sampling, StopRule
 
 NUM_LIKELIEST = 512
@@ -61,7 +62,7 @@ class Draws:
             if len(rows) == len(choices):
                 self.tokens = _draw_rows(logits, self._best, choices)
             else:
-                taken = torch.tensor(rows, device=logits.device)
+                taken = tensor_on(logits.device, rows, torch.int64)
                 drawn = _draw_rows(logits[taken], self._best[taken], [choices[row] for row in rows])
                 self.tokens[taken] = drawn
         self._read_tokens, self._read_best = _ReadBack(self.tokens), _ReadBack(self._best)
@@ -125,10 +126,10 @@ def _draw_rows(
     """Tokens [rows] for `logits` [rows, vocabulary], whose greatest ones are `best` [rows]; TOO_WIDE where limits
     leave more than NUM_LIKELIEST, but for `is_wide`. All rows have limits, or none has."""
     device, vocab_size = logits.device, logits.shape[-1]
-    per_temperature = torch.tensor([[1 / sampling.temperature] for sampling, _ in choices], device=device)
+    per_temperature = tensor_on(device, [[1 / sampling.temperature] for sampling, _ in choices], torch.float32)
     weights = torch.sub(logits.float(), best[:, None].float()).mul_(per_temperature).exp_()
     draws = [[min(uniform(sampling.seed, position), GREATEST_DRAW)] for sampling, position in choices]
-    draw = torch.tensor(draws, dtype=torch.float64, device=device)
+    draw = tensor_on(device, draws, torch.float64)
     if not _is_limited(choices[0][0], vocab_size):
         return _draw(weights, draw)[:, 0]
     limits = _Limits([sampling for sampling, _ in choices], vocab_size if is_wide else NUM_LIKELIEST, weights)
@@ -150,15 +151,15 @@ class _Limits:
         num, device = min(num_likeliest, weights.shape[1]), weights.device
         self.largest, self.tokens = weights.topk(num, dim=1)
         values = [(0 < sampling.top_k <= num, sampling.top_p < 1, sampling.min_p) for sampling in samplings]
-        has_k, has_p, min_p = torch.tensor(values, dtype=torch.float32, device=device)[..., None].unbind(1)
+        has_k, has_p, min_p = tensor_on(device, values, torch.float32)[..., None].unbind(1)
         at_k = [[min(max(sampling.top_k, 1), num) - 1] for sampling in samplings]
-        floor_k = self.largest.gather(1, torch.tensor(at_k, device=device)) * has_k
+        floor_k = self.largest.gather(1, tensor_on(device, at_k, torch.int64)) * has_k
         cumulative = (self.largest * (self.largest >= floor_k)).cumsum(dim=1, dtype=torch.float64)
         found = total = cumulative[:, -1:]
         if not all(is_k for is_k, *_ in values):
             total = torch.where(has_k > 0, found, weights.sum(dim=1, keepdim=True, dtype=torch.float64))
         shares = [[_share(sampling, num, weights.shape[1])] for sampling in samplings]
-        wanted = total * torch.tensor(shares, dtype=torch.float64, device=device)
+        wanted = total * tensor_on(device, shares, torch.float64)
         at_p = torch.searchsorted(cumulative, wanted).clamp_(max=num - 1)
         self.floor = torch.maximum(floor_k, self.largest.gather(1, at_p) * has_p).maximum(min_p)
         self.are_met = (found >= wanted) & ((has_k > 0) | (self.largest[:, -1:] < self.floor))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from client.runtime.device import tensor_on
 from client.runtime.errors import BadTokenError
 from protocol.values import Sampling
 
@@ -90,7 +91,7 @@ class ShapingBook:
         shaped = logits.to(torch.float32, copy=True)
         penalised = [(row, each) for row, each in enumerate(shapings) if each is not None and each.slot is not None]
         if penalised:
-            rows = torch.tensor([row for row, _ in penalised], device=logits.device)
+            rows = tensor_on(logits.device, [row for row, _ in penalised], torch.int64)
             shaped[rows] = self._penalised(shaped[rows], [each for _, each in penalised])
         for row, each in enumerate(shapings):
             if each is not None and len(each.biased):
@@ -100,8 +101,8 @@ class ShapingBook:
     def _penalised(self, logits: Tensor, shapings: Sequence[Shaping]) -> Tensor:
         wanted = [each.sampling for each in shapings]
         values = [(s.repetition_penalty, s.frequency_penalty, s.presence_penalty) for s in wanted]
-        repetition, frequency, presence = torch.tensor(values, device=logits.device)[..., None].unbind(1)
-        slots = torch.tensor([each.slot for each in shapings], device=logits.device)
+        repetition, frequency, presence = tensor_on(logits.device, values, torch.float32)[..., None].unbind(1)
+        slots = tensor_on(logits.device, [each.slot for each in shapings], torch.int64)
         counts, is_seen = self._counts[slots], self._is_seen[slots]
         repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
         return torch.where(is_seen, repeated, logits) - frequency * counts - presence * (counts > 0)
@@ -110,7 +111,7 @@ class ShapingBook:
         """These tokens, int64 [rows] on the device, are part of the answers now."""
         known = [(row, each.slot) for row, each in enumerate(shapings) if each is not None and each.slot is not None]
         if known:
-            rows, slots = torch.tensor(known, device=self._device).unbind(1)
+            rows, slots = tensor_on(self._device, known, torch.int64).unbind(1)
             self._counts[slots, tokens[rows]] += 1
             self._is_seen[slots, tokens[rows]] = True
 

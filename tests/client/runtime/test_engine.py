@@ -109,7 +109,7 @@ def test_every_token_is_reported_once_with_its_position_and_the_last_with_the_re
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="an accelerator computes meanwhile")
 def test_a_processor_says_each_token_before_it_begins_the_next_step(chain: BuildChain) -> None:
-    one = chain()
+    one = chain(runs_ahead=False)
     one.start(0, len(PROMPT), 5)
     one.prompt(0, PROMPT)
     for num_steps in range(1, 6):
@@ -505,7 +505,7 @@ def test_forwards_and_what_they_carry_are_counted(chain: BuildChain) -> None:
 
 @pytest.mark.expected_logs("a forward over 1 sessions failed", "no memory for")
 def test_a_failed_forward_is_no_work(chain: BuildChain, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = chain()
+    one = chain(runs_ahead=False)
     one.start(0, len(PROMPT), 4)
     one.prompt(0, PROMPT)
     monkeypatch.setattr(one.stages[0], "forward", lambda *_: torch.full((1, 384), torch.nan))

@@ -145,7 +145,7 @@ def test_rows_that_were_sent_beyond_the_kept_ones_are_sent_and_kept_anew(chain: 
 
 
 def test_a_chain_of_one_stage_keeps_its_rows_too(chain: BuildChain, checkpoint: Callable[[str], Path]) -> None:
-    one = chain()
+    one = chain(runs_ahead=False)
     log = begun(one)
     count_anew(one)
     go_on(one, log, [len(log) - 1])
